@@ -1,0 +1,89 @@
+"""One camera image, checked and made ready for the scene row."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000  # a nuScenes image has 1.44 million; a few kB of JPEG may unpack to gigabytes
+JPEG_QUALITY = 90
+
+
+class UnusableImage(ValueError):
+    """An image that cannot be used; the message says why."""
+
+
+def read_image_file(root: Path, relative: str) -> bytes:
+    """Bytes of an image file under `root`.
+
+    Raises:
+        UnusableImage: the file is absent, empty or unreadable.
+        ValueError: a symbolic link on the way leads out of `root`.
+    """
+    path = root / relative
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise ValueError(
+            f"{path} leads out of {root} through a symbolic link: give the folder that really holds the images"
+        )
+    try:
+        if not path.is_file():
+            raise UnusableImage("no such file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnusableImage(f"unreadable file ({error.strerror})") from None
+    if not data:
+        raise UnusableImage("empty file")
+    return data
+
+
+def usable_image(data: bytes, max_height: int | None = None) -> bytes:
+    """The bytes to store: the original ones where they are an 8-bit RGB JPEG or PNG of at most `max_height`.
+
+    Anything else (grey, with transparency, 16-bit, too high) is converted to RGB, shrunk and written as JPEG. A whole
+    JPEG is told from a cut one by decoding it at an eighth of its size: that reads every coefficient, which finds the
+    cut, and makes no full picture, which is most of the cost (1.3 ms instead of 4.6 ms for 1600 x 900 pixels).
+
+    Args:
+        data: an image file's bytes.
+        max_height: greatest height in pixels; the width follows. None keeps the size.
+
+    Raises:
+        UnusableImage: cut, of another format, or of more than `MAX_PIXELS` pixels.
+    """
+    too_large = UnusableImage(f"more than {MAX_PIXELS:,} pixels")
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise too_large
+        if max_height is not None and height > max_height:
+            size = (max(1, round(width * max_height / height)), max_height)
+            image.draft("RGB", size)
+            return _rgb_jpeg(_to_rgb(image).resize(size, Image.Resampling.BICUBIC))
+        if image.mode != "RGB":
+            return _rgb_jpeg(_to_rgb(image))
+        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        return data
+    except UnusableImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_large from None
+    except UnidentifiedImageError:
+        raise UnusableImage("neither JPEG nor PNG, or cut within its header") from None
+    except Exception as error:  # on broken bytes the decoders raise OSError, SyntaxError, struct.error and more
+        raise UnusableImage(f"cut short or broken ({type(error).__name__})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 where the upper byte is meant
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _rgb_jpeg(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()

@@ -1,0 +1,194 @@
+"""DriveLM questions + nuScenes images -> Parquet shards of scene rows.
+
+    python data_scripts/prepare_drivelm.py --json data/v1_1_train_nus.json --image-root data/nuscenes \\
+        --output-dir data/drivelm
+
+Source: DriveLM (https://github.com/OpenDriveLab/DriveLM, language data CC BY-NC-SA 4.0) on the key frames of nuScenes
+(https://www.nuscenes.org, non-commercial terms). `--image-root` is the folder that holds `samples/CAM_FRONT/...`. The
+challenge's test files are read too; under `--split test` their questions are kept where the answer is missing. The
+paper's two data sets on the Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them.
+
+One source row (see `drivelm_json.py` for the nesting) is one key frame; see `schema.py` for the row that is written. A
+scene goes to train, eval or test by the hash of its token, so that no scene is in two splits. Only the JSON's text is
+read whole (some GB of memory for the full training set's 500 MB); images stream, a few tens of frames at a time.
+
+Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte. A camera whose
+image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead); a frame without any
+image is dropped.
+"""
+
+import argparse
+import functools
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from data_scripts.camera_images import UnusableImage, read_image_file, usable_image
+from data_scripts.drivelm_json import read_drivelm
+from data_scripts.paper_hub import open_paper_tables
+from data_scripts.schema import CAMERAS, SPLITS, split_of
+from data_scripts.shards import format_report, write_splits
+
+FORMAT = 1  # raised when the same input would give other rows, so that an old half-finished folder is not continued
+
+
+def frame_row(
+    frame: dict, read_image: Callable[[dict, str], bytes], image_height: int | None, strict: bool
+) -> tuple[dict | None, dict]:
+    """One scene row and what there is to report about it.
+
+    Args:
+        frame: `scene_token`, `frame_token`, `scene_description`, `image_paths`, `qa`, `dropped`: `read_drivelm`'s.
+        read_image: (frame, camera) -> the image file's bytes; raises UnusableImage.
+        image_height: greatest height in pixels, None to keep the size.
+        strict: raise for a camera whose image cannot be used.
+
+    Returns:
+        The row, None for a frame without any image or question, and counts by group and reason.
+    """
+    row = {name: frame[name] for name in ("scene_token", "frame_token", "scene_description", "qa")}
+    notes = {
+        "dropped questions": Counter(frame["dropped"]),
+        "missing images by camera": Counter(),
+        "missing images by reason": Counter(),
+        "missing images": Counter(),
+        "dropped frames": Counter(),
+    }
+    for camera in CAMERAS:
+        path = frame["image_paths"].get(camera)
+        row[camera] = None
+        try:
+            if path is None:
+                raise UnusableImage("no path given")
+            row[camera] = {
+                "bytes": usable_image(read_image(frame, camera), image_height),
+                "path": PurePosixPath(path).name,
+            }
+        except UnusableImage as error:
+            name = path or f"frame {frame['frame_token']}, {camera}"
+            if strict:
+                raise ValueError(f"{name}: {error}") from None
+            notes["missing images by camera"][camera] += 1
+            notes["missing images by reason"][str(error)] += 1
+            notes["missing images"][f"{error}: {name}"] += 1
+    reason = None
+    if all(row[camera] is None for camera in CAMERAS):
+        reason = "no usable image"
+    elif not row["qa"]:
+        reason = "no question left"
+    if reason:
+        notes["dropped frames"][reason] += 1
+        notes["dropped questions"]["its frame was dropped"] += len(row["qa"])
+        row = None
+    return row, {group: +counts for group, counts in notes.items() if +counts}
+
+
+def plan_splits(frames: list[dict], split: str) -> dict[str, list[dict]]:
+    """Frames of each split that has any, in order: by the hash of their scene (`auto`), or all in the split named."""
+    plan = {name: [] for name in SPLITS}
+    for frame in frames:
+        plan[split_of(frame["scene_token"]) if split == "auto" else split].append(frame)
+    return {name: planned for name, planned in plan.items() if planned}
+
+
+def prepare(arguments: argparse.Namespace) -> dict:
+    """Do what the command line asks for; returns the manifest."""
+    drop_tags = arguments.object_tags == "drop"
+    keep_unlabelled = arguments.split == "test"
+    if arguments.from_paper_hub:
+        frames, read_image, source = open_paper_tables(*arguments.from_paper_hub, drop_tags, keep_unlabelled)
+    else:
+        root = arguments.image_root
+        if not root.is_dir():
+            raise FileNotFoundError(f"--image-root {root} is not a folder")
+        frames, digests = read_drivelm(arguments.json, drop_tags, keep_unlabelled)
+        source = {"json sha256": digests, "image root": str(root)}
+        if not any((root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
+            tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
+            raise FileNotFoundError(f"no image of the JSON lies under --image-root {root} (for example {tried})")
+        read_image = functools.partial(_read_nuscenes_image, root)
+    manifest = write_splits(
+        arguments.output_dir,
+        plan_splits(frames, arguments.split),
+        lambda frame: frame_row(frame, read_image, arguments.image_height, arguments.strict),
+        source=source,
+        options={
+            "format": FORMAT,
+            **{
+                name: getattr(arguments, name)
+                for name in ("object_tags", "image_height", "split", "shard_size", "strict")
+            },
+        },
+        workers=arguments.workers,
+        frames_a_shard=arguments.shard_size,
+    )
+    return manifest
+
+
+def _read_nuscenes_image(root: Path, frame: dict, camera: str) -> bytes:
+    return read_image_file(root, frame["image_paths"][camera])
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="DriveLM questions and nuScenes images -> Parquet shards of scene rows (one row a key frame)."
+    )
+    add = parser.add_argument
+    add("--json", type=Path, nargs="+", help="DriveLM files, e.g. v1_1_train_nus.json")
+    add("--image-root", type=Path, help="nuScenes folder, the one that holds samples/CAM_FRONT/...")
+    add(
+        "--from-paper-hub",
+        nargs=2,
+        metavar=("QUESTIONS", "IMAGES"),
+        help="the paper's two data sets: Hub ids or folders",
+    )
+    add("--output-dir", type=Path, required=True, help="new folder, or one that an earlier run did not finish")
+    add(
+        "--object-tags",
+        choices=("keep", "drop"),
+        default="keep",
+        help="drop: leave out questions that name <cN,CAM,x,y>",
+    )
+    add(
+        "--image-height",
+        type=_positive,
+        help="shrink higher images to this many pixels (default: original JPEG bytes)",
+    )
+    add(
+        "--split",
+        choices=("auto", *SPLITS),
+        default="auto",
+        help="auto: 8/1/1 by scene; else all frames go to this one",
+    )
+    add("--workers", type=_positive, default=os.cpu_count() or 1, help="threads that read and check images")
+    add("--shard-size", type=_positive, default=256, help="frames a shard (256 full-size frames are about 200 MB)")
+    add("--strict", action="store_true", help="stop at the first image that is missing, cut or too large")
+    arguments = parser.parse_args(argv)
+    if bool(arguments.from_paper_hub) == bool(arguments.json or arguments.image_root):
+        parser.error("give either --json and --image-root, or --from-paper-hub")
+    if not arguments.from_paper_hub and not (arguments.json and arguments.image_root):
+        parser.error("--json and --image-root go together")
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    try:
+        manifest = prepare(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare_drivelm: {error}")
+    print(format_report(manifest))
+    if not manifest["splits"] or not any(count["frames"] for count in manifest["splits"].values()):
+        sys.exit("prepare_drivelm: not one frame was usable, see the report above")
+
+
+if __name__ == "__main__":
+    main()

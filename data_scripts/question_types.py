@@ -1,0 +1,67 @@
+"""The kind of a driving question, told from its text alone.
+
+A DriveLM question comes from a few dozen templates. Results are reported by type because a closed question ("Are there
+barriers to the front of the ego car?") and a free one ("Please describe the current scene.") are not comparable. The
+answer is never looked at: a model that is asked the question knows exactly as much as this function.
+
+Example: `question_type("Are there moving cars to the back of the ego car?", "perception")` is `"yes_no"`.
+"""
+
+import re
+
+QUESTION_TYPES = (
+    "yes_no",
+    "status",
+    "listing",
+    "counting",
+    "description",
+    "planning",
+    "coordinates",
+    "behavior",
+    "other",
+)
+
+# <c1,CAM_FRONT,1043.2,82.2>: x and y in pixels of a 1600 x 900 picture
+OBJECT_TAG = re.compile(r"<c\d+,CAM_[A-Z_]+,[^<>]*>")
+
+# The first pattern that is found decides, so the narrow ones stand first. "Are <c1,..> and <c2,..> traffic signs?"
+# looks closed and is not: DriveLM answers "Only one of the boxes is a traffic sign.".
+_PATTERNS = tuple(
+    (kind, re.compile(pattern, re.IGNORECASE))
+    for kind, pattern in (
+        ("behavior", r"predict the behavior of the ego vehicle"),
+        (
+            "coordinates",
+            r"important objects|notice first|\bpriority of\b|relative positioning|which lanes"
+            r"|what object (would|is most likely to) consider|most relevant to its decision"
+            r"|which object is most likely to be occluded|bounding box",
+        ),
+        ("counting", r"^how many\b"),
+        ("listing", r"^what are (the )?objects (that are )?to the\b"),
+        ("status", r"^what(?:'s| is| are) the (?:(?:moving|observed|current|future) )?(?:status|state)s? of\b"),
+        ("description", r"describe the current scene|visual description of"),
+        ("other", r"^are <[^<>]*> and <[^<>]*> traffic signs"),
+        ("yes_no", r"^(is|are|will|would|does|do|can|was|were)\b"),
+    )
+)
+
+
+def question_type(question: str, task: str) -> str:
+    """Type of a question, one of `QUESTION_TYPES`.
+
+    Args:
+        question: the question as it is asked. Answer options that follow the stem ("Please select the correct answer
+            from the following options: A. ...") and object tags `<c1,CAM_FRONT,x,y>` may be part of it.
+        task: DriveLM's task of the question (`perception`, `prediction`, `planning` or `behavior`); `planning` decides
+            where the text alone does not.
+    """
+    stem = re.split(r"\bplease select the correct answer\b", question.strip(), maxsplit=1, flags=re.IGNORECASE)[0]
+    for kind, pattern in _PATTERNS:
+        if pattern.search(stem):
+            return kind
+    return "planning" if task == "planning" else "other"
+
+
+def names_object_tag(text: str) -> bool:
+    """Whether the text holds an object tag `<cN,CAM,x,y>`, N a number, x and y in pixels."""
+    return OBJECT_TAG.search(text) is not None

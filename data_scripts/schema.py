@@ -1,0 +1,222 @@
+"""The scene row: what every data script writes and every recipe reads.
+
+One row is one key frame, with its images once and all its questions:
+
+    {"scene_token": "f0f1...", "frame_token": "4a07...", "scene_description": "The ego vehicle proceeds ..." or None,
+     "CAM_FRONT_LEFT": {"bytes": b"<JPEG>", "path": "n008-...jpg"}, ... five more cameras, None where one is missing,
+     "qa": [{"task": "perception", "question": "Are there barriers to the front of the ego car?", "answer": "Yes.",
+             "tag": []}, ...]}
+
+A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
+where the rows came from, with which options, how many there are, and whether the preparation was finished.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
+
+from modeling_smoldriver.configuration_smoldriver import CAMERAS
+
+SPLITS = ("train", "eval", "test")
+
+SCENE_FEATURES = Features(
+    {
+        "scene_token": Value("string"),
+        "frame_token": Value("string"),
+        "scene_description": Value("string"),  # a human's summary of the whole clip; None where the source has none
+        **{camera: Image() for camera in CAMERAS},
+        # tag: how the DriveLM challenge scores the question (0 accuracy, 1 GPT, 2 language, 3 match), empty elsewhere
+        "qa": [
+            {
+                "task": Value("string"),
+                "question": Value("string"),
+                "answer": Value("string"),
+                "tag": [Value("int64")],
+            }
+        ],
+    }
+)
+MANIFEST = "manifest.json"
+
+
+def split_of(scene_token: str) -> str:
+    """Split of a scene, 8/1/1, from a hash of its token: the same on every machine, whatever else is in the data."""
+    tenth = int(hashlib.sha256(scene_token.encode()).hexdigest(), 16) % 10
+    return "train" if tenth < 8 else "eval" if tenth == 8 else "test"
+
+
+def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
+    """Refuse splits that share a scene.
+
+    Args:
+        splits: scene tokens of each split, in any order, repeated or not.
+
+    Raises:
+        ValueError: names the two splits and up to five of the scenes that both hold.
+    """
+    scenes = {name: set(tokens) for name, tokens in splits.items()}
+    for (first, some), (second, others) in combinations(scenes.items(), 2):
+        shared = sorted(some & others)
+        if shared:
+            raise ValueError(
+                f"splits {first!r} and {second!r} share {len(shared)} scenes ({', '.join(shared[:5])}): frames of one "
+                "drive look alike, so each scene must lie in one split only"
+            )
+
+
+def validate_row(row: Mapping) -> None:
+    """Refuse a row that is not a scene row.
+
+    Raises:
+        ValueError: names the frame, the column and the value at fault.
+    """
+    frame = row.get("frame_token")
+    if set(row) != set(SCENE_FEATURES):
+        raise ValueError(f"frame {frame!r}: a scene row has the columns {sorted(SCENE_FEATURES)}, not {sorted(row)}")
+    for column in ("scene_token", "frame_token"):
+        if not isinstance(row[column], str) or not row[column]:
+            raise ValueError(f"frame {frame!r}: {column} must be a non-empty string, not {row[column]!r}")
+    if not isinstance(row["scene_description"], str | None):
+        raise ValueError(f"frame {frame!r}: scene_description must be a string or None")
+    for camera in CAMERAS:
+        image = row[camera]
+        if image is not None and not (isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)):
+            raise ValueError(
+                f"frame {frame!r}: {camera} must be None or {{'bytes': ..., 'path': ...}} with an image file's bytes"
+            )
+    if all(row[camera] is None for camera in CAMERAS):
+        raise ValueError(f"frame {frame!r}: none of the six cameras has an image")
+    if not isinstance(row["qa"], list):
+        raise ValueError(f"frame {frame!r}: qa must be a list, not {type(row['qa']).__name__}")
+    for item in row["qa"]:
+        if not isinstance(item, Mapping) or set(item) != {"task", "question", "answer", "tag"}:
+            raise ValueError(f"frame {frame!r}: a qa item has task, question, answer and tag, not {item!r}")
+        if not (
+            isinstance(item["task"], str) and isinstance(item["question"], str) and isinstance(item["answer"], str)
+        ):
+            raise ValueError(f"frame {frame!r}: task, question and answer must be strings, not {item!r}")
+        if not isinstance(item["tag"], list) or not all(type(tag) is int for tag in item["tag"]):
+            raise ValueError(f"frame {frame!r}: tag must be a list of integers, not {item['tag']!r}")
+
+
+def scene_table(rows: list[Mapping]) -> pa.Table:
+    """Arrow table of checked scene rows, ready for `open_shard`; `datasets` reads its camera columns as PIL images."""
+    for row in rows:
+        validate_row(row)
+    return pa.Table.from_pylist(rows, schema=SCENE_FEATURES.arrow_schema)
+
+
+def shard_path(folder: str | os.PathLike, split: str, index: int) -> Path:
+    """Where shard `index` of a split lies in a prepared folder."""
+    return Path(folder) / split / f"shard-{index:05d}.parquet"
+
+
+@contextmanager
+def open_shard(path: str | os.PathLike) -> Iterator[pq.ParquetWriter]:
+    """Write one shard a table at a time: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
+
+    The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
+    Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with pq.ParquetWriter(aside, SCENE_FEATURES.arrow_schema) as writer:
+            yield writer
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
+    """Write a prepared folder's `manifest.json`, whole or not at all.
+
+    Args:
+        manifest: `complete` (bool: are all shards there), `source`, `options` (what the rows depend on), and, when
+            complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that has
+            shards, and `report`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / (MANIFEST + ".tmp")
+    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, folder / MANIFEST)
+
+
+def read_manifest(folder: str | os.PathLike) -> dict | None:
+    """The folder's `manifest.json`, None where there is none.
+
+    Raises:
+        ValueError: the file is there and is not a manifest.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete the folder and prepare it again") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("complete"), bool):
+        raise ValueError(f"{path} is not the manifest of prepared scenes: it has no field 'complete'")
+    if manifest["complete"] and not isinstance(manifest.get("splits"), dict):
+        raise ValueError(f"{path} is not the manifest of prepared scenes: it has no field 'splits'")
+    return manifest
+
+
+def load_scenes(folder: str | os.PathLike, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+    """Rows of one split of a prepared folder, camera columns decoded to PIL images as they are read.
+
+    Args:
+        folder: a folder that a data script has finished, with `manifest.json` and a folder a split.
+        split: `train`, `eval` or `test`.
+        streaming: read the shards in passing (`datasets.IterableDataset`) and not through a memory-mapped copy in the
+            `datasets` cache.
+
+    Raises:
+        FileNotFoundError: the folder, its manifest or one of its shards is missing.
+        ValueError: unknown or empty split, unfinished preparation, or a scene that lies in two splits.
+    """
+    folder = Path(folder)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: prepare the scenes first, e.g. with data_scripts/prepare_drivelm.py"
+        )
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is not a folder of prepared scenes")
+    if not manifest["complete"]:
+        raise ValueError(
+            f"the preparation of {folder} was not finished: run the same command again, it continues where it stopped"
+        )
+    counts = manifest["splits"]
+    if not counts.get(split, {}).get("frames"):
+        others = ", ".join(f"{name} ({count['frames']} frames)" for name, count in counts.items() if count["frames"])
+        raise ValueError(f"split {split!r} of {folder} is empty; these have rows: {others or 'none'}")
+    shards = {
+        name: [shard_path(folder, name, index) for index in range(count["shards"])] for name, count in counts.items()
+    }
+    for path in (path for paths in shards.values() for path in paths):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing though {MANIFEST} lists it: delete {folder} and prepare it again"
+            )
+    check_disjoint({name: _scene_tokens(paths) for name, paths in shards.items()})
+    files = [str(path) for path in shards[split]]
+    return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
+
+
+def _scene_tokens(shards: Iterable[Path]) -> set[str]:
+    return {
+        token for path in shards for token in pq.read_table(path, columns=["scene_token"])["scene_token"].to_pylist()
+    }

@@ -1,0 +1,179 @@
+"""Planned frames -> shards of scene rows: in parallel, in order, a shard at a time, resumable after a kill -9.
+
+A shard's rows depend on nothing but the plan and the options, so that a run that was stopped finishes with the very
+bytes of one that was not, whatever the number of workers. Each shard carries its own tally in the Parquet metadata:
+file and tally appear together, and the report of a resumed run counts the shards of the first.
+"""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_scripts.question_types import question_type
+from data_scripts.schema import check_disjoint, open_shard, read_manifest, scene_table, shard_path, write_manifest
+
+ROWS_A_GROUP = 16  # six nuScenes JPEGs are about 1 MB: a reader or writer holds some 16 MB of rows
+_TALLY = b"smoldriver_tally"
+
+Row = dict
+Notes = dict[str, Counter]  # what make_row reports beside its row: {group: {reason or camera: count}}
+
+
+def write_splits(
+    folder: Path,
+    plan: dict[str, list],
+    make_row: Callable[[object], tuple[Row | None, Notes]],
+    *,
+    source: dict,
+    options: dict,
+    workers: int,
+    frames_a_shard: int,
+) -> dict:
+    """Write every split of the plan and the manifest; go on where an earlier run of the same plan stopped.
+
+    Args:
+        folder: the output folder, new or begun with the same source and options.
+        plan: the frames of each split; never the images, they are read by `make_row`.
+        make_row: frame -> (row or None where the frame is dropped, notes); called in threads (image decoders and file
+            reads release the GIL). At most some tens of rows are held at once.
+        source: what the rows are made from, and its hashes.
+        options: everything else that the rows depend on.
+        workers: number of threads.
+        frames_a_shard: planned frames a shard.
+
+    Returns:
+        The manifest as written; see `schema.write_manifest`.
+
+    Raises:
+        ValueError: the folder was begun with another source or other options, or two splits share a scene.
+    """
+    identity = json.loads(json.dumps({"source": source, "options": options}))
+    _refuse_other_work(folder, identity)
+    write_manifest(folder, {"complete": False, **identity})
+
+    tallies: dict[str, list[dict]] = {}
+    progress = tqdm(total=sum(len(frames) for frames in plan.values()), unit=" frames", desc="preparing")
+    with progress, ThreadPoolExecutor(workers) as pool:
+        for split, frames in plan.items():
+            for start in range(0, len(frames), frames_a_shard):
+                path = shard_path(folder, split, start // frames_a_shard)
+                chunk = frames[start : start + frames_a_shard]
+                tally = _finished_tally(path)
+                if tally is None:
+                    tally = _write_shard(path, _in_order(pool, make_row, chunk), progress)
+                else:
+                    progress.update(len(chunk))
+                tallies.setdefault(split, []).append(tally)
+
+    check_disjoint(
+        {split: (token for tally in parts for token in tally["scenes"]) for split, parts in tallies.items()}
+    )
+    manifest = {"complete": True, **identity, **_summary(tallies)}
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _refuse_other_work(folder: Path, identity: dict) -> None:
+    begun = read_manifest(folder)
+    if begun is None:
+        if any(folder.glob("*/shard-*.parquet")):
+            raise ValueError(
+                f"{folder} holds shards of unknown origin (no manifest.json): choose another folder or delete it"
+            )
+        return
+    for part in ("source", "options"):
+        old, new = begun.get(part, {}), identity[part]
+        changed = [
+            f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder} was begun with another {part}: {'; '.join(changed)}. "
+                "Choose another output folder or delete this one"
+            )
+
+
+def _in_order(pool: Executor, make_row: Callable, frames: list) -> Iterator[tuple[Row | None, Notes]]:
+    """`pool.map` that runs ahead by one row group only: the results of a whole shard would not fit in memory."""
+    waiting = deque()
+    for frame in frames:
+        if len(waiting) == ROWS_A_GROUP:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(make_row, frame))
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progress: tqdm) -> dict:
+    tally = {"frames": 0, "scenes": [], "questions by task": Counter(), "questions by type": Counter()}
+    with open_shard(path) as shard:
+        rows = []
+        for row, notes in results:
+            progress.update()
+            for group, counts in notes.items():
+                tally.setdefault(group, Counter()).update(counts)
+            if row is None:
+                continue
+            tally["frames"] += 1
+            if row["scene_token"] not in tally["scenes"]:
+                tally["scenes"].append(row["scene_token"])
+            for item in row["qa"]:
+                tally["questions by task"][item["task"]] += 1
+                tally["questions by type"][question_type(item["question"], item["task"])] += 1
+            rows.append(row)
+            if len(rows) == ROWS_A_GROUP:
+                shard.write_table(scene_table(rows))
+                rows = []
+        if rows:  # `datasets` cannot read an empty row group, but a shard without any
+            shard.write_table(scene_table(rows))
+        shard.add_key_value_metadata({_TALLY: json.dumps(tally, sort_keys=True)})
+    return tally
+
+
+def _finished_tally(path: Path) -> dict | None:
+    """Tally of a finished shard; None where it has to be written (again)."""
+    try:
+        return json.loads(pq.read_metadata(path).metadata[_TALLY])
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, KeyError):  # damaged after it was written, by a full disk or a power cut
+        return None
+
+
+def _summary(tallies: dict[str, list[dict]]) -> dict:
+    splits, report = {}, {}
+    for split, parts in tallies.items():
+        splits[split] = {
+            "scenes": len({token for tally in parts for token in tally["scenes"]}),
+            "frames": sum(tally["frames"] for tally in parts),
+            "questions": sum(sum(tally["questions by task"].values()) for tally in parts),
+            "shards": len(parts),
+        }
+        for tally in parts:
+            for group in tally.keys() - {"frames", "scenes"}:
+                report.setdefault(group, Counter()).update(tally[group])
+    return {
+        "splits": splits,
+        "report": {group: dict(sorted(counts.items())) for group, counts in sorted(report.items())},
+    }
+
+
+def format_report(manifest: dict, names_a_group: int = 20) -> str:
+    """The closing report of a finished manifest as text, long groups (file names) cut to `names_a_group` lines."""
+    lines = ["split    scenes   frames  questions"]
+    for split, count in manifest["splits"].items():
+        lines.append(f"{split:<6}{count['scenes']:9}{count['frames']:9}{count['questions']:11}")
+    for group, counts in manifest["report"].items():
+        lines.append(f"{group}: {sum(counts.values())}")
+        lines += [f"  {count:8}  {name}" for name, count in list(counts.items())[:names_a_group]]
+        if len(counts) > names_a_group:
+            lines.append(f"  ... and {len(counts) - names_a_group} more, all in manifest.json")
+    return "\n".join(lines)

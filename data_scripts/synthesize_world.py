@@ -1,0 +1,301 @@
+"""Make a synthetic driving world: six-camera pictures, nuScenes tables and DriveLM questions, exact ground truth
+included.
+
+    python data_scripts/synthesize_world.py --output-dir outputs/demo/world --scenes 400 --seed 0
+
+The same seed gives the same bytes, with any number of workers; a world of more scenes begins with the scenes of a
+smaller one. An interrupted run goes on when it is started again with the same options. The folder then holds
+
+    v1.0-mini/*.json      nuScenes' tables (see world_nuscenes.py)
+    samples/CAM_*/*.jpg   the pictures (see world_render.py)
+    maps/empty.png        nuScenes' devkit wants a map mask; this one is empty
+    drivelm.json          questions and answers in DriveLM's nesting (see world_questions.py)
+    world.json            version, options, counts and the balance of the answers; written last
+
+The pictures and texts are made up by this program: no data set is needed, and no licence but the project's applies.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from data_scripts.world_nuscenes import (
+    MAP_FILE,
+    TABLES,
+    VERSION,
+    image_file,
+    scene_tables,
+    shared_tables,
+    token,
+)
+from data_scripts.world_questions import Seen, View, scene_questions, view_of
+from data_scripts.world_render import CAMERAS, GroundMap, Renderer, to_jpeg
+from data_scripts.world_report import add_statistics, balance_of, counts_of, empty_statistics, print_report, statistics
+from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
+
+WORLD_VERSION = 1  # raise it whenever the same options give other bytes
+WORK = "work"  # finished scenes of an unfinished world
+MAX_SCENES, MAX_SEED = 100_000, 9_999
+MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900
+QUESTION_DEFAULTS = {"C": None, "con_up": None, "con_down": None, "cluster": None, "layer": None}
+SHARED = ("category", "attribute", "visibility", "sensor", "calibrated_sensor")
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        synthesize(args.output_dir, args.scenes, args.seed, args.image_size, args.frames_every, args.workers)
+    except (ValueError, OSError) as error:
+        sys.exit(f"synthesize_world: {error}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--scenes", type=whole_number(1, MAX_SCENES), default=400)
+    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0)
+    parser.add_argument("--image-size", type=image_size, default=(160, 90), help="WIDTHxHEIGHT, as in 160x90")
+    parser.add_argument(
+        "--frames-every",
+        type=whole_number(1, 8),
+        default=3,
+        help="keep each N-th of the 40 moments of a scene (2 Hz) as a key frame: neighbours look alike",
+    )
+    parser.add_argument("--workers", type=whole_number(1, 256), default=os.cpu_count() or 1)
+    return parser.parse_args()
+
+
+def whole_number(low: int, high: int):
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is out of range: choose {low} to {high}")
+        return value
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, as in 160x90") from None
+    if not (MIN_WIDTH <= width <= MAX_WIDTH and MIN_HEIGHT <= height <= MAX_HEIGHT):
+        allowed = f"{MIN_WIDTH}x{MIN_HEIGHT} to {MAX_WIDTH}x{MAX_HEIGHT}"
+        raise argparse.ArgumentTypeError(f"{text} is out of range: choose {allowed}")
+    return width, height
+
+
+def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], every: int, workers: int) -> dict:
+    """Make the world, or what is missing of it, and return `world.json`'s content.
+
+    Raises:
+        ValueError: the folder holds something else: a world of other options or version, or other files.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    options = {
+        "version": WORLD_VERSION,
+        "scenes": scenes,
+        "seed": seed,
+        "image_size": list(size),
+        "frames_every": every,
+    }
+    finished = check_folder(folder, options)
+    if finished:
+        print(f"{folder} is finished already: {finished['counts']}")
+        return finished
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    write_whole(folder / WORK / "options.json", json.dumps(options).encode())
+    for camera in CAMERAS:
+        (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
+    missing = [index for index in range(scenes) if not scene_file(folder, index).exists()]
+    begun = time.perf_counter()
+    with tqdm(total=scenes, initial=scenes - len(missing), unit=" scenes", desc="world", disable=None) as bar:
+        for _ in made_scenes(folder, missing, seed, size, every, workers):
+            bar.update()
+    seconds = time.perf_counter() - begun
+    world = assemble(folder, options)
+    frames = len(missing) * len(range(0, SAMPLES_PER_SCENE, every))
+    if missing:
+        print(f"made {frames} key frames in {seconds:.1f} s: {frames / seconds:.0f} a second with {workers} workers")
+    print_report(world)
+    return world
+
+
+def check_folder(folder: Path, options: dict) -> dict | None:
+    """The finished world of these options that the folder holds, or None where it may be made there."""
+    for path in (folder / "world.json", folder / WORK / "options.json"):
+        if not path.exists():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            old = found.get("options", found)
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path} cannot be read: delete {folder} and make the world again") from None
+        for name, value in options.items():
+            if old.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds a world with {name} {old.get(name)}, not {value}: choose another --output-dir, or delete it"
+                )
+        if path.name == "world.json":
+            return found
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
+        raise ValueError(f"{folder} holds other files: choose an empty --output-dir")
+    return None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write aside and rename: the file appears whole or not at all, also when the disk is full."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_bytes(data)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def scene_file(folder: Path, index: int) -> Path:
+    return folder / WORK / f"scene-{index:05d}.txt"
+
+
+def made_scenes(folder: Path, missing: list[int], seed: int, size, every: int, workers: int):
+    """Make the missing scenes in any order; yields each finished index."""
+    jobs = [(folder, index, seed, size, every) for index in missing]
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield make_scene(job)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=die_with_parent) as pool:
+        yield from pool.imap_unordered(make_scene, jobs, chunksize=1)
+
+
+def die_with_parent() -> None:
+    """A worker whose parent was killed ends, and does not wait for work for ever."""
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_renderers: dict[tuple[int, int], Renderer] = {}
+
+
+def make_scene(job: tuple) -> int:
+    """Render one scene and write its pictures, then its file in the work folder, which says that it is whole.
+
+    The file holds one line for each table: its name, a tab and the rows as JSON without the brackets around them.
+    """
+    folder, index, seed, size, every = job
+    renderer = _renderers.setdefault(size, None) or Renderer(*size)
+    _renderers[size] = renderer
+    scene = simulate_scene(seed, index)
+    ground = GroundMap(scene)
+    views = []
+    for t in range(0, SAMPLES_PER_SCENE, every):
+        images, look = renderer.render(scene, ground, t)
+        views.append(view_of(scene, t, look))
+        for camera, image in zip(CAMERAS, images, strict=True):
+            (folder / image_file(seed, index, t, camera)).write_bytes(to_jpeg(image))
+    questions = scene_questions(scene, views)
+    parts = dict(scene_tables(scene, views, *size))
+    lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in parts.items()]
+    lines.append(f"drivelm\t{json.dumps(drivelm_scene(scene, views, questions))[1:-1]}")
+    lines.append(f"statistics\t{json.dumps(statistics(views, questions))}")
+    write_whole(scene_file(folder, index), "\n".join(lines).encode())
+    return index
+
+
+def drivelm_scene(scene, views: list[View], questions) -> dict:
+    """{scene token: scene} in DriveLM's nesting."""
+    frames = {}
+    for view, asked in zip(views, questions, strict=True):
+        frames[token("sample", scene.seed, scene.index, view.t)] = {
+            "key_object_infos": {o.tag: object_info(o) for o in view.seen if o.tag},
+            "QA": {
+                task: [{"Q": question, "A": answer, **QUESTION_DEFAULTS} for question, answer in pairs]
+                for task, pairs in asked.items()
+            },
+            "image_paths": {
+                camera: f"../nuscenes/{image_file(scene.seed, scene.index, view.t, camera)}" for camera in CAMERAS
+            },
+        }
+    return {token("scene", scene.seed, scene.index): {"scene_description": scene.description, "key_frames": frames}}
+
+
+def object_info(o: Seen) -> dict:
+    category = {"traffic light": "Traffic element", "pedestrian": "Pedestrian"}.get(o.kind, "Vehicle")
+    if o.kind in ("traffic cone", "barrier"):
+        category = "Traffic element"
+    status = None if not o.status else "Moving" if o.status == "moving" else "Stationary"
+    return {
+        "Category": category,
+        "Status": status,
+        "Visual_description": f"{o.named.capitalize()}.",
+        "2d_bbox": list(o.box),
+    }
+
+
+def assemble(folder: Path, options: dict) -> dict:
+    """Join the scenes' files to the world's; `world.json` is written last, and then the work folder goes."""
+    version_folder = folder / VERSION
+    version_folder.mkdir(exist_ok=True)
+    (folder / MAP_FILE).parent.mkdir(exist_ok=True)
+    mask = io.BytesIO()
+    Image.new("L", (64, 64)).save(mask, "PNG")
+    write_whole(folder / MAP_FILE, mask.getvalue())
+
+    names = [name for name in TABLES if name not in SHARED and name != "map"]
+    brackets = dict.fromkeys(names, "[]") | {"drivelm": "{}"}
+    paths = {name: version_folder / f"{name}.json" for name in names} | {"drivelm": folder / "drivelm.json"}
+    total, first = empty_statistics(), True
+    with ExitStack() as stack:
+        files = {}
+        for name, path in paths.items():
+            files[name] = stack.enter_context(open(f"{path}.tmp", "w", encoding="utf-8"))
+            files[name].write(brackets[name][0])
+        for index in range(options["scenes"]):
+            for line in scene_file(folder, index).read_text(encoding="utf-8").split("\n"):
+                name, _, rows = line.partition("\t")
+                if name == "statistics":
+                    add_statistics(total, json.loads(rows))
+                else:
+                    files[name].write(("" if first else ",\n") + rows)
+            first = False
+        for name, file in files.items():
+            file.write(brackets[name][1] + "\n")
+    for path in paths.values():
+        os.replace(f"{path}.tmp", path)
+    shared = shared_tables(*options["image_size"])
+    logs = [token("log", options["seed"], index) for index in range(options["scenes"])]
+    shared["map"] = [{"token": token("map"), "log_tokens": logs, "category": "semantic_prior", "filename": MAP_FILE}]
+    for name, rows in shared.items():
+        write_whole(version_folder / f"{name}.json", json.dumps(rows, indent=0).encode())
+    world = {"options": options, "counts": counts_of(total), "balance": balance_of(total)}
+    write_whole(folder / "world.json", json.dumps(world, indent=1).encode())
+    shutil.rmtree(folder / WORK)
+    return world
+
+
+if __name__ == "__main__":
+    main()

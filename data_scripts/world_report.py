@@ -1,0 +1,104 @@
+"""What a synthetic world holds: how often each class is seen, how large, and how the answers are spread.
+
+`balance` in `world.json` has an entry a template: {"count", "top_answer", "top_share"}, where the top share is what a
+constant answer to every question of the template would score. For templates answered yes or no it must lie near one
+half.
+"""
+
+import re
+from collections import Counter, defaultdict
+
+from data_scripts.question_types import OBJECT_TAG, question_type
+from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS, View
+
+_NAMES = sorted([*CLASSES, *PLURALS.values()], key=len, reverse=True)
+_DIRECTIONS = sorted(DIRECTIONS.values(), key=len, reverse=True)
+
+
+def template_of(question: str) -> str:
+    """The question with its class, direction and tags blanked out."""
+    text = OBJECT_TAG.sub("<c>", question)
+    text = re.sub(rf"(?<!ego )(?<!road )\b({'|'.join(_NAMES)})( that (is|are))?\b", "[class]", text)
+    return re.sub(rf"to the ({'|'.join(_DIRECTIONS)}) of", "to the [direction] of", text)
+
+
+def empty_statistics() -> dict:
+    return {"scenes": 0, "frames": 0, "seen": Counter(), "frames_with": Counter(), "heights": Counter(), "answers": {}}
+
+
+def statistics(views: list[View], questions: list[dict]) -> dict:
+    """Counts of one scene, to be added up: `answers` is {task: {template: {answer: count}}}, `heights` are in pixels
+    of 96."""
+    found = empty_statistics()
+    found["scenes"], found["frames"] = 1, len(views)
+    answers = defaultdict(lambda: defaultdict(Counter))
+    for view, frame in zip(views, questions, strict=True):
+        found["seen"].update(o.kind for o in view.seen)
+        found["frames_with"].update({o.kind for o in view.seen})
+        found["heights"].update(str(round((o.box[3] - o.box[1]) * 96 / 900)) for o in view.seen)
+        for task, pairs in frame.items():
+            for question, answer in pairs:
+                answers[task][template_of(question)][OBJECT_TAG.sub("<c>", answer)] += 1
+    found["answers"] = answers
+    return found
+
+
+def add_statistics(total: dict, more: dict) -> None:
+    for name in ("scenes", "frames"):
+        total[name] += more[name]
+    for name in ("seen", "frames_with", "heights"):
+        total[name].update(more[name])
+    for task, templates in more["answers"].items():
+        for template, answers in templates.items():
+            total["answers"].setdefault(task, {}).setdefault(template, Counter()).update(answers)
+
+
+def counts_of(total: dict) -> dict:
+    heights = sorted(total["heights"].items(), key=lambda item: int(item[0]))
+    middle, passed, median = sum(total["heights"].values()) / 2, 0, 0
+    for height, count in heights:
+        passed += count
+        if passed >= middle:
+            median = int(height)
+            break
+    questions = sum(sum(a.values()) for templates in total["answers"].values() for a in templates.values())
+    frames = max(total["frames"], 1)
+    return {
+        "scenes": total["scenes"],
+        "frames": total["frames"],
+        "questions": questions,
+        "questions_per_frame": round(questions / frames, 1),
+        "objects_per_view": round(sum(total["seen"].values()) / frames / len(DIRECTIONS), 2),
+        "median_height_of_96": median,
+        "share_of_frames_with": {
+            kind: round(total["frames_with"][kind] / frames, 2) for kind in (*CLASSES, "traffic light")
+        },
+    }
+
+
+def balance_of(total: dict) -> dict:
+    """{type: {template: {"count", "top_answer", "top_share"}}}, types as in `question_types.py`."""
+    balance = {}
+    for task, templates in total["answers"].items():
+        for template, answers in templates.items():
+            answer, top = min(answers.items(), key=lambda item: (-item[1], item[0]))
+            count = sum(answers.values())
+            entry = {"count": count, "answers": len(answers), "top_answer": answer, "top_share": round(top / count, 3)}
+            balance.setdefault(question_type(template, task), {})[template] = entry
+    return {kind: dict(sorted(balance[kind].items())) for kind in sorted(balance)}
+
+
+def print_report(world: dict) -> None:
+    counts = world["counts"]
+    print(
+        f"{counts['scenes']} scenes, {counts['frames']} key frames, {counts['questions']} questions "
+        f"({counts['questions_per_frame']} a frame), {counts['objects_per_view']} objects a view, "
+        f"median height {counts['median_height_of_96']} of 96 pixels"
+    )
+    seen = ", ".join(f"{kind} {share:.0%}" for kind, share in counts["share_of_frames_with"].items())
+    print(f"frames with: {seen}")
+    print(f"{'type':12} {'count':>7} {'answers':>7} {'top':>5}  template -> commonest answer")
+    for kind, templates in world["balance"].items():
+        for template, entry in templates.items():
+            text = f"{template[:70]} -> {entry['top_answer'][:50]}"
+            print(f"{kind:12} {entry['count']:7} {entry['answers']:7} {entry['top_share']:5.0%}  {text}")

@@ -1,0 +1,399 @@
+"""SmolDriver: six driving cameras -> one vision tower -> a resampler a camera -> SmolVLM's connector -> SmolLM2.
+
+Weight names follow SmolVLM's where the part is SmolVLM's (`model.connector.*`, `model.text_model.*`, `lm_head.*`).
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
+from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResampler
+from .scene_smoldriver import SceneAnswerMixin, SceneCache
+
+
+class SmolDriverConnector(nn.Module):
+    """SmolVLM's connector: pixel shuffle by `scale_factor`, then one linear layer."""
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__()
+        self.scale_factor = config.scale_factor
+        width = config.vision_config.hidden_size * config.scale_factor**2
+        self.modality_projection = nn.Module()
+        self.modality_projection.proj = nn.Linear(width, config.text_config.hidden_size, bias=False)
+
+    def forward(self, visual: torch.Tensor) -> torch.Tensor:
+        """`(views, (s k)^2, C)` in raster order -> `(views, k^2, D)`."""
+        views, tokens, width = visual.shape
+        scale, k = self.scale_factor, math.isqrt(tokens) // self.scale_factor
+        blocks = visual.view(views, k, scale, k, scale, width).transpose(2, 3)  # (view, row, column, s, s, channel)
+        return self.modality_projection.proj(blocks.reshape(views, k * k, scale * scale * width))
+
+
+class SmolDriverPreTrainedModel(PreTrainedModel):
+    """Loading is strict: a checkpoint that lacks, adds or misshapes a tensor is refused."""
+
+    config_class = SmolDriverConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SmolDriverResampler", "ViTLayer", "Dinov2Layer", "SiglipEncoderLayer", "LlamaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = getattr(self.config, "initializer_range", None) or self.config.get_text_config().initializer_range
+        if isinstance(module, SmolDriverResampler):
+            nn.init.normal_(module.query, std=std)
+        elif isinstance(module, CameraLayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, CameraLinear):
+            nn.init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
+            nn.init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but strict.
+
+        Raises:
+            ValueError: naming every tensor that the checkpoint lacks or adds. (A wrong shape is an error already.)
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        problems = [
+            f"{what}: {', '.join(sorted(map(str, info[key])))}"
+            for key, what in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"))
+            if info[key]
+        ]
+        if problems:
+            raise ValueError(
+                f"the checkpoint {str(pretrained_model_name_or_path)!r} does not fit {cls.__name__}; "
+                + "; ".join(problems)
+            )
+        return (model, info) if output_loading_info else model
+
+
+class SmolDriverVisionModel(SmolDriverPreTrainedModel):
+    """Tower, projection and resamplers: pictures of one camera each -> a grid of visual tokens a picture."""
+
+    config_class = SmolDriverVisionConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: SmolDriverVisionConfig):
+        super().__init__(config)
+        if config.tower_config.model_type == "siglip_vision_model":
+            config.tower_config.vision_use_head = False
+        self.tower = AutoModel.from_config(config.tower_config)
+        # Only patch tokens are read: a pooler would be a set of weights that never trains.
+        if getattr(self.tower, "pooler", None) is not None:
+            self.tower.pooler = None
+        self.projection = nn.Linear(config.tower_config.hidden_size, config.hidden_size)
+        self.resampler = SmolDriverResampler(config)
+        self.post_init()
+        for name, parameter in self.tower.named_parameters():
+            if name.endswith("mask_token"):  # DINOv2's pre-training aid, never read here
+                parameter.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.tower.get_input_embeddings()
+
+    def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`; prefix tokens (CLS, registers) dropped.
+
+        Raises:
+            ValueError: if S is not a multiple of the tower's patch size.
+        """
+        patch_size, size = self.config.tower_config.patch_size, pixel_values.shape[-1]
+        if size % patch_size or pixel_values.shape[-2] != size:
+            raise ValueError(
+                f"pictures of {tuple(pixel_values.shape[-2:])} pixels do not tile into square patches of {patch_size}"
+            )
+        side = size // patch_size
+        arguments = {}
+        if size != self.config.tower_config.image_size:
+            if "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters:
+                arguments["interpolate_pos_encoding"] = True
+        hidden = self.tower(pixel_values.to(self.dtype), **arguments).last_hidden_state
+        return hidden[:, -side * side :].unflatten(1, (side, side))
+
+    def forward(
+        self, pixel_values: torch.Tensor, camera_ids: torch.Tensor, side: int | None = None, **kwargs
+    ) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(views, 3, S, S)`): normalised pictures.
+            camera_ids (`torch.LongTensor` of shape `(views,)`): 0 .. cameras - 1.
+            side (`int`, *optional*): side of the output grid; default `config.grid_size`.
+
+        Returns:
+            `torch.Tensor` of shape `(views, side * side, hidden_size)`.
+        """
+        features = self.projection(self.tower_features(pixel_values))
+        return self.resampler(features, camera_ids, side or self.config.grid_size)
+
+
+@dataclass
+class SmolDriverModelOutputWithPast(ModelOutput):
+    """`image_hidden_states`: visual tokens `(views, k^2, D)` as they entered the language model."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class SmolDriverCausalLMOutputWithPast(ModelOutput):
+    """`loss`: mean next-token cross-entropy over the labels; `logits`: `(batch, length, vocabulary)`."""
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+
+
+class SmolDriverModel(SmolDriverPreTrainedModel):
+    """Vision model, connector and text model; without a language-modelling head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__(config)
+        self.vision_model = SmolDriverVisionModel._from_config(config.vision_config)
+        self.connector = SmolDriverConnector(config)
+        self.text_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.text_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        camera_ids: torch.LongTensor,
+        visual_tokens: int | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`): normalised pictures.
+            camera_ids (`torch.LongTensor` of shape `(batch, views)`): each view's camera, -1 for padding.
+            visual_tokens (`int`, *optional*): tokens a view, one of `config.visual_token_budgets`; default the largest.
+
+        Returns:
+            One entry a view that is not padding, in order: `last_hidden_state` `(views, (s k)^2, C)` before and
+            `pooler_output` `(views, k^2, D)` after the connector.
+
+        Raises:
+            ValueError: for shapes that disagree, a camera id or a token budget that the model does not have.
+        """
+        budgets = self.config.visual_token_budgets
+        visual_tokens = budgets[0] if visual_tokens is None else visual_tokens
+        if visual_tokens not in budgets:
+            raise ValueError(f"{visual_tokens} image tokens a view is not a budget of this model; it has {budgets}")
+        if pixel_values.ndim != 5 or pixel_values.shape[:2] != camera_ids.shape:
+            raise ValueError(
+                "pixel_values must be (batch, views, 3, S, S) and camera_ids (batch, views);"
+                f" got {tuple(pixel_values.shape)} and {tuple(camera_ids.shape)}"
+            )
+        cameras = self.config.vision_config.cameras
+        if camera_ids.numel() and not -1 <= int(camera_ids.min()) <= int(camera_ids.max()) < len(cameras):
+            raise ValueError(
+                f"camera_ids must be -1 (padding) or 0 .. {len(cameras) - 1} ({', '.join(cameras)});"
+                f" got {sorted(set(camera_ids.flatten().tolist()))}"
+            )
+        real = camera_ids >= 0
+        side = self.config.scale_factor * math.isqrt(visual_tokens)
+        hidden = self.vision_model(pixel_values[real], camera_ids[real], side)
+        # a trained vision model may be kept in a wider dtype than a frozen connector
+        tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        camera_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SmolDriverModelOutputWithPast:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, length)`):
+                Token ids; `<image>` placeholders stand where visual tokens go, k^2 a view: their number sets the budget.
+            attention_mask (`torch.Tensor` of shape `(batch, length)` or bool `(batch, 1, length, keys)`, *optional*):
+                1 or True where a token may be attended to. The 4-D form is used as it is (packed frames).
+            position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
+            pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`, *optional*): normalised pictures.
+            camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding.
+
+        Raises:
+            ValueError: if pictures and `<image>` tokens do not match.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        visual = None
+        if pixel_values is not None:
+            if input_ids is None or camera_ids is None:
+                raise ValueError("pixel_values need input_ids (to find the <image> tokens) and camera_ids")
+            placeholders = input_ids == self.config.image_token_id
+            visual_tokens = self._tokens_per_view(placeholders, camera_ids)
+            visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), visual.to(inputs_embeds.dtype))
+
+        if (
+            isinstance(attention_mask, torch.Tensor)
+            and attention_mask.ndim == 4
+            and attention_mask.dtype == torch.bool
+        ):
+            if self.text_model.config._attn_implementation == "eager":  # eager attention adds its mask
+                blocked = torch.finfo(inputs_embeds.dtype).min
+                attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
+                    ~attention_mask, blocked
+                )
+        outputs = self.text_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return SmolDriverModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=visual,
+        )
+
+    def _tokens_per_view(self, placeholders: torch.Tensor, camera_ids: torch.Tensor) -> int:
+        tokens, views = placeholders.sum(-1).tolist(), (camera_ids >= 0).sum(-1).tolist()
+        per_view = sum(tokens) // max(1, sum(views))
+        if tokens != [per_view * count for count in views]:
+            raise ValueError(
+                f"image tokens and pictures do not match: the rows hold {tokens} <image> tokens for {views} pictures;"
+                f" each picture of a batch takes the same number, one of {self.config.visual_token_budgets}"
+            )
+        return per_view
+
+
+class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedModel, GenerationMixin):
+    """SmolDriver with its language-modelling head: `forward`, `generate`, and `encode_scene` with `answer`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__(config)
+        self.model = SmolDriverModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values, camera_ids, visual_tokens=None, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`SmolDriverModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, camera_ids, visual_tokens, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        camera_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        scene: SceneCache | None = None,
+        **kwargs,
+    ) -> SmolDriverCausalLMOutputWithPast:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
+                Token ids to predict, -100 where there is no loss; shifted inside.
+            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all), or their indices, to compute logits for.
+            scene (`SceneCache`, *optional*): the scene that the rows ask about; set by `answer`.
+
+        The other arguments are those of [`SmolDriverModel.forward`].
+        """
+        if scene is not None:
+            kwargs["scene"] = scene
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            camera_ids=camera_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
+        return SmolDriverCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+        )
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
+        if inputs.get("scene") is not None:  # a row's positions continue from the scene
+            inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
+        return inputs
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the folder also names the classes for every Auto class of transformers 4.57 and 5.x."""
+        entry = f"modeling_smoldriver.{type(self).__name__}"
+        auto_map = dict(getattr(self.config, "auto_map", None) or {})
+        auto_map.update({"AutoModelForImageTextToText": entry, "AutoModelForVision2Seq": entry})
+        auto_map["AutoModel"] = "modeling_smoldriver.SmolDriverModel"
+        self.config.auto_map = auto_map
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+SmolDriverConfig.register_for_auto_class("AutoConfig")
+SmolDriverModel.register_for_auto_class("AutoModel")
+SmolDriverForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

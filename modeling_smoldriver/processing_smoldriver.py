@@ -1,0 +1,377 @@
+"""SmolDriver's processor: pictures by camera and a prompt -> model inputs. It alone knows the prompt and its image tokens."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
+from transformers.processing_utils import MultiModalData
+
+from .configuration_smoldriver import CAMERAS, SmolDriverConfig, visual_token_budgets
+
+IMAGE_TOKEN = "<image>"
+FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
+GLOBAL_IMAGE_TOKEN = "<global-img>"
+END_OF_TURN = "<end_of_utterance>"
+SPECIAL_TOKENS = ("<|im_start|>", IMAGE_TOKEN, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, END_OF_TURN)
+"""SmolVLM's tokens that the prompt is made of; the tokenizer must know each as one token."""
+
+_PLACEHOLDER = re.compile(rf"(?:(\w+):)?{re.escape(IMAGE_TOKEN)}")
+_ROLES = ("User", "Assistant", "System")
+_QUESTION = "\nQuestion: "
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode to 8-bit RGB; 16-bit grey keeps its upper byte, alpha is dropped."""
+    image.load()
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> (8 if values.max(initial=0) > 255 else 0)).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+class SmolDriverProcessor(ProcessorMixin):
+    """Wraps an image processor and a SmolVLM tokenizer.
+
+    Args:
+        image_processor: resizes to the tower's square input, rescales and normalises (ViT's, DINOv2's or SigLIP's own).
+        tokenizer: a fast tokenizer that knows SmolVLM's image and turn tokens.
+        chat_template (`str`, *optional*): default: SmolDriver's.
+        grid_size, scale_factor (`int`): as in the model's configuration; they give the visual-token budgets.
+        cameras (`list[str]`, *optional*): camera names by camera id; default: nuScenes' six.
+        budget_image_sizes (`dict`, *optional*): {tokens a camera: side of the tower's input in pixels} for budgets
+            that bring a size of their own; the others use the image processor's.
+    """
+
+    if not hasattr(ProcessorMixin, "get_attributes"):  # transformers 4.57; 5.x reads the arguments of __init__
+        attributes = ["image_processor", "tokenizer"]
+        image_processor_class = "AutoImageProcessor"
+        tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template: str | None = None,
+        grid_size: int = 27,
+        scale_factor: int = 3,
+        cameras: list[str] | None = None,
+        budget_image_sizes: dict[int, int] | None = None,
+        **kwargs,
+    ):
+        if chat_template is None:
+            chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        self.grid_size = grid_size
+        self.scale_factor = scale_factor
+        self.cameras = list(CAMERAS if cameras is None else cameras)
+        self.visual_token_budgets = visual_token_budgets(grid_size, scale_factor)
+        self.budget_image_sizes = {str(tokens): size for tokens, size in (budget_image_sizes or {}).items()}
+        for tokens in self.budget_image_sizes:
+            self._check_budget(int(tokens))
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+        if missing:
+            raise ValueError(f"the tokenizer lacks SmolVLM's tokens {missing}; add them as special tokens first")
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        # ids and types of transformers' own multimodal processors, which serving engines look up
+        self.image_ids = [self.image_token_id]
+
+    @classmethod
+    def from_config(cls, config: SmolDriverConfig, image_processor, tokenizer, **kwargs) -> "SmolDriverProcessor":
+        """The processor that fits a model's configuration; the picture size is set to `tower_image_size`."""
+        size = config.vision_config.tower_image_size
+        image_processor.size = {"height": size, "width": size}
+        vision = config.vision_config
+        return cls(
+            image_processor,
+            tokenizer,
+            grid_size=vision.grid_size,
+            scale_factor=config.scale_factor,
+            cameras=vision.cameras,
+            **kwargs,
+        )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the tokenizer's configuration is written so that 4.57 and 5.x both read it."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "tokenizer_config.json"
+        tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
+        if tokenizer_config.get("tokenizer_class") == "TokenizersBackend":
+            tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(tokenizer_config.get("extra_special_tokens"), list):
+            tokenizer_config["additional_special_tokens"] = tokenizer_config.pop("extra_special_tokens")
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(tokenizer_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        return saved
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.tokenizer.model_input_names, "pixel_values", "camera_ids"]
+
+    def __call__(
+        self,
+        images=None,
+        text: str | list[str] | None = None,
+        visual_tokens: int | None = None,
+        return_tensors: str | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one scene or a list of scenes, each a dict {camera name: picture} in any order or a list of pictures.
+                A picture is a PIL image, an array `(height, width, channels)`, a path or an URL; None: camera missing.
+                A list without camera names in the text must have one entry a camera, in the order of `self.cameras`.
+            text (`str` or `list[str]`): prompts, as `apply_chat_template` writes them, one `<image>` a picture. A camera
+                name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
+            visual_tokens (`int`, *optional*): tokens a camera, one of `self.visual_token_budgets`; default the largest.
+            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...).
+
+        Returns:
+            `input_ids`, `attention_mask`; with pictures also `pixel_values` `(batch, views, 3, S, S)` float32 and
+            `camera_ids` `(batch, views)` int64, views in the order of the prompt, -1 (and zeros) for padding.
+
+        Raises:
+            ValueError: an unknown or doubled camera, a picture that cannot be read (naming its camera), pictures that
+                do not match the `<image>` placeholders, an unknown budget.
+        """
+        for modality in ("videos", "audio"):
+            if kwargs.pop(modality, None) is not None:
+                raise ValueError(f"SmolDriver takes pictures and text; got {modality}")
+        if text is None:
+            raise ValueError("text is required: a prompt with one <image> a picture (see apply_chat_template)")
+        visual_tokens = self._check_budget(visual_tokens)
+        texts = [text] if isinstance(text, str) else list(text)
+        scenes = self._scenes(images, texts)
+        prompts, views = [], []
+        for prompt, scene in zip(texts, scenes, strict=True):
+            prompt, scene_views = self._route(prompt, scene, visual_tokens)
+            prompts.append(prompt)
+            views.append(scene_views)
+        for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
+            kwargs.update(kwargs.pop(modality, None) or {})
+        encoded = self.tokenizer(prompts if not isinstance(text, str) else prompts[0], **kwargs)
+        features = dict(encoded)
+        if isinstance(text, str):
+            features = {name: [value] for name, value in features.items()}
+        features.update(self.encode_images(views, visual_tokens))
+        return BatchFeature(features, tensor_type=return_tensors)
+
+    def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
+        """`pixel_values` and `camera_ids` (see `__call__`) of a batch of scenes given as (camera, picture) lists.
+
+        Returns an empty dict when no scene has a picture.
+        """
+        most = max((len(scene) for scene in views), default=0)
+        if most == 0:
+            return {}
+        visual_tokens = self._check_budget(visual_tokens)
+        pictures = [self._load(camera, picture) for scene in views for camera, picture in scene]
+        size = self.budget_image_sizes.get(str(visual_tokens))
+        arguments = {} if size is None else {"size": {"height": size, "width": size}}
+        pixels = self.image_processor(pictures, return_tensors="pt", **arguments)["pixel_values"]
+        camera_ids = torch.full((len(views), most), -1)
+        for row, scene in enumerate(views):
+            camera_ids[row, : len(scene)] = torch.tensor([self.cameras.index(camera) for camera, _ in scene])
+        pixel_values = pixels.new_zeros(len(views), most, *pixels.shape[1:])
+        pixel_values[camera_ids >= 0] = pixels
+        return {"pixel_values": pixel_values, "camera_ids": camera_ids}
+
+    def scene_messages(self, images, question: str, answer: str | None = None) -> list[dict]:
+        """Chat messages of one question about a scene, for `apply_chat_template`; `images` as in `__call__`."""
+        content = [{"type": "image", "camera": camera, "image": image} for camera, image in self.scene_views(images)]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return messages
+
+    def scene_views(self, images) -> list[tuple[str, object]]:
+        """One scene's (camera, picture) pairs in the order of `self.cameras`, missing ones left out.
+
+        Raises:
+            ValueError: an unknown camera name, a list of the wrong length, no picture at all.
+        """
+        if not isinstance(images, dict):
+            if len(images) != len(self.cameras):
+                raise ValueError(
+                    f"{len(images)} pictures without camera names; give a dict by camera name, or a list of"
+                    f" {len(self.cameras)} (None where one is missing) in the order {', '.join(self.cameras)}"
+                )
+            images = dict(zip(self.cameras, images, strict=True))
+        for camera in images:
+            self._check_camera(camera)
+        views = [(camera, images[camera]) for camera in self.cameras if images.get(camera) is not None]
+        if not views:
+            raise ValueError(f"the scene has no picture at all; give at least one of {', '.join(self.cameras)}")
+        return views
+
+    def scene_prompt(
+        self, cameras: list[str], scene_description: str | None = None, visual_tokens: int | None = None
+    ) -> str:
+        """The part of the prompt that all questions of a scene share, image tokens expanded."""
+        content = [{"type": "image", "camera": self._check_camera(camera)} for camera in cameras]
+        prefix, _ = self._template_parts(content, scene_description)
+        return _PLACEHOLDER.sub(
+            lambda match: match[0][: -len(IMAGE_TOKEN)] + self._image_tokens(visual_tokens), prefix
+        )
+
+    def question_prompt(self, question: str) -> str:
+        """What follows `scene_prompt` for one question, up to where the answer begins.
+
+        Raises:
+            ValueError: for an empty question or one that holds a special token.
+        """
+        _, tail = self._template_parts([], None)
+        return _QUESTION + self._clean(question, "question") + tail
+
+    def answer_text(self, answer: str) -> str:
+        """What the model is taught to write after `question_prompt`."""
+        return f" {self._clean(answer, 'answer')}{END_OF_TURN}"
+
+    def encode_scene(
+        self, images, scene_description: str | None = None, visual_tokens: int | None = None
+    ) -> BatchFeature:
+        """Inputs of `model.encode_scene`: the shared prefix of one scene; arguments as in `__call__`.
+
+        Returns:
+            `input_ids` `(1, length)`, `attention_mask`, `pixel_values` `(1, views, 3, S, S)`, `camera_ids` `(1, views)`.
+        """
+        views = self.scene_views(images)
+        prompt = self.scene_prompt([camera for camera, _ in views], scene_description, visual_tokens)
+        encoded = self.tokenizer([prompt], add_special_tokens=False, return_tensors="pt")
+        return BatchFeature({**encoded, **self.encode_images([views], visual_tokens)})
+
+    def _template_parts(self, content: list[dict], scene_description: str | None) -> tuple[str, str]:
+        """The rendered prompt before and after a question."""
+        mark = "\x00"
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": mark}]}]
+        prompt = self.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, scene_description=scene_description
+        )
+        prefix, _, tail = prompt.partition(_QUESTION + mark)
+        return prefix, tail
+
+    def _clean(self, text: str, what: str) -> str:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"the {what} is empty or not a string: {text!r}")
+        for token in self.tokenizer.all_special_tokens:
+            if token in text:
+                raise ValueError(f"the {what} holds the special token {token}: {text!r}")
+        return text.strip()
+
+    def _scenes(self, images, texts: list[str]) -> list:
+        """Pictures by prompt: None, a dict, or a list of pictures each."""
+        if images is None:
+            return [None] * len(texts)
+        if isinstance(images, dict):
+            scenes = [images]
+        elif isinstance(images, (str, Path, Image.Image)) or hasattr(images, "shape"):
+            scenes = [[images]]
+        elif images and all(isinstance(item, (dict, list, tuple)) for item in images):
+            scenes = list(images)
+        elif len(texts) == 1:
+            scenes = [list(images)]
+        else:  # one flat list for several prompts
+            scenes, start = [], 0
+            for text in texts:
+                count = text.count(IMAGE_TOKEN)
+                scenes.append(list(images[start : start + count]))
+                start += count
+            if start != len(images):
+                raise ValueError(
+                    f"{len(images)} pictures for {start} {IMAGE_TOKEN} placeholders in {len(texts)} prompts"
+                )
+        if len(scenes) != len(texts):
+            raise ValueError(f"{len(scenes)} scenes of pictures for {len(texts)} prompts")
+        return scenes
+
+    def _route(self, prompt: str, scene, visual_tokens: int) -> tuple[str, list[tuple[str, object]]]:
+        """Name and expand each placeholder: the tokenizer's text, and (camera, picture) in the order of the prompt."""
+        names = [name if name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
+        names = [name or None for name in names]
+        if scene is not None and not isinstance(scene, dict) and len(scene) == len(self.cameras):
+            views = {
+                camera: picture for camera, picture in zip(self.cameras, scene, strict=True) if picture is not None
+            }
+        else:
+            views = scene
+        named = [self._check_camera(name) for name in names if name is not None]
+        doubled = sorted({name for name in named if named.count(name) > 1})
+        if doubled:
+            raise ValueError(f"the prompt names a camera twice: {', '.join(doubled)}")
+        given = 0 if views is None else len(views)
+        if isinstance(views, dict):
+            for camera in views:
+                self._check_camera(camera)
+            views = {camera: picture for camera, picture in views.items() if picture is not None}
+            given = len(views)
+        if given != len(names):
+            raise ValueError(
+                f"{given} pictures for {len(names)} {IMAGE_TOKEN} placeholders in the prompt;"
+                " write one placeholder a picture (see scene_messages and apply_chat_template)"
+            )
+        if named and len(named) != len(names):
+            raise ValueError(f"either all {IMAGE_TOKEN} placeholders carry a camera name or none; got {names}")
+        if isinstance(views, dict):
+            order = named or [camera for camera in self.cameras if camera in views]
+            lacking = [camera for camera in order if camera not in views]
+            if lacking:
+                raise ValueError(f"the prompt names {', '.join(lacking)}, but the pictures are of {', '.join(views)}")
+            pairs = [(camera, views[camera]) for camera in order]
+        elif named or not names:
+            pairs = list(zip(named, views or [], strict=True))
+        else:
+            pairs = self.scene_views(views)
+        order = iter(camera for camera, _ in pairs)
+        expanded = self._image_tokens(visual_tokens)
+
+        def expand(match: re.Match) -> str:
+            camera = next(order)
+            before = match[0][: -len(IMAGE_TOKEN)]
+            return before + ("" if match[1] == camera else f"{camera}:") + expanded
+
+        return _PLACEHOLDER.sub(expand, prompt), pairs
+
+    def _image_tokens(self, visual_tokens: int | None) -> str:
+        tokens = IMAGE_TOKEN * self._check_budget(visual_tokens)
+        return f"{FAKE_IMAGE_TOKEN}{GLOBAL_IMAGE_TOKEN}{tokens}{FAKE_IMAGE_TOKEN}"
+
+    def _check_budget(self, visual_tokens: int | None) -> int:
+        if visual_tokens is None:
+            return self.visual_token_budgets[0]
+        if visual_tokens not in self.visual_token_budgets:
+            raise ValueError(
+                f"visual_tokens={visual_tokens} is not a budget; choose one of {self.visual_token_budgets}"
+            )
+        return visual_tokens
+
+    def _check_camera(self, camera: str) -> str:
+        if camera not in self.cameras:
+            raise ValueError(f"unknown camera {camera!r}; the cameras are {', '.join(self.cameras)}")
+        return camera
+
+    def _load(self, camera: str, picture) -> Image.Image:
+        try:
+            if isinstance(picture, (str, Path)):
+                picture = Image.open(picture) if os.path.isfile(picture) else load_image(str(picture))
+            elif not isinstance(picture, Image.Image):
+                picture = to_pil_image(np.asarray(picture))
+            return to_rgb(picture)
+        except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
+        """Placeholder tokens of pictures of the given sizes (height, width), as serving engines ask for them."""
+        count = len(image_sizes or [])
+        tokens = self._check_budget(kwargs.get("visual_tokens")) + 3  # with the three tokens around a picture
+        return MultiModalData(num_image_tokens=[tokens] * count, num_image_patches=[1] * count)
+
+
+SmolDriverProcessor.register_for_auto_class("AutoProcessor")

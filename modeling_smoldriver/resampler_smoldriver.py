@@ -1,0 +1,172 @@
+"""SmolDriver's resampler: elastic queries that read any patch grid, one set of weights a camera.
+
+Follows the Matryoshka Query Transformer (arXiv:2405.19315) in its cross-attention from learned queries, and departs
+from it where a raster prefix of queries would drop the lower part of the picture: a smaller budget is the same query
+grid at a coarser resolution.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_smoldriver import SmolDriverVisionConfig
+
+
+def resize_grid(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """Resample square maps of shape `(n, h, w, c)` to `(n, side, side, c)`: area means when shrinking, bilinear when growing."""
+    if grid.shape[1] == side:
+        return grid
+    channels_first = grid.permute(0, 3, 1, 2)
+    if side < grid.shape[1]:
+        resized = F.adaptive_avg_pool2d(channels_first, side)
+    else:
+        resized = F.interpolate(channels_first, size=(side, side), mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
+
+
+def grid_positions(side: int, reference_side: int, channels: int, like: torch.Tensor) -> torch.Tensor:
+    """Sine-cosine positions `(side * side, channels)` of the cell centres of a square grid.
+
+    Coordinates are those of the reference grid whatever the resolution, so that equal places in the picture get equal
+    positions at every budget and every patch grid.
+    """
+    centres = (torch.arange(side, device=like.device, dtype=torch.float32) + 0.5) * (reference_side / side)
+    frequencies = torch.arange(channels // 4, device=like.device, dtype=torch.float32) / (channels // 4)
+    angles = centres[:, None] / 10000**frequencies  # (side, channels / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, channels / 2)
+    rows = axis[:, None].expand(side, side, -1)
+    columns = axis[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).reshape(side * side, channels).to(like.dtype)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain attention over `(batch, heads, length, head_dim)`; returns `(batch, length, heads, head_dim)`, weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class CameraLinear(nn.Module):
+    """One linear layer a camera, applied to views grouped by camera in a single batched product."""
+
+    def __init__(self, cameras: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(cameras, width, width))
+        self.bias = nn.Parameter(torch.empty(cameras, width))
+
+    def forward(self, hidden: torch.Tensor, cameras: torch.Tensor | None) -> torch.Tensor:
+        """`hidden` `(present cameras, tokens, width)`; `cameras` the ids of those present, None for all of them."""
+        weight, bias = (self.weight, self.bias) if cameras is None else (self.weight[cameras], self.bias[cameras])
+        return torch.baddbmm(bias[:, None], hidden, weight.transpose(1, 2))
+
+
+class CameraLayerNorm(nn.Module):
+    """Layer normalisation with its own scale and shift a camera."""
+
+    def __init__(self, cameras: int, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(cameras, width))
+        self.bias = nn.Parameter(torch.empty(cameras, width))
+
+    def forward(self, hidden: torch.Tensor, cameras: torch.Tensor | None) -> torch.Tensor:
+        weight, bias = (self.weight, self.bias) if cameras is None else (self.weight[cameras], self.bias[cameras])
+        return F.layer_norm(hidden, hidden.shape[-1:], eps=self.eps) * weight[:, None] + bias[:, None]
+
+
+class SmolDriverResampler(nn.Module):
+    """Reads a view's patch features into `side * side` visual tokens with the queries of that view's camera."""
+
+    def __init__(self, config: SmolDriverVisionConfig):
+        super().__init__()
+        self.config = config
+        cameras, width = len(config.cameras), config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.head_dim = width // self.num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.query = nn.Parameter(torch.empty(cameras, config.grid_size, config.grid_size, width))
+        self.query_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
+        self.feature_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
+        self.q_proj = CameraLinear(cameras, width)
+        self.k_proj = CameraLinear(cameras, width)
+        self.v_proj = CameraLinear(cameras, width)
+        self.out_proj = CameraLinear(cameras, width)
+        self.output_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
+
+    def forward(self, features: torch.Tensor, camera_ids: torch.Tensor, side: int) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(views, height, width, channels)`): patch features, a square grid.
+            camera_ids (`torch.LongTensor` of shape `(views,)`): each view's camera.
+            side (`int`): side of the output grid; the full budget is `config.grid_size`.
+
+        Returns:
+            `torch.Tensor` of shape `(views, side * side, channels)`, in raster order, dtype of `features`.
+        """
+        groups, slots, cameras = self._group(features, camera_ids)  # (camera, views a camera, height, width, channels)
+        count, per_camera, patch_side = groups.shape[:3]
+        patches, channels = patch_side * patch_side, groups.shape[-1]
+        reference = self.config.grid_size
+
+        normed = self.feature_norm(groups.reshape(count, -1, channels), cameras)
+        value = self.v_proj(normed, cameras)
+        key_position = grid_positions(patch_side, reference, channels, features)
+        if self.config.resampler_keys == "content":
+            key = normed.view(count, per_camera, patches, channels) + key_position
+            key = self.k_proj(key.view(count, -1, channels), cameras)
+        else:
+            key = self.feature_norm(key_position.expand(count, -1, -1), cameras)
+            key = self.k_proj(key, cameras)  # (camera, patches, channels), the same for every picture
+
+        query = self.query if cameras is None else self.query[cameras]
+        query = resize_grid(query, side).reshape(count, side * side, channels)
+        query = self.query_norm(query, cameras) + grid_positions(side, reference, channels, features)
+        query = self.q_proj(query, cameras)
+
+        output = self._attend(query, key, value, per_camera)  # (camera, views a camera * queries, channels)
+        output = self.out_proj(output, cameras)
+        if self.config.resampler_residual:
+            aligned = resize_grid(groups.reshape(count * per_camera, patch_side, patch_side, channels), side)
+            output = output + aligned.reshape(output.shape)
+        output = self.output_norm(output, cameras)
+        return output.view(count * per_camera, side * side, channels)[slots]
+
+    def _group(self, features: torch.Tensor, camera_ids: torch.Tensor):
+        """Views by camera, padded to the largest group: `(groups, each view's row in them, ids of the cameras)`."""
+        counts = torch.bincount(camera_ids, minlength=len(self.config.cameras))
+        present = counts.nonzero().flatten()
+        per_camera = int(counts.max())
+        rank = torch.arange(len(camera_ids), device=camera_ids.device)
+        order = camera_ids.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        rank = rank.new_empty(len(camera_ids)).scatter_(0, order, rank - starts[camera_ids[order]])
+        group_of = torch.full_like(counts, -1).scatter_(0, present, torch.arange(len(present), device=counts.device))
+        slots = group_of[camera_ids] * per_camera + rank
+        groups = features.new_zeros(len(present) * per_camera, *features.shape[1:]).index_copy(0, slots, features)
+        cameras = None if len(present) == len(self.config.cameras) else present
+        return groups.view(len(present), per_camera, *features.shape[1:]), slots, cameras
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, per_camera: int) -> torch.Tensor:
+        """Cross-attention of each view's queries to its patches; `(camera, views a camera * queries, channels)`."""
+        count, queries, channels = query.shape
+        query = query.view(count, 1, queries, self.num_heads, self.head_dim).transpose(2, 3)
+        value = value.view(count, per_camera, -1, self.num_heads, self.head_dim).transpose(2, 3)
+        if self.config.resampler_keys == "position":
+            key = key.view(count, -1, self.num_heads, self.head_dim).transpose(1, 2)
+            weights = torch.matmul(
+                query[:, 0] * self.scaling, key.transpose(2, 3)
+            )  # (camera, heads, queries, patches)
+            weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(value.dtype)
+            output = torch.matmul(weights[:, None], value).transpose(2, 3)
+        else:
+            key = key.view(count, per_camera, -1, self.num_heads, self.head_dim).transpose(2, 3)
+            query = query.expand(-1, per_camera, -1, -1, -1)
+            attention = eager_attention_forward
+            if self.config._attn_implementation != "eager":
+                attention = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+            output, _ = attention(
+                self, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), None, scaling=self.scaling
+            )
+        return output.reshape(count, per_camera * queries, channels)

@@ -1,0 +1,175 @@
+"""Graft a SmolDriver from a base VLM and a vision tower: the base's connector and language model, fresh resamplers.
+
+python recipes/build_checkpoint.py --base HuggingFaceTB/SmolVLM2-2.2B-Instruct \
+    --tower google/vit-base-patch16-224-in21k --output-dir outputs/smoldriver-2b
+
+Or from a language model alone (SmolLM2, GGUF included), with a fresh connector:
+
+python recipes/build_checkpoint.py --language-model outputs/smollm2 --gguf-file smollm2-135m.gguf \
+    --tower outputs/sample/base/tower --vision-width 128 --grid-size 6 --scale-factor 2 --output-dir outputs/smollm2/model
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
+from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
+
+
+try:
+    from transformers import ViTImageProcessorPil as ViTImageProcessor
+except ImportError:  # its name in transformers 4.57
+    from transformers import ViTImageProcessor
+
+
+def base_parts(base: str, dtype: torch.dtype):
+    """Tokenizer, config fields and weights that a SmolVLM lends; weight names are SmolDriver's own."""
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    config = model.config
+    vision = config.vision_config
+    fields = {
+        "text_config": config.text_config,
+        "scale_factor": config.scale_factor,
+        "image_token_id": config.image_token_id,
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    grid = {
+        "hidden_size": vision.hidden_size,
+        "num_attention_heads": vision.num_attention_heads,
+        "grid_size": vision.image_size // vision.patch_size,
+    }
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.vision_model.")}
+    return AutoTokenizer.from_pretrained(base), fields, grid, weights
+
+
+def language_parts(arguments, dtype: torch.dtype):
+    """As `base_parts`, from a language model alone: its embedding is padded for SmolVLM's tokens, the connector is fresh."""
+    model = AutoModelForCausalLM.from_pretrained(
+        arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype
+    )
+    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.eos_token = END_OF_TURN
+    model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=128, mean_resizing=False)
+    text_config = model.config
+    for left_over in ("quantization_config", "_name_or_path"):
+        if hasattr(text_config, left_over):
+            delattr(text_config, left_over)
+    text_config.eos_token_id = tokenizer.eos_token_id
+    text_config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    tokenizer.pad_token_id = text_config.pad_token_id
+    grid = {
+        "hidden_size": arguments.vision_width,
+        "num_attention_heads": arguments.vision_heads,
+        "grid_size": arguments.grid_size,
+    }
+    fields = {
+        "text_config": text_config,
+        "scale_factor": arguments.scale_factor,
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        "tie_word_embeddings": text_config.tie_word_embeddings,
+    }
+    connector = torch.empty(text_config.hidden_size, arguments.vision_width * arguments.scale_factor**2, dtype=dtype)
+    weights = {"model.connector.modality_projection.proj.weight": torch.nn.init.normal_(connector, std=0.02)}
+    for name, tensor in model.state_dict().items():
+        weights[name if name.startswith("lm_head.") else name.replace("model.", "model.text_model.", 1)] = tensor
+    return tokenizer, fields, grid, weights
+
+
+def tower_image_processor(tower: str):
+    """A square resize with the tower's own normalisation (0.5 where it does not say)."""
+    try:
+        own = AutoImageProcessor.from_pretrained(tower)
+    except OSError:
+        return ViTImageProcessor()
+    return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
+
+
+def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
+    dtype = getattr(torch, arguments.dtype)
+    torch.manual_seed(arguments.seed)
+    parts = base_parts(arguments.base, dtype) if arguments.base else language_parts(arguments, dtype)
+    tokenizer, fields, grid, weights = parts
+    tower_config = AutoConfig.from_pretrained(arguments.tower)
+    vision_config = {
+        "tower_config": getattr(tower_config, "vision_config", tower_config).to_dict(),
+        "tower_image_size": arguments.tower_image_size,
+        "resampler_keys": arguments.resampler_keys,
+        "resampler_residual": arguments.resampler_residual,
+        **grid,
+    }
+    config = SmolDriverConfig(vision_config=vision_config, **fields)
+    with init_empty_weights(include_buffers=False):  # the base's tensors move in, they are not copied
+        model = SmolDriverForConditionalGeneration(config)
+    vision = SmolDriverVisionModel(config.vision_config).to(dtype)
+    tower = AutoModel.from_pretrained(arguments.tower, dtype=dtype)
+    missing, _ = vision.tower.load_state_dict(getattr(tower, "vision_model", tower).state_dict(), strict=False)
+    if missing:
+        raise ValueError(f"the tower {arguments.tower} lacks {missing}")
+    model.model.vision_model = vision
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    missing = [name for name in missing if not name.startswith("model.vision_model.")]
+    model.tie_weights()
+    if unexpected or any(name != "lm_head.weight" or not config.tie_word_embeddings for name in missing):
+        raise ValueError(f"the base does not fit: missing {missing}, unexpected {unexpected}")
+    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=config.text_config.pad_token_id)
+    processor = SmolDriverProcessor.from_config(config, tower_image_processor(arguments.tower), tokenizer)
+    return model, processor
+
+
+def parameter_table(model: SmolDriverForConditionalGeneration) -> str:
+    """Weights by part, a line each."""
+    vision = model.model.vision_model
+    parts = {
+        "tower": vision.tower,
+        "projection": vision.projection,
+        "resamplers": vision.resampler,
+        "connector": model.model.connector,
+        "text model": model.model.text_model,
+        "whole model": model,
+    }
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return "\n".join(f"  {name:12s} {count:>15,}" for name, count in counts.items())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--base", help="SmolVLM2: Hub id or folder")
+    source.add_argument("--language-model", help="SmolLM2 alone: Hub id or folder")
+    parser.add_argument("--gguf-file", help="name of the GGUF file in --language-model")
+    parser.add_argument("--tower", required=True, help="vision backbone with patch tokens: Hub id or folder")
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--tower-image-size", type=int, help="pixels; default 16 a grid cell")
+    parser.add_argument("--resampler-keys", default="content", choices=("content", "position"))
+    parser.add_argument("--resampler-residual", default=True, action=argparse.BooleanOptionalAction)
+    parser.add_argument("--vision-width", type=int, default=768, help="with --language-model: width of visual tokens")
+    parser.add_argument("--vision-heads", type=int, default=4, help="with --language-model: heads of the resamplers")
+    parser.add_argument("--grid-size", type=int, default=32, help="with --language-model: side of the query grid")
+    parser.add_argument("--scale-factor", type=int, default=4, help="with --language-model: pixel shuffle")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    model, processor = graft(arguments)
+    model.save_pretrained(arguments.output_dir)
+    processor.save_pretrained(arguments.output_dir)
+    print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")
+    print(parameter_table(model))
+
+
+if __name__ == "__main__":
+    main()

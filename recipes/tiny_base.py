@@ -1,0 +1,140 @@
+"""Tiny stand-ins for what a user of the real sizes downloads: a tokenizer, a SmolVLM and a ViT, with random weights.
+
+python recipes/tiny_base.py --scenes data/drivelm_sample_scenes --output-dir outputs/sample/base
+
+Writes `<output-dir>/vlm` (SmolVLM with its tokenizer and image processor) and `<output-dir>/tower` (ViT).
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
+
+from data_scripts.schema import load_scenes
+from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
+
+TEXT_WIDTH = 192
+VISION_WIDTH = 128
+IMAGE_SIZE = 96  # pixels
+PATCH_SIZE = 16  # pixels
+SCALE_FACTOR = 2
+
+
+def train_tokenizer(texts, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of SmolLM2's kind with SmolVLM's special tokens, trained on an iterator of texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", *SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token=END_OF_TURN,
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        model_max_length=8192,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def scene_texts(scenes):
+    """Every question, answer and scene description of the rows, for the tokenizer."""
+    for row in scenes:
+        if row["scene_description"]:
+            yield row["scene_description"]
+        for qa in row["qa"]:
+            yield f"\nQuestion: {qa['question']}"
+            yield f" {qa['answer']}"
+
+
+def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM of about 4 million random weights: 96-pixel views in 36 patches, 9 tokens a view."""
+    torch.manual_seed(seed)
+    config = SmolVLMConfig(
+        vision_config={
+            "hidden_size": VISION_WIDTH,
+            "intermediate_size": 4 * VISION_WIDTH,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": PATCH_SIZE,
+        },
+        text_config=LlamaConfig(
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            num_key_value_heads=3,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ).to_dict(),
+        scale_factor=SCALE_FACTOR,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        tie_word_embeddings=False,
+    )
+    model = SmolVLMForConditionalGeneration(config)
+    # A small model learns faster from larger token vectors than 0.02, and visual tokens should start at their scale.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.1)
+    torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=0.1)
+    return model
+
+
+def tiny_tower(seed: int = 0) -> ViTModel:
+    """A four-layer ViT with random weights."""
+    torch.manual_seed(seed)
+    return ViTModel(
+        ViTConfig(
+            hidden_size=VISION_WIDTH,
+            intermediate_size=4 * VISION_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", required=True, help="folder of prepared scenes; its text trains the tokenizer")
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    tokenizer = train_tokenizer(
+        scene_texts(load_scenes(arguments.scenes, "train").select_columns(["scene_description", "qa"]))
+    )
+    vlm = tiny_vlm(tokenizer, arguments.seed)
+    tower = tiny_tower(arguments.seed)
+    vlm.save_pretrained(arguments.output_dir / "vlm")
+    tokenizer.save_pretrained(arguments.output_dir / "vlm")
+    tower.save_pretrained(arguments.output_dir / "tower")
+    print(
+        f"tiny base in {arguments.output_dir}: SmolVLM {vlm.num_parameters():,} weights, tower {tower.num_parameters():,},"
+        f" {len(tokenizer)} tokens"
+    )
+
+
+if __name__ == "__main__":
+    main()

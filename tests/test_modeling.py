@@ -1,0 +1,741 @@
+"""The model: batching, padding, budgets, attention, training, saving, and how it compares with independent originals."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import QUESTIONS, picture, tiny_config, tiny_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+from modeling_smoldriver import (
+    CAMERAS,
+    SmolDriverConfig,
+    SmolDriverForConditionalGeneration,
+    SmolDriverModel,
+    SmolDriverProcessor,
+    SmolDriverResampler,
+    SmolDriverVisionConfig,
+)
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+BUDGETS = (9, 4, 1)
+DINOV2_REGISTERS = {"model_type": "dinov2_with_registers", "image_size": 32, "num_register_tokens": 3}
+
+
+def encode(processor, scenes, questions, **kwargs):
+    """Model inputs of one question each about scenes given as {camera: picture}."""
+    prompts = [
+        processor.apply_chat_template(processor.scene_messages(scene, question), add_generation_prompt=True)
+        for scene, question in zip(scenes, questions, strict=True)
+    ]
+    return processor(images=scenes, text=prompts, return_tensors="pt", **kwargs)
+
+
+def without(images, *cameras):
+    return {camera: image for camera, image in images.items() if camera not in cameras}
+
+
+@pytest.fixture
+def inputs(processor, images):
+    return encode(processor, [images], QUESTIONS[:1])
+
+
+@pytest.fixture
+def frames():
+    """Three frames with different cameras missing."""
+    scenes = [{camera: picture(10 * frame + seed) for seed, camera in enumerate(CAMERAS)} for frame in range(3)]
+    return [scenes[0], without(scenes[1], "CAM_FRONT", "CAM_BACK_RIGHT"), {"CAM_BACK": scenes[2]["CAM_BACK"]}]
+
+
+@pytest.fixture
+def make_model(tokenizer):
+    """A tiny model, and its processor, by tower and vision options."""
+
+    def make(image_processor, tower="vit", **vision):
+        config = tiny_config(tokenizer, tower, **vision)
+        return tiny_model(config), SmolDriverProcessor.from_config(config, image_processor, tokenizer)
+
+    return make
+
+
+# Batches of scenes
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_batch_of_frames_with_missing_cameras_equals_each_frame_alone(model, processor, frames, side):
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side=side)
+    assert batch["camera_ids"].tolist() == [[0, 1, 2, 3, 4, 5], [0, 2, 3, 4, -1, -1], [4, -1, -1, -1, -1, -1]]
+    logits = model(**batch).logits
+    for row, (frame, question) in enumerate(zip(frames, QUESTIONS, strict=False)):
+        alone = model(**encode(processor, [frame], [question])).logits[0]
+        torch.testing.assert_close(logits[row][batch["attention_mask"][row].bool()], alone, **TOLERANCE)
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_left_padded_batch_generates_what_each_row_generates_alone(model, processor, frames):
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side="left")
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    for row, (frame, question) in enumerate(zip(frames, QUESTIONS, strict=False)):
+        alone = encode(processor, [frame], [question])
+        assert torch.equal(together[row], model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :])
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_order_of_the_camera_dict_changes_nothing(model, processor, images, inputs):
+    shuffled = encode(processor, [dict(reversed(images.items()))], QUESTIONS[:1])
+    assert torch.equal(model(**shuffled).logits, model(**inputs).logits)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("keys", ["content", "position"])
+@torch.no_grad()
+def test_swapping_the_pictures_of_two_cameras_changes_the_logits(make_model, image_processor, images, keys):
+    model, processor = make_model(image_processor, resampler_keys=keys)
+    swapped = {**images, "CAM_FRONT": images["CAM_BACK"], "CAM_BACK": images["CAM_FRONT"]}
+    before = model(**encode(processor, [images], QUESTIONS[:1])).logits[0, -1]
+    after = model(**encode(processor, [swapped], QUESTIONS[:1])).logits[0, -1]
+    assert (before - after).abs().max() > 1e-2
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_each_view_goes_through_the_resampler_of_its_own_camera(model, inputs):
+    before = model.get_image_features(inputs["pixel_values"], inputs["camera_ids"]).pooler_output
+    for parameter in model.model.vision_model.resampler.parameters():
+        parameter[2].add_(0.5)
+    after = model.get_image_features(inputs["pixel_values"], inputs["camera_ids"]).pooler_output
+    changed = [(one - other).abs().max().item() > 1e-3 for one, other in zip(before, after, strict=True)]
+    assert changed == [False, False, True, False, False, False]
+
+
+# Attention, cache, checkpointing
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("keys", ["content", "position"])
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip"])
+@torch.no_grad()
+def test_eager_attention_equals_sdpa(make_model, image_processor, frames, tower, keys):
+    model, processor = make_model(image_processor, tower, resampler_keys=keys)
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side="right")
+    real = batch["attention_mask"].bool()
+    logits = {}
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        for part in (model.model.text_model, model.model.vision_model, model.model.vision_model.tower):
+            assert part.config._attn_implementation == attention
+        logits[attention] = model(**batch).logits[real]
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], **TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.contract
+@torch.no_grad()
+def test_flex_attention_equals_sdpa(model, processor, frames):
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side="right")
+    real = batch["attention_mask"].bool()
+    expected = model(**batch).logits[real]
+    model.set_attn_implementation("flex_attention")
+    torch.testing.assert_close(model(**batch).logits[real], expected, **TOLERANCE)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_cached_generation_equals_uncached(model, inputs, beams):
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams}
+    cached = model.generate(**inputs, **options, use_cache=True)
+    assert torch.equal(cached, model.generate(**inputs, **options, use_cache=False))
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_generation_looks_at_the_pictures_once(model, inputs):
+    calls = []
+    model.model.vision_model.tower.register_forward_hook(lambda *_: calls.append(1))
+    model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert len(calls) == 1
+
+
+def gradients(model, inputs):
+    model.zero_grad()
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.contract
+def test_gradient_checkpointing_changes_no_gradient(model, inputs):
+    model.train()
+    loss, plain = gradients(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    forwards = []
+    model.model.text_model.layers[0].register_forward_hook(lambda *_: forwards.append(1))
+    model.model.vision_model.tower.layers[0] if hasattr(model.model.vision_model.tower, "layers") else None
+    again, checkpointed = gradients(model, inputs)
+    assert len(forwards) == 2  # once more in the backward pass: checkpointing is really on
+    torch.testing.assert_close(again, loss, **TOLERANCE)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, **TOLERANCE, msg=lambda text, name=name: name + text)
+
+
+# Budgets
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("keys", ["content", "position"])
+@torch.no_grad()
+def test_every_budget_gives_its_image_tokens_and_finite_logits(make_model, image_processor, images, keys):
+    model, processor = make_model(image_processor, resampler_keys=keys)
+    assert tuple(model.config.visual_token_budgets) == BUDGETS
+    assert model.get_image_features(
+        torch.randn(1, 6, 3, 48, 48), torch.arange(6)[None]
+    ).last_hidden_state.shape == (6, 36, 32)
+    last = {}
+    for tokens in BUDGETS:
+        inputs = encode(processor, [images], QUESTIONS[:1], visual_tokens=tokens)
+        assert (inputs["input_ids"] == model.config.image_token_id).sum() == 6 * tokens
+        outputs = model(**inputs)
+        assert outputs.image_hidden_states.shape == (6, tokens, 48)
+        assert outputs.logits.shape == (*inputs["input_ids"].shape, model.config.text_config.vocab_size)
+        assert outputs.logits.isfinite().all()
+        last[tokens] = outputs.logits[0, -1]
+    assert (last[9] - last[4]).abs().max() > 1e-3 and (last[4] - last[1]).abs().max() > 1e-3
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip"])
+@torch.no_grad()
+def test_a_budget_may_bring_its_own_picture_size(make_model, image_processor, tokenizer, images, tower):
+    model, _ = make_model(image_processor, tower)
+    processor = SmolDriverProcessor.from_config(
+        model.config, image_processor, tokenizer, budget_image_sizes={4: 32, 1: 16}
+    )
+    for tokens, side in ((9, 48), (4, 32), (1, 16)):
+        inputs = encode(processor, [images], QUESTIONS[:1], visual_tokens=tokens)
+        assert inputs["pixel_values"].shape == (1, 6, 3, side, side)
+        outputs = model(**inputs)
+        assert outputs.image_hidden_states.shape == (6, tokens, 48) and outputs.logits.isfinite().all()
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_a_smaller_budget_is_a_coarser_picture_and_not_its_upper_part(model):
+    """A mark in each quarter of the picture reaches the tokens of that quarter, at every grid."""
+    resampler = SmolDriverResampler(model.config.vision_config).eval()
+    model._init_weights(resampler)
+    for module in resampler.children():
+        model._init_weights(module)
+    resampler.out_proj.weight.zero_()  # leaves the aligned residual
+    features = torch.randn(1, 8, 8, 32)
+    for side in (6, 4, 2):
+        plain = resampler(features, torch.tensor([0]), side).view(side, side, 32)
+        for row in (0, 1):
+            for column in (0, 1):
+                marked = features.clone()
+                marked[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4, 0] += 5
+                moved = (resampler(marked, torch.tensor([0]), side).view(side, side, 32) - plain).abs().amax(-1) > 1e-6
+                half = side // 2
+                quarter = torch.zeros(side, side, dtype=torch.bool)
+                quarter[row * half : row * half + half, column * half : column * half + half] = True
+                assert torch.equal(moved, quarter)
+
+
+# Towers
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip", "dinov2_with_registers"])
+@torch.no_grad()
+def test_patch_tokens_of_any_tower_are_read_in_raster_order(make_model, image_processor, monkeypatch, tower):
+    monkeypatch.setitem(__import__("conftest").TOWERS, "dinov2_with_registers", DINOV2_REGISTERS)
+    model, _ = make_model(image_processor, tower)
+    vision = model.model.vision_model
+    pixels = torch.randn(2, 3, 48, 32 + 16)
+    features = vision.tower_features(pixels)
+    assert features.shape == (2, 6, 6, 32)
+    # A patch's own token moves most when that patch alone changes.
+    changed = pixels.clone()
+    changed[:, :, 8 * 4 : 8 * 5, 8 * 1 : 8 * 2] += 3.0
+    moved = (vision.tower_features(changed) - features).norm(dim=-1)[0]
+    assert moved.flatten().argmax() == 4 * 6 + 1
+
+
+@pytest.mark.contract
+def test_pictures_that_do_not_tile_into_patches_are_refused(model):
+    with pytest.raises(ValueError, match=r"\(50, 50\) pixels do not tile into square patches of 8"):
+        model.get_image_features(torch.zeros(1, 1, 3, 50, 50), torch.zeros(1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\(48, 40\)"):
+        model.get_image_features(torch.zeros(1, 1, 3, 48, 40), torch.zeros(1, 1, dtype=torch.long))
+
+
+# The resampler against a plain loop over views
+
+
+def naive_pool(grid, side):
+    """Area means when shrinking, bilinear when growing; `grid` (height, width, channels)."""
+    size = grid.shape[0]
+    rows = []
+    for row in range(side):
+        for column in range(side):
+            if side <= size:
+                top, bottom = row * size // side, math.ceil((row + 1) * size / side)
+                left, right = column * size // side, math.ceil((column + 1) * size / side)
+                rows.append(grid[top:bottom, left:right].mean((0, 1)))
+            else:
+                y = min(max((row + 0.5) * size / side - 0.5, 0), size - 1)
+                x = min(max((column + 0.5) * size / side - 0.5, 0), size - 1)
+                y0, x0 = int(y), int(x)
+                y1, x1 = min(y0 + 1, size - 1), min(x0 + 1, size - 1)
+                upper = grid[y0, x0] * (1 - (x - x0)) + grid[y0, x1] * (x - x0)
+                lower = grid[y1, x0] * (1 - (x - x0)) + grid[y1, x1] * (x - x0)
+                rows.append(upper * (1 - (y - y0)) + lower * (y - y0))
+    return torch.stack(rows)
+
+
+def naive_positions(side, reference, channels):
+    rows = []
+    for row in range(side):
+        for column in range(side):
+            values = []
+            for index in (row, column):
+                place = (index + 0.5) * reference / side
+                angles = [place / 10000 ** (i / (channels // 4)) for i in range(channels // 4)]
+                values += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            rows.append(values)
+    return torch.tensor(rows)
+
+
+def naive_resampler(resampler, features, camera_ids, side):
+    """Multi-head cross-attention written out for one view at a time."""
+    config, outputs = resampler.config, []
+    heads, width = config.num_attention_heads, config.hidden_size
+    for view, camera in zip(features, camera_ids.tolist(), strict=True):
+
+        def norm(layer, x, camera=camera):
+            return F.layer_norm(x, (width,), layer.weight[camera], layer.bias[camera], config.layer_norm_eps)
+
+        def linear(layer, x, camera=camera):
+            return F.linear(x, layer.weight[camera], layer.bias[camera])
+
+        def split(x):
+            return x.view(1, -1, heads, width // heads).transpose(1, 2)
+
+        patches = view.flatten(0, 1)
+        positions = naive_positions(view.shape[0], config.grid_size, width)
+        if config.resampler_keys == "content":
+            keys = norm(resampler.feature_norm, patches) + positions
+        else:
+            keys = norm(resampler.feature_norm, positions)
+        queries = norm(resampler.query_norm, naive_pool(resampler.query[camera], side))
+        queries = queries + naive_positions(side, config.grid_size, width)
+        attended = F.scaled_dot_product_attention(
+            split(linear(resampler.q_proj, queries)),
+            split(linear(resampler.k_proj, keys)),
+            split(linear(resampler.v_proj, norm(resampler.feature_norm, patches))),
+        )
+        output = linear(resampler.out_proj, attended.transpose(1, 2).reshape(side * side, width))
+        if config.resampler_residual:
+            output = output + naive_pool(view, side)
+        outputs.append(norm(resampler.output_norm, output))
+    return torch.stack(outputs)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("keys", ["content", "position"])
+@pytest.mark.parametrize("patches", [6, 4, 9])
+@torch.no_grad()
+def test_resampler_equals_a_plain_loop_over_views(tokenizer, keys, residual, patches):
+    config = tiny_config(tokenizer, resampler_keys=keys, resampler_residual=residual).vision_config
+    torch.manual_seed(0)
+    resampler = SmolDriverResampler(config)
+    for parameter in resampler.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    features = torch.randn(7, patches, patches, 32)
+    for camera_ids in ([4, 0, 4, 2, 4, 0, 5], [0, 1, 2, 3, 4, 5, 1], [3] * 7):
+        ids = torch.tensor(camera_ids)
+        for side in (6, 4, 2):
+            expected = naive_resampler(resampler, features, ids, side)
+            torch.testing.assert_close(resampler(features, ids, side), expected, **TOLERANCE)
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_position_keys_attend_alike_whatever_the_picture_and_content_keys_do_not(tokenizer):
+    """With equal values up to a permutation of patches, only content keys can follow the picture."""
+    features = torch.randn(1, 6, 6, 32)
+    for keys, follows in (("position", False), ("content", True)):
+        config = tiny_config(tokenizer, resampler_keys=keys, resampler_residual=False).vision_config
+        torch.manual_seed(0)
+        resampler = SmolDriverResampler(config)
+        for parameter in resampler.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        weights = []
+        for scale in (1.0, -1.0):  # the attention is what multiplies the values: read it off with identity values
+            picture_features = features * scale
+            normed = F.layer_norm(picture_features.flatten(1, 2), (32,))
+            resampler.feature_norm.weight[:], resampler.feature_norm.bias[:] = 1.0, 0.0
+            ids, side = torch.tensor([0]), 2
+            jacobian = torch.zeros(4)
+            resampler.v_proj.weight.zero_()
+            resampler.v_proj.bias.zero_()
+            base = resampler(picture_features, ids, side)
+            resampler.v_proj.weight[0, 0, 0] = 1.0
+            jacobian = (resampler(picture_features, ids, side) - base, normed)
+            weights.append(jacobian[0])
+        # linear attention in the values: negated pictures give negated outputs, before the output normalisation
+        assert follows or not torch.equal(weights[0], weights[1])
+
+
+# Training
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip"])
+@pytest.mark.parametrize("keys", ["content", "position"])
+def test_no_tensor_is_hidden_from_saving_and_training(make_model, image_processor, inputs, tower, keys):
+    """The original's fault 1: `nn.Parameter(...).to(dtype)` is a plain tensor, neither trained nor saved."""
+    model, _ = make_model(image_processor, tower, resampler_keys=keys)
+    model(**inputs, labels=inputs["input_ids"])
+    assert not hidden_tensors(model)
+    model.model.vision_model.resampler.forgotten = [torch.zeros(3)]
+    assert hidden_tensors(model) == ["model.vision_model.resampler.forgotten"]
+
+
+def hidden_tensors(model):
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        if isinstance(value, dict):
+            value = list(value.values())
+        return [t for item in value for t in tensors(item)] if isinstance(value, (list, tuple)) else []
+
+    return [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key not in ("_parameters", "_buffers", "_modules") and any(id(t) not in known for t in tensors(value))
+    ]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip", "dinov2_with_registers"])
+@pytest.mark.parametrize("keys", ["content", "position"])
+def test_one_step_moves_every_parameter_that_should_train_and_no_other(
+    make_model, image_processor, images, monkeypatch, tower, keys
+):
+    monkeypatch.setitem(__import__("conftest").TOWERS, "dinov2_with_registers", DINOV2_REGISTERS)
+    model, processor = make_model(image_processor, tower, resampler_keys=keys)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.endswith("mask_token")}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.train()
+    inputs = encode(processor, [images], QUESTIONS[:1])
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert still == frozen
+
+
+@pytest.mark.contract
+def test_frozen_language_model_stays_and_vision_moves(model, inputs):
+    model.model.text_model.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    for name, parameter in model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        assert moved == name.startswith(("model.vision_model", "model.connector")), name
+
+
+@pytest.mark.contract
+def test_loss_is_the_mean_next_token_cross_entropy(model, inputs):
+    labels = inputs["input_ids"].clone()
+    labels[:, : labels.shape[1] // 2] = -100
+    outputs = model(**inputs, labels=labels)
+    expected = F.cross_entropy(outputs.logits[0, :-1], labels[0, 1:])
+    torch.testing.assert_close(outputs.loss, expected, **TOLERANCE)
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_logits_to_keep_are_those_positions_of_all_logits(model, inputs):
+    logits = model(**inputs).logits
+    assert torch.equal(model(**inputs, logits_to_keep=3).logits, logits[:, -3:])
+    kept = torch.tensor([5, 9])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=kept).logits, logits[:, kept], **TOLERANCE)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("keys", ["content", "position"])
+@torch.no_grad()
+def test_bfloat16_forward_is_finite_and_near_float32(make_model, image_processor, images, keys):
+    model, processor = make_model(image_processor, resampler_keys=keys)
+    inputs = encode(processor, [images], QUESTIONS[:1])
+    expected = model(**inputs).logits
+    model.to(torch.bfloat16)
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        logits = model(**inputs).logits
+        assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+        assert F.cosine_similarity(logits.float().flatten(), expected.flatten(), dim=0) > 0.99
+
+
+# Saving and loading
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "60KB"}], ids=["one file", "shards"])
+@pytest.mark.parametrize("tower", ["vit", "dinov2", "siglip"])
+@torch.no_grad()
+def test_save_load_save_is_bit_exact(make_model, image_processor, images, tmp_path, tower, options):
+    model, processor = make_model(image_processor, tower, resampler_keys="position", resampler_residual=False)
+    inputs = encode(processor, [images], QUESTIONS[:1])
+    model.save_pretrained(tmp_path / "first", **options)
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path / "first").eval()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    loaded.save_pretrained(tmp_path / "second", **options)
+    first, second = saved_tensors(tmp_path / "first"), saved_tensors(tmp_path / "second")
+    assert first.keys() == second.keys() and first.keys() == dict(model.named_parameters()).keys()
+    assert all(first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first)
+    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("first", "second")]
+    assert configs[0] == configs[1]
+
+
+def saved_tensors(folder):
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_tied_embeddings_are_saved_once_and_stay_tied(tokenizer, inputs, tmp_path):
+    config = tiny_config(tokenizer)
+    config.tie_word_embeddings = True
+    model = tiny_model(config)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in saved_tensors(tmp_path)
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_base_model_and_vision_model_load_from_the_full_checkpoint(model, inputs, tmp_path):
+    model.save_pretrained(tmp_path)
+    base = SmolDriverModel.from_pretrained(tmp_path)
+    assert torch.equal(base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    base.save_pretrained(tmp_path / "base")
+    again = SmolDriverModel.from_pretrained(tmp_path / "base")
+    assert torch.equal(again(**inputs).last_hidden_state, base(**inputs).last_hidden_state)
+
+
+@pytest.mark.contract
+def test_config_survives_saving(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    loaded = SmolDriverConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.vision_config.tower_config.patch_size == 8 and loaded.text_config.num_key_value_heads == 2
+
+
+TENSOR = "model.vision_model.resampler.query"
+
+
+def damaged_checkpoint(model, folder, damage):
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    if damage == "missing":
+        del tensors[TENSOR]
+    elif damage == "unexpected":
+        tensors["model.vision_model.resampler.extra"] = torch.zeros(2)
+    else:
+        tensors[TENSOR] = tensors[TENSOR][:, :3].contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "misshapen"])
+@pytest.mark.parametrize("cls", [SmolDriverForConditionalGeneration, SmolDriverModel])
+def test_checkpoint_that_does_not_fit_is_refused_by_name(model, tmp_path, cls, damage):
+    damaged_checkpoint(model, tmp_path, damage)
+    name = "resampler.extra" if damage == "unexpected" else "resampler.query"
+    with pytest.raises((ValueError, RuntimeError), match=name.replace(".", r"\.")):
+        cls.from_pretrained(tmp_path)
+
+
+# SmolVLM, the independent original of connector, text model and head
+
+
+def smolvlm_config(vision: dict, text: dict, scale_factor: int) -> SmolVLMConfig:
+    return SmolVLMConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**text).to_dict(),
+        scale_factor=scale_factor,
+        image_token_id=5,
+        tie_word_embeddings=False,
+    )
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_connector_text_model_and_head_are_smolvlms(tokenizer):
+    config = tiny_config(tokenizer)
+    torch.manual_seed(1)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = config.text_config.to_dict()
+    smolvlm = SmolVLMForConditionalGeneration(
+        smolvlm_config({**vision, "image_size": 48, "patch_size": 8}, text, config.scale_factor)
+    ).eval()
+    for parameter in smolvlm.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model = tiny_model(config)
+    graft = {name: tensor for name, tensor in smolvlm.state_dict().items() if "vision_model" not in name}
+    problems = model.load_state_dict(graft, strict=False)
+    assert not problems.unexpected_keys
+    assert all(name.startswith("model.vision_model.") for name in problems.missing_keys)
+
+    for side in (6, 4, 2):
+        features = torch.randn(5, side * side, 32)
+        torch.testing.assert_close(model.model.connector(features), smolvlm.model.connector(features), **TOLERANCE)
+    ids = torch.randint(10, config.text_config.vocab_size, (2, 9))
+    torch.testing.assert_close(model(input_ids=ids).logits, smolvlm(input_ids=ids).logits, **TOLERANCE)
+
+
+PUBLISHED = {
+    "256M": (
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        {"image_size": 512, "patch_size": 16},
+        {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30},
+        {"num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49280},
+        {"hidden_size": 768, "grid_size": 32, "num_attention_heads": 12},
+        4,
+    ),
+    "2.2B": (
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
+        {"image_size": 384, "patch_size": 14},
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24},
+        {"num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 49280},
+        {"hidden_size": 1152, "grid_size": 27, "num_attention_heads": 16},
+        3,
+    ),
+}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_sizes_graft_without_a_rename_table(size):
+    tower, pixels, text, heads, vision, scale_factor = PUBLISHED[size]
+    text = {**text, **heads}
+    with torch.device("meta"):
+        smolvlm = SmolVLMForConditionalGeneration(smolvlm_config({**tower, **pixels}, text, scale_factor))
+        model = SmolDriverForConditionalGeneration(
+            SmolDriverConfig(vision_config=vision, text_config={"model_type": "llama", **text}, scale_factor=scale_factor)
+        )
+    ours = {name: tuple(t.shape) for name, t in model.state_dict().items() if ".vision_model." not in name}
+    theirs = {name: tuple(t.shape) for name, t in smolvlm.state_dict().items() if ".vision_model." not in name}
+    assert ours == theirs
+
+
+@pytest.mark.contract
+def test_default_configuration_is_that_of_the_paper():
+    config = SmolDriverConfig()
+    assert config.visual_token_budgets == [81, 64, 49, 36, 25, 16, 9, 4, 1]
+    assert config.vision_config.tower_image_size == 432
+    assert (config.vision_config.tower_image_size // config.vision_config.tower_config.patch_size) == 27
+    with torch.device("meta"):
+        text = AutoModel.from_config(config.text_config)
+    assert sum(p.numel() for p in text.parameters()) == 1_711_638_528 + 128 * 2048  # SmolLM2-1.7B and 128 rows
+
+
+# Bad input
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size=30 must be divisible by num_attention_heads=4"),
+        ({"hidden_size": 18, "num_attention_heads": 3}, "and by 4"),
+        ({"resampler_keys": "both"}, "resampler_keys='both' is unknown; use one of"),
+        ({"cameras": ["CAM_FRONT", "CAM_FRONT"]}, "cameras must be distinct names"),
+        ({"cameras": []}, "cameras must be distinct names"),
+        ({"tower_image_size": 50}, "tower_image_size=50 is not a multiple of the tower's patch_size=16"),
+        ({"tower_image_size": 0}, "tower_image_size=0"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0"),
+        ({"grid_size": 0}, "grid_size=0"),
+        ({"tower_config": {"hidden_size": 32}}, "needs a `model_type`"),
+        ({"tower_config": {"model_type": "resnet"}}, "backbone with square patches"),
+        ({"tower_config": {"model_type": "vit", "patch_size": [16, 8]}}, r"patch_size=\[16, 8\]"),
+    ],
+)
+def test_vision_config_refuses_what_cannot_work(values, message):
+    with pytest.raises(ValueError, match=message):
+        SmolDriverVisionConfig(**values)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("scale_factor", [0, 4, -3])
+def test_grid_that_cannot_serve_the_connector_is_refused(scale_factor):
+    with pytest.raises(ValueError, match=rf"27x27.*scale_factor={scale_factor}"):
+        SmolDriverConfig(scale_factor=scale_factor)
+
+
+@pytest.mark.contract
+def test_pictures_and_image_tokens_must_match(model, processor, images, frames, inputs):
+    five = encode(processor, [without(images, "CAM_BACK")], QUESTIONS[:1])
+    with pytest.raises(ValueError, match=r"hold \[54\] <image> tokens for \[5\] pictures.*\[9, 4, 1\]"):
+        model(input_ids=inputs["input_ids"], pixel_values=five["pixel_values"], camera_ids=five["camera_ids"])
+    bare = {name: inputs[name].clone() for name in inputs}
+    bare["input_ids"][bare["input_ids"] == model.config.image_token_id] = 10
+    with pytest.raises(ValueError, match=r"hold \[0\] <image> tokens for \[6\] pictures"):
+        model(**bare)
+    with pytest.raises(ValueError, match="54 <image> tokens.*no pixel_values"):
+        model(input_ids=inputs["input_ids"])
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True)
+    batch["camera_ids"] = batch["camera_ids"].flip(0)
+    with pytest.raises(ValueError, match=r"hold \[54, 36, 9\] <image> tokens for \[1, 4, 6\] pictures"):
+        model(**batch)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("tokens", [2, 16, 8])
+def test_image_tokens_that_are_no_budget_are_refused(model, inputs, tokens):
+    ids = torch.cat([torch.full((1, 6 * tokens), model.config.image_token_id), torch.tensor([[10, 11]])], dim=1)
+    with pytest.raises(ValueError, match=rf"{tokens} image tokens a view is not a budget.*\[9, 4, 1\]"):
+        model(input_ids=ids, pixel_values=inputs["pixel_values"], camera_ids=inputs["camera_ids"])
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("camera", [6, -2])
+def test_unknown_camera_ids_are_refused(model, inputs, camera):
+    inputs["camera_ids"][0, 3] = camera
+    with pytest.raises(ValueError, match=rf"camera_ids must be -1 .*0 \.\. 5.*{camera}"):
+        model.get_image_features(inputs["pixel_values"], inputs["camera_ids"])
+
+
+@pytest.mark.contract
+def test_shapes_that_disagree_are_refused(model, inputs):
+    with pytest.raises(ValueError, match=r"got \(6, 3, 48, 48\) and \(1, 6\)"):
+        model.get_image_features(inputs["pixel_values"][0], inputs["camera_ids"])
+    with pytest.raises(ValueError, match="camera_ids"):
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(pixel_values=inputs["pixel_values"], camera_ids=inputs["camera_ids"])

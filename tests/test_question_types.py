@@ -1,0 +1,98 @@
+"""Question types are told from the text alone, for DriveLM's own templates."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_scripts.question_types import QUESTION_TYPES, names_object_tag, question_type
+
+SAMPLE = Path(__file__).parents[2] / "shared/data/drivelm_sample/train_sample.json"
+
+CAR, SIGN = "<c1,CAM_BACK,1088.3,497.5>", "<c2,CAM_FRONT,1043.2,82.2>"
+OPTIONS = (
+    " Please select the correct answer from the following options: A. Stopped. B. Is it? C. How many. D. Back up."
+)
+
+EXAMPLES = [
+    ("yes_no", "perception", "Are there barriers to the front left of the ego car?"),
+    ("yes_no", "perception", "Is there any traffic element in the front view?"),
+    ("yes_no", "prediction", f"Is {CAR} a traffic sign or a road barrier?"),
+    ("yes_no", "prediction", f"Would {CAR} be in the moving direction of the ego vehicle?"),
+    ("yes_no", "prediction", f"Will {CAR} change its motion state based on {SIGN}?"),
+    ("yes_no", "planning", f"Is {CAR} an object that the ego vehicle should consider in the current scene?"),
+    ("yes_no", "planning", "Does the ego vehicle have to stop?"),
+    ("status", "perception", "What is the status of the trucks that are to the back left of the ego car?"),
+    ("status", "perception", f"What is the moving status of object {CAR}?"),
+    ("status", "perception", f"What is the moving status of object {CAR}?{OPTIONS}"),
+    ("status", "perception", f"What is the observed status of object {CAR}?"),
+    ("status", "prediction", f"What is the future state of {CAR}?"),
+    ("listing", "perception", "What are objects to the front right of the ego car?"),
+    ("counting", "perception", "How many moving cars are to the front of the ego car?"),
+    ("counting", "planning", "How many objects should the ego vehicle consider?"),
+    ("description", "perception", "Please describe the current scene."),
+    ("description", "perception", f"What is the visual description of {CAR}?"),
+    ("planning", "planning", f"What actions could the ego vehicle take based on {CAR}? Why take this action?"),
+    ("planning", "planning", "What is the target action of the ego vehicle?"),
+    ("planning", "planning", "In this scenario, what are dangerous actions to take for the ego vehicle?"),
+    ("planning", "planning", f"What is the probability of colliding with {CAR} after the ego vehicle goes straight?"),
+    ("coordinates", "perception", "What are the important objects in the current scene?"),
+    ("coordinates", "perception", "What is the relative positioning of the important objects in the current scene?"),
+    ("coordinates", "perception", "Which lanes are each important object on in the scene?"),
+    (
+        "coordinates",
+        "prediction",
+        "What object should the ego vehicle notice first when the ego vehicle is getting there?",
+    ),
+    ("coordinates", "prediction", f"What object would consider {CAR} to be most relevant to its decision?"),
+    (
+        "coordinates",
+        "prediction",
+        f"Except for the ego vehicle, what object would consider {CAR} to be most relevant?",
+    ),
+    ("coordinates", "planning", "What is the priority of the objects that the ego vehicle should consider?"),
+    ("behavior", "behavior", "Predict the behavior of the ego vehicle."),
+    ("behavior", "behavior", f"Predict the behavior of the ego vehicle.{OPTIONS}"),
+    ("other", "prediction", f"Are {CAR} and {SIGN} traffic signs?"),
+    ("other", "prediction", f"What does {SIGN} mean?"),
+    ("other", "prediction", f"What kind of traffic sign is {SIGN}?"),
+]
+
+
+@pytest.mark.parametrize(("kind", "task", "question"), EXAMPLES)
+def test_drivelm_template_has_its_type(kind, task, question):
+    assert question_type(question, task) == kind
+
+
+def test_every_type_has_an_example():
+    assert {kind for kind, _, _ in EXAMPLES} == set(QUESTION_TYPES)
+
+
+def test_multiple_choice_keeps_the_type_of_its_stem():
+    for kind, task, question in EXAMPLES:
+        assert question_type(question + OPTIONS, task) == kind
+
+
+def test_object_tags_are_told_from_other_angle_brackets():
+    assert names_object_tag(f"Is {CAR} moving?")
+    assert not names_object_tag("Is <image> moving? x < 3, y > 4 <c1> <c1,FRONT,1,2>")
+
+
+@pytest.mark.skipif(not SAMPLE.is_file(), reason="the DriveLM sample is not beside the repository")
+def test_types_of_the_real_sample():
+    scenes = json.loads(SAMPLE.read_text())
+    counts, closed_answers, open_answers = Counter(), Counter(), Counter()
+    for scene in scenes.values():
+        for frame in scene["key_frames"].values():
+            for task, items in frame["QA"].items():
+                for item in items:
+                    kind = question_type(item["Q"], task)
+                    counts[kind] += 1
+                    closed = item["A"].split()[0].strip(".,").lower() in ("yes", "no")
+                    (closed_answers if closed else open_answers)[kind] += 1
+    assert sum(counts.values()) == 311
+    assert counts["behavior"] == 4 and counts["listing"] == 21
+    # An independent check: by their answers, the questions called yes_no are closed, and no others are.
+    assert open_answers["yes_no"] == 0
+    assert sum(closed_answers.values()) - closed_answers["yes_no"] <= 0.1 * closed_answers["yes_no"]
