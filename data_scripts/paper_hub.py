@@ -120,7 +120,7 @@ def _frame_of(item: dict, split: str, num_images: int, frames: dict, owners: dic
     scene, token, index = item["scene_token"], item["frame_token"], item["nuscenes_index"]
     if not isinstance(scene, str) or not scene or not isinstance(token, str) or not token:
         raise ValueError(f"{where}: scene_token and frame_token must be text, not {scene!r} and {token!r}")
-    if type(index) is not int or not index < num_images:
+    if type(index) is not int or not 0 <= index < num_images:
         raise ValueError(
             f"{where}: nuscenes_index is {index!r}, the image table's split {split!r} has {num_images} rows"
         )

@@ -18,7 +18,6 @@ image is dropped.
 """
 
 import argparse
-import functools
 import os
 import sys
 from collections import Counter
@@ -108,27 +107,26 @@ def prepare(arguments: argparse.Namespace) -> dict:
         if not any((root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
             tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
             raise FileNotFoundError(f"no image of the JSON lies under --image-root {root} (for example {tried})")
-        read_image = functools.partial(_read_nuscenes_image, root)
-    manifest = write_splits(
+
+        def read_image(frame: dict, camera: str) -> bytes:
+            return read_image_file(root, frame["image_paths"][camera])
+
+    return write_splits(
         arguments.output_dir,
         plan_splits(frames, arguments.split),
         lambda frame: frame_row(frame, read_image, arguments.image_height, arguments.strict),
         source=source,
         options={
             "format": FORMAT,
-            **{
-                name: getattr(arguments, name)
-                for name in ("object_tags", "image_height", "split", "shard_size", "strict")
-            },
+            "object_tags": arguments.object_tags,
+            "image_height": arguments.image_height,
+            "split": arguments.split,
+            "shard_size": arguments.shard_size,
+            "strict": arguments.strict,
         },
         workers=arguments.workers,
         frames_a_shard=arguments.shard_size,
     )
-    return manifest
-
-
-def _read_nuscenes_image(root: Path, frame: dict, camera: str) -> bytes:
-    return read_image_file(root, frame["image_paths"][camera])
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

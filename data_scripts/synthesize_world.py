@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from data_scripts.world_nuscenes import (
     MAP_FILE,
-    TABLES,
+    SCENE_TABLES,
     VERSION,
     image_file,
     scene_tables,
@@ -41,7 +42,15 @@ from data_scripts.world_nuscenes import (
 )
 from data_scripts.world_questions import Seen, View, scene_questions, view_of
 from data_scripts.world_render import CAMERAS, GroundMap, Renderer, to_jpeg
-from data_scripts.world_report import add_statistics, balance_of, counts_of, empty_statistics, print_report, statistics
+from data_scripts.world_report import (
+    add_statistics,
+    balance_of,
+    counts_of,
+    empty_statistics,
+    print_report,
+    statistics,
+    write_preview,
+)
 from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
 
 WORLD_VERSION = 1  # raise it whenever the same options give other bytes
@@ -49,13 +58,14 @@ WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999
 MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900
 QUESTION_DEFAULTS = {"C": None, "con_up": None, "con_down": None, "cluster": None, "layer": None}
-SHARED = ("category", "attribute", "visibility", "sensor", "calibrated_sensor")
 
 
 def main() -> None:
     args = parse_args()
     try:
         synthesize(args.output_dir, args.scenes, args.seed, args.image_size, args.frames_every, args.workers)
+        if args.preview:
+            write_preview(args.output_dir, args.preview)
     except (ValueError, OSError) as error:
         sys.exit(f"synthesize_world: {error}")
 
@@ -72,6 +82,7 @@ def parse_args() -> argparse.Namespace:
         default=3,
         help="keep each N-th of the 40 moments of a scene (2 Hz) as a key frame: neighbours look alike",
     )
+    parser.add_argument("--preview", type=Path, help="also write this PNG: four frames of the world, boxes and names")
     parser.add_argument("--workers", type=whole_number(1, 256), default=os.cpu_count() or 1)
     return parser.parse_args()
 
@@ -116,7 +127,8 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
     }
     finished = check_folder(folder, options)
     if finished:
-        print(f"{folder} is finished already: {finished['counts']}")
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        print(f"{folder} is finished already")
         return finished
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     write_whole(folder / WORK / "options.json", json.dumps(options).encode())
@@ -149,7 +161,8 @@ def check_folder(folder: Path, options: dict) -> dict | None:
         for name, value in options.items():
             if old.get(name) != value:
                 raise ValueError(
-                    f"{folder} holds a world with {name} {old.get(name)}, not {value}: choose another --output-dir, or delete it"
+                    f"{folder} holds a world with {name} {old.get(name)}, not {value}: "
+                    "choose another --output-dir, or delete it"
                 )
         if path.name == "world.json":
             return found
@@ -198,7 +211,9 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-_renderers: dict[tuple[int, int], Renderer] = {}
+@cache
+def renderer_of(width: int, height: int) -> Renderer:
+    return Renderer(width, height)
 
 
 def make_scene(job: tuple) -> int:
@@ -207,8 +222,7 @@ def make_scene(job: tuple) -> int:
     The file holds one line for each table: its name, a tab and the rows as JSON without the brackets around them.
     """
     folder, index, seed, size, every = job
-    renderer = _renderers.setdefault(size, None) or Renderer(*size)
-    _renderers[size] = renderer
+    renderer = renderer_of(*size)
     scene = simulate_scene(seed, index)
     ground = GroundMap(scene)
     views = []
@@ -265,9 +279,8 @@ def assemble(folder: Path, options: dict) -> dict:
     Image.new("L", (64, 64)).save(mask, "PNG")
     write_whole(folder / MAP_FILE, mask.getvalue())
 
-    names = [name for name in TABLES if name not in SHARED and name != "map"]
-    brackets = dict.fromkeys(names, "[]") | {"drivelm": "{}"}
-    paths = {name: version_folder / f"{name}.json" for name in names} | {"drivelm": folder / "drivelm.json"}
+    brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}"}
+    paths = {name: version_folder / f"{name}.json" for name in SCENE_TABLES} | {"drivelm": folder / "drivelm.json"}
     total, first = empty_statistics(), True
     with ExitStack() as stack:
         files = {}

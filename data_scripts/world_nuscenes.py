@@ -19,10 +19,7 @@ from data_scripts.world_render import (
 from data_scripts.world_simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 
 VERSION = "v1.0-mini"
-TABLES = (
-    "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene", "sample",
-    "sample_data", "sample_annotation", "map",
-)  # fmt: skip
+SCENE_TABLES = ("instance", "ego_pose", "log", "scene", "sample", "sample_data", "sample_annotation")
 CATEGORIES = {
     "car": "vehicle.car",
     "truck": "vehicle.truck",
@@ -62,7 +59,7 @@ def camera_quaternion(name: str) -> list[float]:
     """
     half = math.radians(CAMERA_CALIBRATION[name][1]) / 2
     c, s = math.cos(half), math.sin(half)
-    return [0.5 * (c + s), 0.5 * (s - c), 0.5 * (c - s), -0.5 * (c + s)]
+    return [0.5 * (c + s), -0.5 * (c + s), 0.5 * (c - s), -0.5 * (c - s)]
 
 
 def timestamp(index: int, t: int) -> int:

@@ -538,6 +538,8 @@ def balanced_counts(views: list[View], rng: random.Random) -> list[tuple[int, st
         if len(frames) < 2:
             continue
         limit = sorted(map(len, frames.values()))[-2]
+        for numbers in frames.values():
+            rng.shuffle(numbers)
         for round_ in range(limit):
             group = []
             for count, numbers in sorted(frames.items()):

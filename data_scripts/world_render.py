@@ -148,6 +148,9 @@ class Model:
         for face in (LEFT, RIGHT):
             self.panel(face, (half - 0.8, half), (-side, side), z, front, shining_front)
             self.panel(face, (-half, -half + 0.8), (-side, side), z, back, shining_back)
+            # Side markers: of a long vehicle alongside a camera may show no more than its middle.
+            for x in np.arange(-length / 2 + 2.4, length / 2 - 2.0, 2.2):
+                self.panel(face, (x, x + 0.6), (-side, side), z, front, shining_front)
 
     def wheels(self, length, width, radius, places):
         side = width / 2 + 0.03
@@ -156,25 +159,17 @@ class Model:
                 middle = place * length / 2
                 self.panel(face, (middle - radius, middle + radius), (-side, side), (0.0, 2 * radius), TYRE)
 
-    def person(self, colour, bottom, top, walking=False, legs=True, width=0.34):
-        """A flat figure in the y-z plane, turned to the camera by whoever places it."""
-        waist, neck = bottom + 0.45 * (top - bottom) * legs, bottom + 0.80 * (top - bottom)
-        if legs:
-            spread = 0.62 if walking else 0.16
-            for sign in (-1, 1):
-                foot, hip = sign * spread, sign * 0.13
-                self.figure(
-                    [(foot - 0.13, bottom), (foot + 0.13, bottom), (hip + 0.13, waist), (hip - 0.13, waist)], DARK
-                )
-                if walking:
-                    shoulder, hand = sign * width, sign * (width + 0.38)
-                    low, high = waist + 0.1, neck
-                    self.figure(
-                        [(hand, low), (hand + 0.14 * sign, low + 0.1), (shoulder, high), (shoulder, high - 0.2)],
-                        colour,
-                    )
-        self.figure([(-width, waist), (width, waist), (width, neck), (-width, neck)], colour)
-        self.figure([(-0.17, neck), (0.17, neck), (0.17, top), (-0.17, top)], SKIN)
+    def person(self, colour, walking):
+        """A flat figure in the y-z plane, 1.8 m tall, turned to the ego by `gather`; limbs apart when it walks."""
+        foot, waist, neck = 0.47 if walking else 0.16, 0.81, 1.44
+        for sign in (-1, 1):
+            leg = [(sign * foot - 0.13, 0.0), (sign * foot + 0.13, 0.0), (sign * 0.26, waist), (0.0, waist)]
+            self.figure(leg, DARK)
+            if walking:
+                arm = [(sign * 0.46, 0.91), (sign * 0.6, 1.01), (sign * 0.34, neck), (sign * 0.34, neck - 0.2)]
+                self.figure(arm, colour)
+        self.figure([(-0.34, waist), (0.34, waist), (0.34, neck), (-0.34, neck)], colour)
+        self.figure([(-0.17, neck), (0.17, neck), (0.17, 1.8), (-0.17, 1.8)], SKIN)
 
     def figure(self, points, colour):
         self.quad([(0.0, y, z) for y, z in points], BOTH_SIDES, colour, solid=True)
@@ -265,7 +260,7 @@ def model_of(kind: str, colour: str, status: str, rider: bool):
         m.wheels(5.5, 2.5, 0.6, (-0.7, 0.1))
         m.lamps(5.5, 2.5, (0.85, 1.3), status)
     elif kind == "pedestrian":
-        m.person(paint, 0.0, 1.8, walking=status == "moving")
+        m.person(paint, walking=status == "moving")
     elif kind == "bicycle":
         m.box((-0.55, 0.55), (-0.12, 0.12), (0.45, 1.0), paint)
         m.box((0.35, 0.6), (-0.3, 0.3), (0.95, 1.2), paint)
@@ -292,7 +287,7 @@ def model_of(kind: str, colour: str, status: str, rider: bool):
         for face in (FRONT, BACK):
             m.panel(face, (-1.12, 1.12), (-0.25, 0.25), (0.4, 0.75), (250, 250, 250))
     if rider and kind in ("bicycle", "motorcycle"):
-        # Helmet and vest are yellow-green on bicycles and dark on motorcycles, drawn as a box to be seen from all sides.
+        # A box, seen from all sides: a bright vest on a bicycle, dark clothes and a white helmet on a motorcycle.
         vest = (245, 250, 90) if kind == "bicycle" else (70, 60, 75)
         m.box((-0.3, 0.15), (-0.32, 0.32), (0.95, 1.5), vest)
         m.box((-0.22, 0.1), (-0.16, 0.16), (1.5, 1.85), (250, 250, 250) if kind == "motorcycle" else SKIN)
@@ -339,7 +334,7 @@ def house_model(length: float, depth: float, height: float, colour: int):
     m.box((-length / 2, length / 2), (-depth / 2, depth / 2), (0.0, height), HOUSES[colour])
     window = tuple(c // 2 for c in HOUSES[colour])
     for face in (LEFT, RIGHT):
-        for floor in range(int(height // 3.5)):
+        for floor in range(min(2, int(height // 3.5))):
             z = 1.6 + 3.2 * floor
             m.panel(
                 face, (-length / 2 + 1, length / 2 - 1), (-depth / 2 - 0.02, depth / 2 + 0.02), (z, z + 1.2), window
@@ -413,16 +408,16 @@ class Renderer:
         """(cells * cells + 1,) packed colours of the ground around the ego; the last one is the haze beyond."""
         x, y, yaw, _ = scene.ego[t]
         brightness = SKIES[scene.weather][2]
-        image = Image.new("RGB", (self.cells, self.cells), dim(GROUNDS[scene.look["ground"]], brightness))
+        image = Image.new("RGB", (self.cells, self.cells), dim(GROUNDS[scene.ground], brightness))
         draw = ImageDraw.Draw(image)
-        reach = MAP_RANGE * math.sqrt(2)
-        near = ((ground.low < (x + reach, y + reach)) & (ground.high > (x - reach, y - reach))).all(axis=1)
         c, s = math.cos(yaw), math.sin(yaw)
         points = rotated(ground.points - (x, y), np.array([[c, -s], [s, c]]))
+        low, high = (pick.reduceat(points, ground.ends[:-1]) for pick in (np.minimum, np.maximum))
+        near = ((low < MAP_RANGE) & (high > -MAP_RANGE)).all(axis=1)
         points = ((points + MAP_RANGE) / self.cell).ravel().tolist()
-        ends = ground.ends
+        ends = (2 * ground.ends).tolist()
         for index in np.nonzero(near)[0].tolist():
-            draw.polygon(points[2 * ends[index] : 2 * ends[index + 1]], fill=ground.colours[index])
+            draw.polygon(points[ends[index] : ends[index + 1]], fill=ground.colours[index])
         self.paint_glow(scene, t, draw, brightness)
         packed = np.empty(self.cells * self.cells + 1, dtype=np.uint32)
         packed[:-1] = np.frombuffer(image.tobytes("raw", "RGBX"), dtype="<u4")
@@ -461,6 +456,7 @@ class Renderer:
         """The pictures, and what is seen, over cameras (C) and the named objects near the ego (N: agents, then
         lights):
         `sources`: N pairs of "agent" or "light" and its index in the scene;
+        `ids`: for each camera (180, 320), the object seen at each pixel, 1 to N, or 0;
         `pixels` (C, N): visible pixels, counted at 320x180 and given in pixels of 1600x900;
         `bounds` (C, N, 4): x0, y0, x1, y1 of the whole silhouette, cut to the picture, in 1600x900 pixels; nan where
         it is not drawn.
@@ -476,13 +472,13 @@ class Renderer:
         colours = pack(things["colours"] * scale).tolist()
         pixels = np.zeros((len(CAMERAS), count))
         bounds = np.full((len(CAMERAS), count, 4), np.nan)
-        images = []
+        images, seen_ids = [], []
         for camera in range(len(CAMERAS)):
             rows = self.ground_rows[camera]
             canvas = np.empty((height, width), dtype=np.uint32)
             canvas[:rows] = self.sky(scene.weather, camera)
             np.take(surface, self.ground_cells[camera], out=canvas[rows:], mode="clip")
-            image = Image.frombuffer("RGB", (width, height), canvas.tobytes(), "raw", "RGBX", 0, 1)
+            image = Image.frombytes("RGB", (width, height), canvas.tobytes(), "raw", "RGBX")
             draw, ids = ImageDraw.Draw(image), Image.new("L", (ID_WIDTH, ID_HEIGHT))
             draw_id = ImageDraw.Draw(ids)
 
@@ -541,12 +537,13 @@ class Renderer:
                 box = np.clip(box, 0, (FULL_WIDTH, FULL_HEIGHT, FULL_WIDTH, FULL_HEIGHT))
                 drawn = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
                 bounds[camera, drawn] = box[drawn]
-                seen = np.bincount(np.frombuffer(ids.tobytes(), dtype=np.uint8), minlength=256)
-                pixels[camera] = seen[1 : count + 1] * ID_AREA
+            ids = np.frombuffer(ids.tobytes(), dtype=np.uint8).reshape(ID_HEIGHT, ID_WIDTH)
+            seen_ids.append(ids)
+            pixels[camera] = np.bincount(ids.ravel(), minlength=256)[1 : count + 1] * ID_AREA
             if scene.weather == "rain":
                 self.rain(draw, scene, t, camera)
             images.append(image.reduce(self.scale) if self.scale > 1 else image)
-        return images, {"sources": things["sources"], "pixels": pixels, "bounds": bounds}
+        return images, {"sources": things["sources"], "pixels": pixels, "bounds": bounds, "ids": seen_ids}
 
     def rain(self, draw, scene: Scene, t: int, camera: int) -> None:
         rng = np.random.default_rng([scene.seed, scene.index, t, camera])
@@ -565,10 +562,7 @@ class GroundMap:
         self.road(scene)
         self.arrows(scene)
         self.points = np.concatenate(self.polygons)  # (corner of any polygon, xy)
-        starts = np.cumsum([0] + [len(points) for points in self.polygons])
-        self.ends = starts.tolist()  # polygon i has the points from ends[i] to ends[i + 1]
-        self.low = np.minimum.reduceat(self.points, starts[:-1])  # (polygon, xy)
-        self.high = np.maximum.reduceat(self.points, starts[:-1])
+        self.ends = np.cumsum([0] + [len(points) for points in self.polygons])  # polygon i: ends[i] to ends[i + 1]
 
     def add(self, points, colour) -> None:
         self.polygons.append(np.asarray(points, dtype=float))
@@ -597,7 +591,7 @@ class GroundMap:
             self.add(points, colour)
 
     def road(self, scene: Scene) -> None:
-        asphalt = scene.look["asphalt"]
+        asphalt = scene.asphalt
         road, strip, white = (asphalt,) * 3, (asphalt + 28, asphalt + 26, asphalt + 20), (235, 235, 235)
         pavement = (178, 172, 165)
         left, right = scene.kerb_left, scene.kerb_right
@@ -743,7 +737,7 @@ def gather(scene: Scene, t: int) -> dict:
         edge = scene.kerb_right - 0.5
         place(post_model(LIGHT_BOTTOM + LIGHT_SIZE[2] + 0.2), *light_pose(scene, leg, edge), 0.0)
         place(gantry_model(-edge), *light_pose(scene, leg, edge / 2), 0.0)
-    for x, y, yaw, length, depth, height, colour in scene.look["buildings"]:
+    for x, y, yaw, length, depth, height, colour in scene.houses:
         if math.hypot(x - ego_x, y - ego_y) < 55:
             place(house_model(length, depth, height, colour), x, y, yaw, 0.0)
 

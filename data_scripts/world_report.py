@@ -5,11 +5,16 @@ constant answer to every question of the template would score. For templates ans
 half.
 """
 
+import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
+
+from PIL import Image, ImageDraw
 
 from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS, View
+from data_scripts.world_render import FULL_WIDTH
 
 _NAMES = sorted([*CLASSES, *PLURALS.values()], key=len, reverse=True)
 _DIRECTIONS = sorted(DIRECTIONS.values(), key=len, reverse=True)
@@ -102,3 +107,27 @@ def print_report(world: dict) -> None:
         for template, entry in templates.items():
             text = f"{template[:70]} -> {entry['top_answer'][:50]}"
             print(f"{kind:12} {entry['count']:7} {entry['answers']:7} {entry['top_share']:5.0%}  {text}")
+
+
+def write_preview(folder: Path, path: Path, frames: int = 4, width: int = 480) -> None:
+    """A PNG of frames from all over the world: six views in their places, the tagged objects boxed and named."""
+    scenes = list(json.loads((folder / "drivelm.json").read_text(encoding="utf-8")).values())
+    height = width * 9 // 16
+    sheet = Image.new("RGB", (3 * width, 2 * frames * height))
+    for row in range(frames):
+        shots = list(scenes[row * len(scenes) // frames]["key_frames"].values())
+        frame = shots[len(shots) // 2]
+        for place, (camera, file) in enumerate(frame["image_paths"].items()):
+            with Image.open(folder / file.removeprefix("../nuscenes/")) as image:
+                view = image.resize((width, height), Image.Resampling.BICUBIC)
+            draw = ImageDraw.Draw(view)
+            for tag, info in frame["key_object_infos"].items():
+                if camera in tag.split(","):
+                    box = [value * width / FULL_WIDTH for value in info["2d_bbox"]]
+                    draw.rectangle(box, outline=(255, 0, 255))
+                    name = " ".join(filter(None, (info["Visual_description"], info["Status"])))
+                    draw.text((box[0] + 3, max(box[1] - 12, 0)), name, fill=(255, 0, 255))
+            sheet.paste(view, (place % 3 * width, (2 * row + place // 3) * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, "PNG")
+    print(f"wrote {path}")

@@ -28,7 +28,7 @@ SIZES = {
     "bus": (2.6, 10.5, 3.4),
     "trailer": (2.5, 7.5, 3.0),
     "construction vehicle": (2.5, 5.5, 3.2),
-    "pedestrian": (0.8, 0.8, 1.8),
+    "pedestrian": (1.2, 1.2, 1.8),  # limbs of a walking figure included
     "bicycle": (0.6, 1.8, 1.2),
     "motorcycle": (0.9, 2.2, 1.25),
     "traffic cone": (0.7, 0.7, 1.1),
@@ -155,8 +155,10 @@ class Scene:
     statuses: np.ndarray  # (T, N) of str: moving, stopped, parked, standing, or "" for things
     light_legs: list[Leg]
     light_colours: np.ndarray  # (T, L) of str
-    description: str
-    look: dict = field(default_factory=dict)  # colours of ground and buildings, chosen once a scene
+    description: str = ""
+    asphalt: int = 0  # its grey
+    ground: int = 0  # number of the colour beside the road
+    houses: list[tuple] = field(default_factory=list)  # see `place_houses`
 
     @property
     def kerb_left(self) -> float:
@@ -198,14 +200,11 @@ def simulate_scene(seed: int, index: int) -> Scene:
     agents = place_agents(rng, legs, opposite_lanes, WEATHERS[weather])
     light_legs = [leg for leg in legs if leg.has_light]
     phases = rng.uniform(0, 13, len(light_legs))
-    scene = run_traffic(rng, path, legs, agents, light_legs, phases, WEATHERS[weather])
-    scene.seed, scene.index, scene.weather, scene.opposite_lanes = seed, index, weather, opposite_lanes
+    driven = run_traffic(rng, path, legs, agents, light_legs, phases, WEATHERS[weather])
+    scene = Scene(seed, index, weather, opposite_lanes, path, legs, agents, **driven)
     scene.description = describe(scene)
-    scene.look = {
-        "ground": int(rng.integers(4)),
-        "asphalt": int(rng.integers(70, 105)),
-        "buildings": place_buildings(rng, scene),
-    }
+    scene.asphalt, scene.ground = int(rng.integers(70, 105)), int(rng.integers(4))
+    scene.houses = place_houses(rng, scene)
     return scene
 
 
@@ -283,7 +282,7 @@ def place_agents(rng, legs, opposite_lanes: int, limit: float) -> list[Agent]:
         d = outer_lane_edge + side * STRIP_WIDTH / 2
         s = -45.0 + rng.uniform(0, 15)
         while s < end:
-            kind = str(rng.choice(slots, p=[0.15, 0.07, 0.06, 0.10, 0.09, 0.09, 0.10, 0.17, 0.17]))
+            kind = str(rng.choice(slots, p=[0.13, 0.07, 0.06, 0.07, 0.08, 0.09, 0.10, 0.20, 0.20]))
             if kind in ("cones", "barriers"):
                 kind = "traffic cone" if kind == "cones" else "barrier"
                 count, step = int(rng.integers(1, 5)), 3.0
@@ -384,13 +383,15 @@ def follow(speed: float, wanted: float, gap: float, ahead_speed: float, standsti
     return max(free - 1.6 * (desired / max(gap, 0.3)) ** 2, -6.0)
 
 
-def run_traffic(rng, path, legs, agents, light_legs, phases, limit) -> Scene:
-    """Drive everyone for the scene's time and record each 2 Hz moment."""
+def run_traffic(rng, path, legs, agents, light_legs, phases, limit) -> dict:
+    """Drive everyone for the scene's time and record each 2 Hz moment, in the fields of a Scene."""
     drivers = [i for i, agent in enumerate(agents) if agent.direction != 0 and agent.towed_by is None]
     lanes = defaultdict(list)  # the agents of each lane
     for i, agent in enumerate(agents):
         if agent.direction:
             lanes[agent.d].append(i)
+    crossers = [agent for agent in agents if agent.crossing]
+    same_way = [agent for agent in agents if agent.direction > 0]
     towed = [(i, agent.towed_by) for i, agent in enumerate(agents) if agent.towed_by is not None]
     ego_s, ego_v = 0.0, limit * float(rng.uniform(0.5, 0.9))
     shape = (SAMPLES_PER_SCENE, len(agents))
@@ -416,7 +417,6 @@ def run_traffic(rng, path, legs, agents, light_legs, phases, limit) -> Scene:
             statuses[t] = [status_of(a) for a in agents]
             colours[t] = lights
 
-        crossers = [a for a in agents if a.crossing]
         for a in crossers:  # a crosser waits until the ego is near, and ends on the other side of the ego's lane
             if not 0 < a.s - ego_s < 26 and a.speed == 0.0:
                 continue
@@ -459,9 +459,9 @@ def run_traffic(rng, path, legs, agents, light_legs, phases, limit) -> Scene:
             accelerations.append(follow(a.speed, wanted, gap, speed, 3.0))
 
         gap, speed = math.inf, 0.0
-        for a in agents:
+        for a in same_way:
             in_lane = abs(a.d - ego_d) < 1.5 or (changing and abs(a.d - target_d) < 1.5)
-            if a.direction > 0 and in_lane and a.s > ego_s:
+            if in_lane and a.s > ego_s:
                 gap, speed = min((gap, speed), (a.s - ego_s - SIZES[a.kind][1] / 2 - EGO_FRONT, a.speed))
         wanted = min(limit, 4.5) if near_turn(legs, ego_s, 1) else limit
         acceleration = follow(ego_v, wanted, gap, speed, 8.0)
@@ -483,9 +483,16 @@ def run_traffic(rng, path, legs, agents, light_legs, phases, limit) -> Scene:
                 a.d += a.walk[1] * STEP_SECONDS
         ego_v = stopped_or(ego_v + acceleration * STEP_SECONDS)
         ego_s += ego_v * STEP_SECONDS
-    return Scene(
-        0, 0, "", 0, path, legs, agents, ego, ego_road[:, 0], ego_road[:, 1], poses, road, statuses, light_legs, colours, ""
-    )  # fmt: skip
+    return {
+        "ego": ego,
+        "ego_s": ego_road[:, 0],
+        "ego_d": ego_road[:, 1],
+        "poses": poses,
+        "road": road,
+        "statuses": statuses,
+        "light_legs": light_legs,
+        "light_colours": colours,
+    }
 
 
 def next_in_lane(agents: list[Agent], lanes: dict[float, list[int]]) -> dict[int, int]:
@@ -533,7 +540,7 @@ def status_of(agent: Agent) -> str:
     return "moving" if moving else "stopped"
 
 
-def place_buildings(rng, scene: Scene) -> list[tuple]:
+def place_houses(rng, scene: Scene) -> list[tuple]:
     """(global x, y, yaw, length along the road, depth, height, colour number) of each house beside the straight
     road."""
     houses = []

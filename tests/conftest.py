@@ -15,11 +15,12 @@ from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditio
 from recipes.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: more threads cost more than they bring
 
 TOWERS = {
     "vit": {"model_type": "vit", "image_size": 32},
     "dinov2": {"model_type": "dinov2", "image_size": 32},
+    "dinov2_with_registers": {"model_type": "dinov2_with_registers", "image_size": 32, "num_register_tokens": 3},
     "siglip": {"model_type": "siglip_vision_model", "image_size": 32},
 }
 QUESTIONS = [
@@ -78,6 +79,13 @@ def tiny_model(config: SmolDriverConfig, seed: int = 0) -> SmolDriverForConditio
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor, name: str = ""):
+    """Equal in float32: to 1e-5 of the largest value."""
+    difference = (actual - expected).abs().max().item()
+    limit = 1e-5 * max(1.0, expected.abs().max().item())
+    assert actual.shape == expected.shape and difference <= limit, f"{name} differs by {difference}, more than {limit}"
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 36)) -> Image.Image:

@@ -220,12 +220,15 @@ def test_several_files_become_one_folder(tmp_path):
 
 
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path):
-    write_source(tmp_path, frames=5)
+    write_source(tmp_path, frames=20)
     (tmp_path / "nuscenes/samples/CAM_BACK/scene-0-frame-3+0800__CAM_BACK.jpg").unlink()
-    prepare(tmp_path, "--shard-size", "2", "--workers", "1", out="one")
-    prepare(tmp_path, "--shard-size", "2", "--workers", "7", out="seven")
+    prepare(tmp_path, "--shard-size", "18", "--workers", "1", out="one")
+    prepare(tmp_path, "--shard-size", "18", "--workers", "7", out="seven")
     one = file_bytes(tmp_path / "one")
-    assert len(one) == 10 and one == file_bytes(tmp_path / "seven")
+    assert len(one) == 7 and one == file_bytes(tmp_path / "seven")
+    assert pq.read_metadata(tmp_path / "one/train/shard-00000.parquet").num_row_groups == 2  # never all rows at once
+    in_order = [f"scene-0-frame-{number}" for number in range(20)]
+    assert [row["frame_token"] for row in load_scenes(tmp_path / "one", "train")] == in_order
 
 
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
@@ -424,6 +427,7 @@ def png_of_claimed_size(width, height):
     return bytes(data)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(20_000, 20_000), (MAX_PIXELS, 1), (7_100, 7_100), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bomb_is_told_from_its_header(size):
     width, height = size
@@ -780,8 +784,9 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def sample_server(tmp_path):
+def sample_server(tmp_path, monkeypatch):
     """A server on this machine that offers a small sample under the paths of DriveLM's folder `challenge`."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     content = write_source(tmp_path / "source")
     challenge = tmp_path / "challenge"
     (challenge / "data").mkdir(parents=True)
@@ -827,6 +832,7 @@ def test_interrupted_download_goes_on(tmp_path, sample_server):
     download(tmp_path, "http://127.0.0.1:1")  # everything is there: nothing is fetched
 
 
-def test_download_without_a_network_says_so(tmp_path):
+def test_download_without_a_network_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(SystemExit, match="cannot fetch http://127.0.0.1:1/data/train_sample.json.*Is there a network"):
         download(tmp_path, "http://127.0.0.1:1")

@@ -1,0 +1,151 @@
+# ruff: noqa: T201 - a script, not a test: what it prints is its report
+"""Checks a synthetic world against the official nuscenes-devkit, which needs numpy < 2 and so its own environment.
+
+    pip install -r tests/devkit-requirements.txt
+    PYTHONPATH=. python tests/check_devkit.py outputs/demo/world
+
+The devkit loads the tables, lists scenes and samples, and projects the annotated boxes into the pictures with its own
+functions. Beside it the same frames are rendered again, with the buffer that tells which object each pixel shows: the
+picture must equal the file, and the pixels of each object must lie in, and fill, the box that the devkit projects.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.geometry_utils import BoxVisibility, view_points
+from PIL import Image
+
+from data_scripts.world_nuscenes import VERSION, token
+from data_scripts.world_render import CAMERAS, FULL_HEIGHT, FULL_WIDTH, GroundMap, Renderer
+from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
+
+MARGIN = 6.0  # pixels of 1600: more than one of the id buffer
+MIN_PIXELS = 2000.0  # of 1600x900
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("world", type=Path)
+    parser.add_argument("--scenes", type=int, default=12, help="how many scenes to render again")
+    args = parser.parse_args()
+    if not (args.world / "world.json").is_file():
+        sys.exit(f"check_devkit: {args.world} is not a finished world")
+    options = json.loads((args.world / "world.json").read_text())["options"]
+
+    nusc = NuScenes(version=VERSION, dataroot=str(args.world), verbose=False)
+    print(f"loaded: {len(nusc.scene)} scenes, {len(nusc.sample)} samples, {len(nusc.sample_annotation)} annotations")
+    check_listings(nusc)
+    check_chains(nusc)
+    check_velocities(nusc)
+    check_boxes(nusc, options, min(args.scenes, options["scenes"]))
+    print("the devkit reads the world: all checks passed")
+
+
+def check_listings(nusc: NuScenes) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        nusc.list_scenes()
+        nusc.list_sample(nusc.sample[0]["token"])
+        nusc.list_categories()
+        nusc.list_attributes()
+    text = out.getvalue()
+    assert nusc.scene[0]["name"] in text and "CAM_FRONT" in text and "vehicle.car" in text, "a listing is incomplete"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "front.png"
+        nusc.render_sample_data(nusc.sample[0]["data"]["CAM_FRONT"], out_path=str(path), verbose=False)
+        assert path.stat().st_size > 0, "the devkit drew nothing"
+    print("listings and the devkit's own drawing work")
+
+
+def check_chains(nusc: NuScenes) -> None:
+    """prev and next agree, scenes and instances hold as many records as they say, each sample has six pictures."""
+    for table, chain in (("sample", nusc.sample), ("sample_data", nusc.sample_data), ("ann", nusc.sample_annotation)):
+        name = {"ann": "sample_annotation"}.get(table, table)
+        for record in chain:
+            if record["next"]:
+                assert nusc.get(name, record["next"])["prev"] == record["token"], f"broken chain in {name}"
+    for scene in nusc.scene:
+        count, sample = 1, nusc.get("sample", scene["first_sample_token"])
+        while sample["next"]:
+            later = nusc.get("sample", sample["next"])
+            assert later["timestamp"] > sample["timestamp"], "time runs backwards"
+            count, sample = count + 1, later
+        assert (count, sample["token"]) == (scene["nbr_samples"], scene["last_sample_token"]), scene["name"]
+    for instance in nusc.instance:
+        count, annotation = 1, nusc.get("sample_annotation", instance["first_annotation_token"])
+        while annotation["next"]:
+            count, annotation = count + 1, nusc.get("sample_annotation", annotation["next"])
+        assert (count, annotation["token"]) == (instance["nbr_annotations"], instance["last_annotation_token"])
+    assert all(sorted(sample["data"]) == sorted(CAMERAS) for sample in nusc.sample), "a sample lacks a camera"
+    print("all chains of prev and next are whole")
+
+
+def check_velocities(nusc: NuScenes) -> None:
+    """The devkit's velocities are 0 for what is parked, and point forward for most of what moves."""
+    forward = []
+    for annotation in nusc.sample_annotation[:4000]:
+        velocity = nusc.box_velocity(annotation["token"])
+        if np.isnan(velocity).any():
+            continue
+        names = {nusc.get("attribute", attribute)["name"] for attribute in annotation["attribute_tokens"]}
+        if "vehicle.parked" in names:
+            assert np.linalg.norm(velocity) < 1e-6, f"a parked vehicle moves: {velocity}"
+        elif "vehicle.moving" in names and np.linalg.norm(velocity) > 1.0:
+            heading = nusc.get_box(annotation["token"]).orientation.rotate(np.array([1.0, 0.0, 0.0]))
+            forward.append(float(heading @ velocity / np.linalg.norm(velocity)))
+    if forward:  # no velocities where key frames are more than 1.5 s apart
+        assert np.mean(np.array(forward) > 0.7) > 0.97, "moving vehicles do not head where they drive"
+    print(f"velocities agree with headings and attributes ({len(forward)} moving vehicles)")
+
+
+def check_boxes(nusc: NuScenes, options: dict, scenes: int) -> None:
+    width, height = options["image_size"]
+    renderer = Renderer(width, height)
+    scale = np.array([FULL_WIDTH / width, FULL_HEIGHT / height])
+    overlaps, inside, difference, too_near = [], [], 0.0, 0
+    for index in range(scenes):
+        scene = simulate_scene(options["seed"], index)
+        ground = GroundMap(scene)
+        for t in range(0, SAMPLES_PER_SCENE, options["frames_every"]):
+            images, look = renderer.render(scene, ground, t)
+            sample = nusc.get("sample", token("sample", options["seed"], index, t))
+            for camera, name in enumerate(CAMERAS):
+                path, boxes, intrinsic = nusc.get_sample_data(sample["data"][name], box_vis_level=BoxVisibility.ANY)
+                with Image.open(path) as file:
+                    stored, drawn = np.asarray(file, dtype=float), np.asarray(images[camera], dtype=float)
+                difference = max(difference, float(np.abs(stored - drawn).mean()))
+                boxes = {box.token: box for box in boxes}
+                for n, (what, agent) in enumerate(look["sources"]):
+                    if what != "agent" or look["pixels"][camera, n] < MIN_PIXELS:
+                        continue
+                    rows, columns = np.nonzero(look["ids"][camera] == n + 1)
+                    seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * 5.0
+                    box = boxes.get(token("sample_annotation", options["seed"], index, t, agent))
+                    if box is None:  # so near that all corners are outside of the picture, or some behind the camera
+                        too_near += 1
+                        continue
+                    points = view_points(box.corners(), intrinsic, normalize=True)[:2].T * scale
+                    low, high = points.min(axis=0).clip(0), points.max(axis=0).clip(0, (FULL_WIDTH, FULL_HEIGHT))
+                    inside.append((seen[:2] >= low - MARGIN).all() and (seen[2:] <= high + MARGIN).all())
+                    shared = np.prod(np.minimum(seen[2:], high) - np.maximum(seen[:2], low))
+                    union = np.prod(seen[2:] - seen[:2]) + np.prod(high - low) - shared
+                    if nusc.get("sample_annotation", box.token)["visibility_token"] == "4":
+                        overlaps.append(shared / union)
+    print(
+        f"{len(inside)} views of objects ({too_near} more are too near for the devkit) in {scenes} scenes: {np.mean(inside):.1%} inside the devkit's projected box; "
+        f"{len(overlaps)} in full view fill it with a mean overlap (IoU) of {np.mean(overlaps):.2f}, "
+        f"{np.mean(np.array(overlaps) > 0.5):.1%} above 0.5; pictures differ from the files by {difference:.1f} of 255"
+    )
+    assert difference < 6.0, "the stored pictures are not those of this world"
+    assert np.mean(inside) > 0.99, "rendered objects lie outside the annotated boxes"
+    assert np.mean(overlaps) > 0.75, "rendered objects do not fill the annotated boxes"
+
+
+if __name__ == "__main__":
+    main()

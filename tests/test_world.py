@@ -1,0 +1,389 @@
+"""The synthetic world: same bytes from one seed, answers that the pictures show, balance, kills and full disks."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_scripts import schema
+from data_scripts.question_types import OBJECT_TAG, question_type
+from data_scripts.synthesize_world import synthesize
+from data_scripts.world_nuscenes import CATEGORIES
+from data_scripts.world_questions import CLASSES, DIRECTIONS, MIN_PIXELS, PLURALS, view_of
+from data_scripts.world_render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
+from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, Agent, simulate_scene
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "data_scripts/synthesize_world.py"
+SCENES, EVERY = 24, 5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "world"
+    synthesize(folder, scenes=SCENES, seed=3, size=(160, 90), every=EVERY, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drivelm(world):
+    return json.loads((world / "drivelm.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tables(world):
+    """{table: {token: row}}"""
+    files = (world / "v1.0-mini").glob("*.json")
+    return {path.stem: {row["token"]: row for row in json.loads(path.read_text())} for path in files}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(folder, *options, **popen):
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(folder), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **popen)
+
+
+def questions_of(drivelm):
+    """(scene token, frame token, task, question, answer) of every question."""
+    for scene_token, scene in drivelm.items():
+        for frame_token, frame in scene["key_frames"].items():
+            for task, items in frame["QA"].items():
+                for item in items:
+                    yield scene_token, frame_token, task, item["Q"], item["A"]
+
+
+def test_cameras_are_the_project_s():
+    assert CAMERAS == tuple(schema.CAMERAS)
+
+
+def test_same_seed_gives_the_same_bytes_with_one_and_two_workers(tmp_path):
+    options = ("--scenes", 3, "--seed", 8, "--frames-every", 8)
+    assert run(tmp_path / "one", *options, "--workers", 1).returncode == 0
+    assert run(tmp_path / "two", *options, "--workers", 2).returncode == 0
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert run(tmp_path / "other", *options[:3], 9, *options[4:], "--workers", 1).returncode == 0
+    pictures = [set(digests(tmp_path / name / "samples").values()) for name in ("one", "other")]
+    assert not pictures[0] & pictures[1]
+
+
+def test_a_larger_world_begins_with_the_smaller_one(world, tmp_path):
+    synthesize(tmp_path / "small", scenes=2, seed=3, size=(160, 90), every=EVERY, workers=1)
+    small, large = digests(tmp_path / "small" / "samples"), digests(world / "samples")
+    assert len(small) == 2 * 8 * 6 and small.items() <= large.items()
+    questions = json.loads((tmp_path / "small/drivelm.json").read_text())
+    assert questions.items() <= json.loads((world / "drivelm.json").read_text()).items()
+
+
+def test_questions_do_not_depend_on_the_picture_size(world, tmp_path):
+    synthesize(tmp_path / "large", scenes=1, seed=3, size=(400, 225), every=EVERY, workers=1)
+    large = json.loads((tmp_path / "large/drivelm.json").read_text())
+    assert large.items() <= json.loads((world / "drivelm.json").read_text()).items()
+
+
+def test_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    options = ("--scenes", 8, "--seed", 1, "--frames-every", 4, "--workers", 2)
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(tmp_path / "killed"), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed/work").glob("scene-*.txt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = list((tmp_path / "killed/work").glob("scene-*.txt"))
+    assert done and not (tmp_path / "killed/world.json").exists(), "the kill came too late to test anything"
+    time.sleep(1.5)  # orphaned workers end by themselves
+    made = {path: path.stat().st_mtime_ns for path in done}
+    again = run(tmp_path / "killed", *options[:-1], 1)
+    assert again.returncode == 0, again.stderr
+    assert run(tmp_path / "clean", *options).returncode == 0
+    assert digests(tmp_path / "killed") == digests(tmp_path / "clean")
+    assert made
+
+
+def test_full_disk_leaves_no_half_scene(tmp_path):
+    """A limit on file sizes stands in for the full disk: the scene's own file is larger than any picture."""
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    options = ("--scenes", 2, "--seed", 5, "--frames-every", 8, "--workers", 1)
+    full = run(tmp_path / "world", *options, preexec_fn=small_files)
+    assert full.returncode == 1 and full.stderr.strip().splitlines()[-1].startswith("synthesize_world: ")
+    assert "Traceback" not in full.stderr
+    assert os.listdir(tmp_path / "world/work") == ["options.json"]
+    assert run(tmp_path / "world", *options).returncode == 0
+    assert run(tmp_path / "clean", *options).returncode == 0
+    assert digests(tmp_path / "world") == digests(tmp_path / "clean")
+
+
+def test_folder_of_another_world_is_refused(world, tmp_path):
+    again = synthesize(world, scenes=SCENES, seed=3, size=(160, 90), every=EVERY, workers=1)
+    assert again["counts"]["scenes"] == SCENES
+    with pytest.raises(ValueError, match="seed 3, not 4"):
+        synthesize(world, scenes=SCENES, seed=4, size=(160, 90), every=EVERY, workers=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "world.json").write_text(json.dumps({"options": {"version": 0}}))
+    with pytest.raises(ValueError, match="a world with version 0, not"):
+        synthesize(other, scenes=1, seed=0, size=(160, 90), every=8, workers=1)
+    (other / "world.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        synthesize(other, scenes=1, seed=0, size=(160, 90), every=8, workers=1)
+    (other / "world.json").rename(other / "notes.txt")
+    with pytest.raises(ValueError, match="holds other files"):
+        synthesize(other, scenes=1, seed=0, size=(160, 90), every=8, workers=1)
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--seed", -1, "-1 is out of range: choose 0 to 9999"),
+        ("--scenes", 0, "0 is out of range"),
+        ("--scenes", "many", "'many' is not a whole number"),
+        ("--image-size", "32x18", "32x18 is out of range: choose 64x36 to 1600x900"),
+        ("--image-size", "big", "'big' is not WIDTHxHEIGHT"),
+        ("--frames-every", 9, "9 is out of range"),
+        ("--workers", 0, "0 is out of range"),
+    ],
+)
+def test_bad_options_name_the_value_and_the_range(tmp_path, option, value, message):
+    result = run(tmp_path / "world", option, value)
+    assert result.returncode == 2 and message in result.stderr
+    assert not (tmp_path / "world").exists()
+
+
+def test_yes_and_no_are_balanced_for_every_template_class_and_direction(drivelm):
+    by_text, by_split = defaultdict(Counter), defaultdict(Counter)
+    for scene, _, task, question, answer in questions_of(drivelm):
+        if question_type(question, task) == "yes_no":
+            template = OBJECT_TAG.sub("<c>", question)
+            by_text[template][answer.split(",")[0].strip(".")] += 1
+            by_split[schema.split_of(scene), template][answer[:2]] += 1
+    assert len(by_text) > 60
+    assert all(counts["Yes"] == counts["No"] for counts in by_text.values())
+    assert all(counts["Ye"] == counts["No"] for counts in by_split.values())
+    asked_about = {kind for kind in CLASSES for text in by_text if f" {PLURALS[kind]} " in text}
+    assert asked_about == set(CLASSES)
+
+
+def test_no_constant_answer_dominates(world):
+    balance = json.loads((world / "world.json").read_text())["balance"]
+    for kind, limit in (("planning", 0.62), ("status", 0.68), ("listing", 0.3), ("counting", 0.3)):
+        for template, entry in balance[kind].items():
+            assert entry["top_share"] <= limit or entry["count"] < 30, (template, entry)
+
+
+def test_there_is_enough_to_ask_and_to_see(world):
+    counts = json.loads((world / "world.json").read_text())["counts"]
+    assert 30 <= counts["questions_per_frame"] <= 70
+    assert 1.2 <= counts["objects_per_view"] <= 3.0
+    assert counts["median_height_of_96"] >= 10
+    assert all(share >= 0.1 for share in counts["share_of_frames_with"].values()), counts["share_of_frames_with"]
+
+
+def project(tables, data, annotation):
+    """Corners of an annotated box in pixels of 1600x900 and their depth, from the tables alone: (8, 3)."""
+    camera = tables["calibrated_sensor"][data["calibrated_sensor_token"]]
+    pose = tables["ego_pose"][data["ego_pose_token"]]
+    width, length, height = annotation["size"]
+    signs = np.array([(x, y, z) for x in (1, -1) for y in (1, -1) for z in (1, -1)]) / 2
+    points = signs * (length, width, height) @ matrix(annotation["rotation"]).T + annotation["translation"]
+    points = (points - pose["translation"]) @ matrix(pose["rotation"])
+    points = (points - camera["translation"]) @ matrix(camera["rotation"])
+    uvz = points @ np.array(camera["camera_intrinsic"]).T
+    scale = np.array([1600 / data["width"], 900 / data["height"]])
+    return np.concatenate([uvz[:, :2] / uvz[:, 2:] * scale, points[:, 2:]], axis=1)
+
+
+def matrix(quaternion):
+    w, x, y, z = quaternion
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def test_answers_agree_with_the_nuscenes_tables(drivelm, tables):
+    """A yes has such a box in that camera's view, a no has no near one in full view."""
+    kinds = {PLURALS[kind]: kind for kind in CLASSES}
+    names = {kind: CATEGORIES[kind] for kind in CLASSES}
+    pattern = re.compile(
+        rf"Are there (?:(\w+) )??({'|'.join(kinds)})(?: (with|without) riders)? to the ([a-z ]+) of the ego car\?"
+    )
+    category = {token: row["name"] for token, row in tables["category"].items()}
+    attribute = {token: row["name"].split(".")[1] for token, row in tables["attribute"].items()}
+    cameras = {direction: camera for camera, direction in DIRECTIONS.items()}
+    channel = {
+        token: tables["sensor"][row["sensor_token"]]["channel"] for token, row in tables["calibrated_sensor"].items()
+    }
+    data = {
+        (row["sample_token"], channel[row["calibrated_sensor_token"]]): row for row in tables["sample_data"].values()
+    }
+    boxes = defaultdict(list)
+    for row in tables["sample_annotation"].values():
+        boxes[row["sample_token"]].append(row)
+    checked = Counter()
+    for _, frame, _, question, answer in questions_of(drivelm):
+        match = pattern.fullmatch(question)
+        if match is None:
+            continue
+        status, plural, rider, direction = match.groups()
+        wanted = {None: None, "with": "with_rider", "without": "without_rider"}[rider] or status
+        in_view = full_view = 0
+        for row in boxes[frame]:
+            if category[tables["instance"][row["instance_token"]]["category_token"]] != names[kinds[plural]]:
+                continue
+            if wanted and wanted not in [attribute[token] for token in row["attribute_tokens"]]:
+                continue
+            corners = project(tables, data[frame, cameras[direction]], row)
+            x, y, z = corners.T
+            if z.max() <= 0.4:
+                continue
+            if z.min() <= 0.4:  # around the camera
+                in_view += 1
+                continue
+            low, high = corners[:, :2].min(axis=0), corners[:, :2].max(axis=0)
+            in_view += bool((high > 0).all() and (low < (1600, 900)).all())
+            whole = (low > 0).all() and (high < (1600, 900)).all()
+            full_view += bool(whole and z.max() < 12 and row["visibility_token"] == "4")
+        if answer == "Yes.":
+            assert in_view, (frame, question)
+        else:
+            assert not full_view, (frame, question)
+        checked[answer] += 1
+    assert checked["Yes."] > 500 and checked["No."] > 500
+
+
+def test_tags_are_the_centres_of_boxes_in_the_picture(drivelm):
+    seen = 0
+    for scene in drivelm.values():
+        for frame in scene["key_frames"].values():
+            text = json.dumps(frame["QA"])
+            assert set(OBJECT_TAG.findall(text)) <= set(frame["key_object_infos"])
+            for tag, info in frame["key_object_infos"].items():
+                _, camera, x, y = tag.strip("<>").split(",")
+                x0, y0, x1, y1 = info["2d_bbox"]
+                assert camera in CAMERAS and 0 <= x0 < x1 <= 1600 and 0 <= y0 < y1 <= 900
+                assert abs(float(x) - (x0 + x1) / 2) <= 0.06 and abs(float(y) - (y0 + y1) / 2) <= 0.06
+                seen += 1
+    assert seen > 300
+
+
+def test_the_lamp_of_a_traffic_light_shines_in_the_stored_picture(world, drivelm):
+    """The brightest colour in the tagged box is the one that the description names."""
+    checked = Counter()
+    for scene in drivelm.values():
+        for frame in scene["key_frames"].values():
+            for info in frame["key_object_infos"].values():
+                colour = info["Visual_description"].split()[0].lower()
+                if not info["Visual_description"].endswith("light."):
+                    continue
+                path = frame["image_paths"]["CAM_FRONT"].removeprefix("../nuscenes/")
+                with Image.open(world / path) as image:
+                    pixels = np.asarray(image.convert("RGB"), dtype=float)
+                x0, y0, x1, y1 = (round(value / 10) for value in info["2d_bbox"])
+                part = pixels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].reshape(-1, 3)
+                red, green, _ = part[part.max(axis=1).argmax()]
+                found = "red" if green < 0.5 * red else "yellow" if green < 1.05 * red else "green"
+                checked[colour == found] += 1
+    assert sum(checked.values()) > 20 and checked[True] / sum(checked.values()) > 0.95, checked
+
+
+def lone_scene(*agents_at):
+    """A scene with nothing near the ego but the given (agent, ahead, left), all heading like the ego."""
+    scene = simulate_scene(0, 0)
+    x, y, yaw, _ = scene.ego[0]
+    poses, road = np.zeros((40, len(agents_at), 4)), np.zeros((40, len(agents_at), 2))
+    for i, (agent, ahead, left) in enumerate(agents_at):
+        c, s = math.cos(yaw), math.sin(yaw)
+        poses[:, i] = x + ahead * c - left * s, y + ahead * s + left * c, yaw, agent.speed
+        road[:, i] = scene.ego_s[0] + ahead, scene.ego_d[0] + left
+    statuses = np.array([[agent.stop_from for agent, _, _ in agents_at]] * 40, dtype=object)
+    agents = [agent for agent, _, _ in agents_at]
+    return replace(
+        scene, agents=agents, poses=poses, road=road, statuses=statuses, light_legs=[], houses=[], weather="clear"
+    )
+
+
+def thing(kind, status="parked", colour=None):
+    colours = {"bus": "purple", "pedestrian": "pink", "car": "blue"}
+    return Agent(kind, colour or colours[kind], 0.0, 0.0, stop_from=status)
+
+
+def seen_in(scene, camera):
+    _, look = Renderer(160, 90).render(scene, GroundMap(scene), 0)
+    view = view_of(scene, 0, look)
+    return [o.kind for o in view.seen if o.camera == camera], look
+
+
+def test_what_a_bus_hides_is_not_visible():
+    hidden = lone_scene((thing("pedestrian", "standing"), 20.0, 0.0), (thing("bus"), 12.0, 0.0))
+    assert seen_in(hidden, "CAM_FRONT")[0] == ["bus"]
+    beside = lone_scene((thing("pedestrian", "standing"), 20.0, 6.5), (thing("bus"), 12.0, 0.0))
+    assert sorted(seen_in(beside, "CAM_FRONT")[0]) == ["bus", "pedestrian"]
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_an_object_is_seen_by_the_camera_that_looks_at_it(camera):
+    (x, y, _), yaw, _, _ = CAMERA_CALIBRATION[camera]
+    yaw = math.radians(yaw)
+    scene = lone_scene((thing("pedestrian", "standing"), x + 8 * math.cos(yaw), y + 8 * math.sin(yaw)))
+    for other in CAMERAS:
+        kinds, look = seen_in(scene, other)
+        assert kinds == (["pedestrian"] if other == camera else [])
+    number = CAMERAS.index(camera)
+    assert look["pixels"][number, 0] > MIN_PIXELS
+    x0, y0, x1, y1 = look["bounds"][number, 0]
+    assert abs((x0 + x1) / 2 - 800) < 60 and y0 < 500 < y1
+
+
+@pytest.mark.parametrize("heading", [0.0, math.pi])
+def test_moving_stopped_and_parked_cars_look_different_from_front_and_back(heading):
+    pictures = {}
+    for status in ("moving", "stopped", "parked"):
+        scene = lone_scene((thing("car", status), 11.0, 0.0))
+        scene.poses[:, :, 2] += heading
+        images, _ = Renderer(160, 90).render(scene, GroundMap(scene), 0)
+        pictures[status] = np.asarray(images[1], dtype=float)
+    for a, b in (("moving", "stopped"), ("moving", "parked"), ("stopped", "parked")):
+        assert (np.abs(pictures[a] - pictures[b]).max(axis=-1) > 40).sum() >= 25, (a, b)
+
+
+def test_nobody_drives_through_the_ego():
+    for index in range(12):
+        scene = simulate_scene(1, index)
+        for i, agent in enumerate(scene.agents):
+            width, length, _ = agent.size
+            ahead, left = scene.road[:, i, 0] - scene.ego_s, scene.road[:, i, 1] - scene.ego_d
+            beside = np.abs(left) < width / 2 + 0.7
+            along = (ahead > -EGO_REAR - length / 2 + 0.2) & (ahead < EGO_FRONT + length / 2 - 0.2)
+            assert not (beside & along).any(), (index, agent.kind)
+
+
+def test_prepare_drivelm_reads_the_world_like_the_real_data(world, tmp_path):
+    command = [sys.executable, str(ROOT / "data_scripts/prepare_drivelm.py"), "--json", str(world / "drivelm.json")]
+    command += ["--image-root", str(world), "--output-dir", str(tmp_path / "scenes"), "--strict"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    manifest = schema.read_manifest(tmp_path / "scenes")
+    assert manifest["complete"] and sum(split["frames"] for split in manifest["splits"].values()) == SCENES * 8
