@@ -24,6 +24,8 @@ import shutil
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -68,6 +70,8 @@ def main() -> None:
             write_preview(args.output_dir, args.preview)
     except (ValueError, OSError) as error:
         sys.exit(f"synthesize_world: {error}")
+    except (KeyboardInterrupt, BrokenProcessPool):
+        sys.exit("synthesize_world: interrupted, or a worker was killed; the same command goes on where it stopped")
 
 
 def parse_args() -> argparse.Namespace:
@@ -135,15 +139,19 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
     for camera in CAMERAS:
         (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(scenes) if not scene_file(folder, index).exists()]
-    begun = time.perf_counter()
+    begun, rendering = time.perf_counter(), 0.0
     with tqdm(total=scenes, initial=scenes - len(missing), unit=" scenes", desc="world", disable=None) as bar:
-        for _ in made_scenes(folder, missing, seed, size, every, workers):
+        for spent in made_scenes(folder, missing, seed, size, every, workers):
+            rendering += spent
             bar.update()
     seconds = time.perf_counter() - begun
     world = assemble(folder, options)
     frames = len(missing) * len(range(0, SAMPLES_PER_SCENE, every))
     if missing:
-        print(f"made {frames} key frames in {seconds:.1f} s: {frames / seconds:.0f} a second with {workers} workers")
+        print(
+            f"made {frames} key frames in {seconds:.1f} s: {frames / seconds:.0f} a second with {workers} worker(s); "
+            f"rendering alone: {frames / rendering:.0f} a second of one core's time"
+        )
     print_report(world)
     return world
 
@@ -189,14 +197,15 @@ def scene_file(folder: Path, index: int) -> Path:
 
 
 def made_scenes(folder: Path, missing: list[int], seed: int, size, every: int, workers: int):
-    """Make the missing scenes in any order; yields each finished index."""
+    """Make the missing scenes; yields the processor seconds spent on the pictures of each."""
     jobs = [(folder, index, seed, size, every) for index in missing]
     if workers == 1 or len(jobs) < 2:
         for job in jobs:
             yield make_scene(job)
         return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), initializer=die_with_parent) as pool:
-        yield from pool.imap_unordered(make_scene, jobs, chunksize=1)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=die_with_parent) as pool:
+        yield from pool.map(make_scene, jobs)
 
 
 def die_with_parent() -> None:
@@ -216,28 +225,31 @@ def renderer_of(width: int, height: int) -> Renderer:
     return Renderer(width, height)
 
 
-def make_scene(job: tuple) -> int:
+def make_scene(job: tuple) -> float:
     """Render one scene and write its pictures, then its file in the work folder, which says that it is whole.
 
-    The file holds one line for each table: its name, a tab and the rows as JSON without the brackets around them.
+    Returns the processor seconds it took to render and compress the pictures. The file holds one line for each table:
+    its name, a tab and the rows as JSON without the brackets around them.
     """
     folder, index, seed, size, every = job
     renderer = renderer_of(*size)
     scene = simulate_scene(seed, index)
     ground = GroundMap(scene)
-    views = []
+    views, rendering = [], 0.0
     for t in range(0, SAMPLES_PER_SCENE, every):
+        begun = time.process_time()
         images, look = renderer.render(scene, ground, t)
+        files = [to_jpeg(image) for image in images]
+        rendering += time.process_time() - begun
         views.append(view_of(scene, t, look))
-        for camera, image in zip(CAMERAS, images, strict=True):
-            (folder / image_file(seed, index, t, camera)).write_bytes(to_jpeg(image))
+        for camera, data in zip(CAMERAS, files, strict=True):
+            (folder / image_file(seed, index, t, camera)).write_bytes(data)
     questions = scene_questions(scene, views)
-    parts = dict(scene_tables(scene, views, *size))
-    lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in parts.items()]
+    lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in scene_tables(scene, views, *size).items()]
     lines.append(f"drivelm\t{json.dumps(drivelm_scene(scene, views, questions))[1:-1]}")
     lines.append(f"statistics\t{json.dumps(statistics(views, questions))}")
     write_whole(scene_file(folder, index), "\n".join(lines).encode())
-    return index
+    return rendering
 
 
 def drivelm_scene(scene, views: list[View], questions) -> dict:

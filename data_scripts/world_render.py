@@ -163,7 +163,8 @@ class Model:
         """A flat figure in the y-z plane, 1.8 m tall, turned to the ego by `gather`; limbs apart when it walks."""
         foot, waist, neck = 0.47 if walking else 0.16, 0.81, 1.44
         for sign in (-1, 1):
-            leg = [(sign * foot - 0.13, 0.0), (sign * foot + 0.13, 0.0), (sign * 0.26, waist), (0.0, waist)]
+            hip = 0.13 * sign
+            leg = [(sign * foot - 0.13, 0.0), (sign * foot + 0.13, 0.0), (hip + 0.13, waist), (hip - 0.13, waist)]
             self.figure(leg, DARK)
             if walking:
                 arm = [(sign * 0.46, 0.91), (sign * 0.6, 1.01), (sign * 0.34, neck), (sign * 0.34, neck - 0.2)]
@@ -461,17 +462,13 @@ class Renderer:
         `bounds` (C, N, 4): x0, y0, x1, y1 of the whole silhouette, cut to the picture, in 1600x900 pixels; nan where
         it is not drawn.
         """
-        corners, normals, owner = things["corners"], things["normals"], things["owner"]
-        count = len(things["sources"])
+        count, owner = len(things["sources"]), things["owner"]
         width, height = self.canvas
         to_canvas = np.array([width / FULL_WIDTH, height / FULL_HEIGHT])
-        to_id = np.array([ID_WIDTH / FULL_WIDTH, ID_HEIGHT / FULL_HEIGHT])
-        same_grid = bool(np.array_equal(to_canvas, to_id))
-        brightness = SKIES[scene.weather][2]
-        scale = np.where(things["shining"], 1.0, brightness)[:, None]
-        colours = pack(things["colours"] * scale).tolist()
-        pixels = np.zeros((len(CAMERAS), count))
-        bounds = np.full((len(CAMERAS), count, 4), np.nan)
+        to_ids = np.array([ID_WIDTH / FULL_WIDTH, ID_HEIGHT / FULL_HEIGHT])
+        brightness = np.where(things["shining"], 1.0, SKIES[scene.weather][2])
+        colours = pack(things["colours"] * brightness[:, None])
+        pixels, bounds = np.zeros((len(CAMERAS), count)), np.full((len(CAMERAS), count, 4), np.nan)
         images, seen_ids = [], []
         for camera in range(len(CAMERAS)):
             rows = self.ground_rows[camera]
@@ -479,71 +476,65 @@ class Renderer:
             canvas[:rows] = self.sky(scene.weather, camera)
             np.take(surface, self.ground_cells[camera], out=canvas[rows:], mode="clip")
             image = Image.frombytes("RGB", (width, height), canvas.tobytes(), "raw", "RGBX")
-            draw, ids = ImageDraw.Draw(image), Image.new("L", (ID_WIDTH, ID_HEIGHT))
-            draw_id = ImageDraw.Draw(ids)
+            ids = Image.new("L", (ID_WIDTH, ID_HEIGHT))
+            draw, draw_id = ImageDraw.Draw(image), ImageDraw.Draw(ids)
 
-            offset = things["centre"] - self.positions[camera]  # (object, 3)
-            offset = rotated(offset, self.rotations[camera])
-            depth, sideways = offset[:, 2], np.abs(offset[:, 0])
-            reach = things["radius"]
-            tall = self.focals[camera] / np.maximum(depth, 1.0) >= things["min_metre"]
-            shown = (depth > -reach + NEAR) & (sideways - reach < (depth + reach) * 1.05 + 1.0) & tall
-            quads = np.nonzero(shown[owner])[0]
-            toward = self.positions[camera] - corners[quads, 0]
-            facing = np.einsum("qi,qi->q", normals[quads], toward) > 0
-            quads = quads[facing | things["both_sides"][quads]]
-            if len(quads):
-                local = (corners[quads] - self.positions[camera]) @ self.rotations[
-                    camera
-                ]  # (quad, corner, right down forward)
-                z = local[..., 2]
-                in_front = z.max(axis=1) > NEAR
-                quads, local, z = quads[in_front], local[in_front], z[in_front]
-                uv = local[..., :2] / np.maximum(z, NEAR)[..., None] * self.focals[camera] + self.centres[camera]
-                cut = z.min(axis=1) <= NEAR
-                inside = cut | (
-                    (uv[..., 0].max(1) > 0)
-                    & (uv[..., 0].min(1) < FULL_WIDTH)
-                    & (uv[..., 1].max(1) > 0)
-                    & (uv[..., 1].min(1) < FULL_HEIGHT)
-                )
-                quads, local, uv, cut = quads[inside], local[inside], uv[inside], cut[inside]
-                # Far to near by object, then by part, then in the order of the model.
-                part_depth = things["part_distance"][camera][quads]
-                object_depth = things["distance"][camera][owner[quads]]
-                order = np.lexsort((quads, -part_depth, owner[quads], -object_depth))
-                on_canvas = (uv * to_canvas).reshape(-1, 8).tolist()
-                solid_quads = things["solid"][quads]
-                solid, marks = solid_quads.tolist(), np.where(owner[quads] < count, owner[quads] + 1, 0).tolist()
-                low, high = uv.min(axis=1), uv.max(axis=1)
-                on_ids = on_canvas if same_grid else (uv * to_id).reshape(-1, 8).tolist()
-                for k in order.tolist():
-                    quad = int(quads[k])
-                    if cut[k]:
-                        clipped = clip_near(local[k]) * self.focals[camera] + self.centres[camera]
-                        points, id_points = (clipped * to_canvas).ravel().tolist(), (clipped * to_id).ravel().tolist()
-                    else:
-                        points, id_points = on_canvas[k], on_ids[k]
-                    draw.polygon(points, fill=colours[quad])
-                    if solid[k]:
-                        draw_id.polygon(id_points, fill=marks[k])
-                        if cut[k]:
-                            low[k], high[k] = clipped.min(axis=0), clipped.max(axis=0)
-                named = solid_quads & (owner[quads] < count)
-                box = np.full((count, 4), np.nan)
-                box[:, :2], box[:, 2:] = np.inf, -np.inf
-                np.minimum.at(box[:, :2], owner[quads[named]], low[named])
-                np.maximum.at(box[:, 2:], owner[quads[named]], high[named])
-                box = np.clip(box, 0, (FULL_WIDTH, FULL_HEIGHT, FULL_WIDTH, FULL_HEIGHT))
-                drawn = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-                bounds[camera, drawn] = box[drawn]
-            ids = np.frombuffer(ids.tobytes(), dtype=np.uint8).reshape(ID_HEIGHT, ID_WIDTH)
-            seen_ids.append(ids)
-            pixels[camera] = np.bincount(ids.ravel(), minlength=256)[1 : count + 1] * ID_AREA
+            quads, outlines, clipped = self.project(camera, things)
+            named = things["solid"][quads] & (owner[quads] < count)
+            on_canvas = point_lists(outlines, clipped, to_canvas)
+            same_grid = np.array_equal(to_canvas, to_ids)
+            on_ids = on_canvas if same_grid else point_lists(outlines, clipped, to_ids)
+            marks = np.where(named, owner[quads] + 1, 0)
+            solid = things["solid"][quads].tolist()
+            paint = zip(on_canvas, on_ids, colours[quads].tolist(), solid, marks.tolist(), strict=True)
+            for points, id_points, colour, is_solid, mark in paint:
+                draw.polygon(points, fill=colour)
+                if is_solid:
+                    draw_id.polygon(id_points, fill=mark)
             if scene.weather == "rain":
                 self.rain(draw, scene, t, camera)
             images.append(image.reduce(self.scale) if self.scale > 1 else image)
+
+            bounds[camera] = object_bounds(owner[quads], outlines, clipped, named, count)
+            seen = np.frombuffer(ids.tobytes(), dtype=np.uint8).reshape(ID_HEIGHT, ID_WIDTH)
+            pixels[camera] = np.bincount(seen.ravel(), minlength=256)[1 : count + 1] * ID_AREA
+            seen_ids.append(seen)
         return images, {"sources": things["sources"], "pixels": pixels, "bounds": bounds, "ids": seen_ids}
+
+    def project(self, camera: int, things: dict) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+        """The quads that a camera sees, far to near.
+
+        Returns:
+            Their numbers (Q,), their corners in pixels of 1600x900 (Q, 4, 2), and by place in Q the corners of those
+            that reach behind the camera and had to be cut, (corner, 2).
+        """
+        owner, position, rotation = things["owner"], self.positions[camera], self.rotations[camera]
+        middle = rotated(things["centre"] - position, rotation)  # (object, right down forward)
+        depth, sideways, reach = middle[:, 2], np.abs(middle[:, 0]), things["radius"]
+        large = self.focals[camera] / np.maximum(depth, 1.0) >= things["min_metre"]
+        shown = large & (depth > NEAR - reach) & (sideways - reach < (depth + reach) * 1.05 + 1.0)
+        quads = np.nonzero(shown[owner])[0]
+        toward = position - things["corners"][quads, 0]
+        facing = np.einsum("qi,qi->q", things["normals"][quads], toward) > 0
+        quads = quads[facing | things["both_sides"][quads]]
+
+        local = rotated(things["corners"][quads] - position, rotation)  # (quad, corner, right down forward)
+        z = local[..., 2]
+        outlines = local[..., :2] / np.maximum(z, NEAR)[..., None] * self.focals[camera] + self.centres[camera]
+        cut = z.min(axis=1) <= NEAR
+        low, high = outlines.min(axis=1), outlines.max(axis=1)
+        inside = ((high > 0) & (low < (FULL_WIDTH, FULL_HEIGHT))).all(axis=1)
+        kept = (z.max(axis=1) > NEAR) & (cut | inside)
+        # By object, then by part, then in the order of the model.
+        far = things["distance"][camera][owner[quads]]
+        order = np.lexsort((quads, -things["part_distance"][camera][quads], owner[quads], -far))
+        order = order[kept[order]]
+        clipped = {
+            k: clip_near(local[n]) * self.focals[camera] + self.centres[camera]
+            for k, n in enumerate(order.tolist())
+            if cut[n]
+        }
+        return quads[order], outlines[order], clipped
 
     def rain(self, draw, scene: Scene, t: int, camera: int) -> None:
         rng = np.random.default_rng([scene.seed, scene.index, t, camera])
@@ -786,6 +777,27 @@ def light_pose(scene: Scene, leg, d: float) -> tuple[float, float, float]:
     """Global x, y and yaw of a point on the beam of a signal, which hangs straight on from the stop line."""
     x, y, yaw = (float(value) for value in scene.path.at(leg.stop_line, d))
     return x + LIGHT_BEYOND_LINE * math.cos(yaw), y + LIGHT_BEYOND_LINE * math.sin(yaw), yaw
+
+
+def point_lists(outlines: np.ndarray, clipped: dict[int, np.ndarray], scale: np.ndarray) -> list[list[float]]:
+    """For each quad x0, y0, x1, y1, ... in pixels of a picture, as Pillow takes them."""
+    lists = (outlines * scale).reshape(-1, 8).tolist()
+    for k, points in clipped.items():
+        lists[k] = (points * scale).ravel().tolist()
+    return lists
+
+
+def object_bounds(owner, outlines, clipped, named, count: int) -> np.ndarray:
+    """(count, 4): x0, y0, x1, y1 around each object's quads within the picture, nan where there are none."""
+    low, high = outlines.min(axis=1), outlines.max(axis=1)
+    for k, points in clipped.items():
+        low[k], high[k] = points.min(axis=0), points.max(axis=0)
+    bounds = np.tile([np.inf, np.inf, -np.inf, -np.inf], (count, 1))
+    np.minimum.at(bounds[:, :2], owner[named], low[named])
+    np.maximum.at(bounds[:, 2:], owner[named], high[named])
+    bounds = np.clip(bounds, 0, (FULL_WIDTH, FULL_HEIGHT, FULL_WIDTH, FULL_HEIGHT))
+    bounds[(bounds[:, 2:] <= bounds[:, :2]).any(axis=1)] = np.nan
+    return bounds
 
 
 def rotated(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

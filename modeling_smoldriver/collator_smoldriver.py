@@ -14,11 +14,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
+from .packing_smoldriver import PADDING, PREFIX
 from .processing_smoldriver import SmolDriverProcessor
 
 logger = logging.getLogger(__name__)
-
-PREFIX, PADDING = 0, -1  # segment ids; branches are 1, 2, ...
 
 
 def group_questions(
@@ -57,23 +56,6 @@ def group_questions(
         return rows
 
     return Dataset.from_dict({"frame": frames, "questions": groups}).with_transform(take)
-
-
-def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom in packed sequences.
-
-    Args:
-        segment_ids (`torch.LongTensor` of shape `(batch, length)`): 0 the prefix, 1, 2, ... the branches, -1 padding.
-
-    Returns:
-        Bool `(batch, 1, length, length)`: `length**2` bytes a sequence. Padding sees itself, so that no row is empty.
-    """
-    length = segment_ids.shape[1]
-    query, key = segment_ids[:, :, None], segment_ids[:, None, :]
-    position = torch.arange(length, device=segment_ids.device)
-    causal = position[:, None] >= position[None, :]
-    allowed = causal & ((key == PREFIX) | (key == query)) & (key != PADDING)
-    return (allowed | torch.eye(length, dtype=torch.bool, device=segment_ids.device)).unsqueeze(1)
 
 
 @dataclass

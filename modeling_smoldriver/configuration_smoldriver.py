@@ -110,6 +110,9 @@ class SmolDriverVisionConfig(PretrainedConfig):
     def _check(self):
         if self.resampler_keys not in RESAMPLER_KEYS:
             raise ValueError(f"resampler_keys={self.resampler_keys!r} is unknown; use one of {RESAMPLER_KEYS}")
+        for name in ("hidden_size", "grid_size", "num_attention_heads", "tower_image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be divisible by num_attention_heads={self.num_attention_heads}"
@@ -123,7 +126,7 @@ class SmolDriverVisionConfig(PretrainedConfig):
                 f"tower_config of type {self.tower_config.model_type!r} has patch_size={patch_size!r};"
                 " SmolDriver needs a backbone with square patches (ViT, DINOv2, SigLIP)"
             )
-        if self.tower_image_size < patch_size or self.tower_image_size % patch_size:
+        if self.tower_image_size % patch_size:
             raise ValueError(
                 f"tower_image_size={self.tower_image_size} is not a multiple of the tower's patch_size={patch_size}"
             )
@@ -159,6 +162,7 @@ class SmolDriverConfig(PretrainedConfig):
             vision_config = SmolDriverVisionConfig(**(vision_config or {}))
         self.vision_config = vision_config
         self.text_config = _sub_config(text_config, DEFAULT_TEXT)
+        self.text_config.tie_word_embeddings = tie_word_embeddings  # transformers 4.57 reads it there
         self.scale_factor = scale_factor
         self.image_token_id = image_token_id
         if scale_factor < 1 or vision_config.grid_size % scale_factor:

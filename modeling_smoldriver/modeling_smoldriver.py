@@ -69,20 +69,31 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
         """As in transformers, but strict.
 
         Raises:
-            ValueError: naming every tensor that the checkpoint lacks or adds. (A wrong shape is an error already.)
+            ValueError: naming every tensor that the checkpoint lacks, adds or holds in another shape.
         """
+        kwargs["ignore_mismatched_sizes"] = True  # transformers would raise without saying which
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        problems = [
-            f"{what}: {', '.join(sorted(map(str, info[key])))}"
-            for key, what in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"))
-            if info[key]
-        ]
+        # transformers 4.57 lists names, 5.x tuples of name and shapes
+        misshapen = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+        found = {
+            "missing": set(info["missing_keys"]) - misshapen,
+            "unexpected": info["unexpected_keys"],
+            "wrongly shaped": misshapen,
+        }
+        problems = [f"{what}: {', '.join(sorted(names))}" for what, names in found.items() if names]
         if problems:
             raise ValueError(
                 f"the checkpoint {str(pretrained_model_name_or_path)!r} does not fit {cls.__name__}; "
                 + "; ".join(problems)
             )
+        model.freeze_unread()
         return (model, info) if output_loading_info else model
+
+    def freeze_unread(self):
+        """Freeze DINOv2's mask token, an aid of its pre-training that is never read here."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("mask_token"):
+                parameter.requires_grad_(False)
 
 
 class SmolDriverVisionModel(SmolDriverPreTrainedModel):
@@ -102,9 +113,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         self.projection = nn.Linear(config.tower_config.hidden_size, config.hidden_size)
         self.resampler = SmolDriverResampler(config)
         self.post_init()
-        for name, parameter in self.tower.named_parameters():
-            if name.endswith("mask_token"):  # DINOv2's pre-training aid, never read here
-                parameter.requires_grad_(False)
+        self.freeze_unread()
 
     def get_input_embeddings(self):
         return self.tower.get_input_embeddings()
@@ -264,6 +273,10 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             visual_tokens = self._tokens_per_view(placeholders, camera_ids)
             visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), visual.to(inputs_embeds.dtype))
+        elif input_ids is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
+            placeholders = int((input_ids == self.config.image_token_id).sum())
+            if placeholders:
+                raise ValueError(f"the prompt holds {placeholders} <image> tokens, but there are no pixel_values")
 
         if (
             isinstance(attention_mask, torch.Tensor)
@@ -294,7 +307,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
     def _tokens_per_view(self, placeholders: torch.Tensor, camera_ids: torch.Tensor) -> int:
         tokens, views = placeholders.sum(-1).tolist(), (camera_ids >= 0).sum(-1).tolist()
         per_view = sum(tokens) // max(1, sum(views))
-        if tokens != [per_view * count for count in views]:
+        if not per_view or tokens != [per_view * count for count in views]:
             raise ValueError(
                 f"image tokens and pictures do not match: the rows hold {tokens} <image> tokens for {views} pictures;"
                 f" each picture of a batch takes the same number, one of {self.config.visual_token_budgets}"

@@ -128,7 +128,8 @@ class SmolDriverProcessor(ProcessorMixin):
         Args:
             images: one scene or a list of scenes, each a dict {camera name: picture} in any order or a list of pictures.
                 A picture is a PIL image, an array `(height, width, channels)`, a path or an URL; None: camera missing.
-                A list without camera names in the text must have one entry a camera, in the order of `self.cameras`.
+                A list goes by the camera names in the text; without names, or with None in it, it must have one entry a
+                camera, in the order of `self.cameras`.
             text (`str` or `list[str]`): prompts, as `apply_chat_template` writes them, one `<image>` a picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
             visual_tokens (`int`, *optional*): tokens a camera, one of `self.visual_token_budgets`; default the largest.
@@ -145,24 +146,25 @@ class SmolDriverProcessor(ProcessorMixin):
         for modality in ("videos", "audio"):
             if kwargs.pop(modality, None) is not None:
                 raise ValueError(f"SmolDriver takes pictures and text; got {modality}")
-        if text is None:
+        if not text:
             raise ValueError("text is required: a prompt with one <image> a picture (see apply_chat_template)")
         visual_tokens = self._check_budget(visual_tokens)
         texts = [text] if isinstance(text, str) else list(text)
         scenes = self._scenes(images, texts)
-        prompts, views = [], []
-        for prompt, scene in zip(texts, scenes, strict=True):
-            prompt, scene_views = self._route(prompt, scene, visual_tokens)
-            prompts.append(prompt)
-            views.append(scene_views)
+        routed = [self._route(prompt, scene, visual_tokens) for prompt, scene in zip(texts, scenes, strict=True)]
+        prompts, views, spans = (list(column) for column in zip(*routed, strict=True))
         for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.update(kwargs.pop(modality, None) or {})
+        return_spans = kwargs.pop("return_text_replacement_offsets", False)
         encoded = self.tokenizer(prompts if not isinstance(text, str) else prompts[0], **kwargs)
         features = dict(encoded)
         if isinstance(text, str):
             features = {name: [value] for name, value in features.items()}
         features.update(self.encode_images(views, visual_tokens))
-        return BatchFeature(features, tensor_type=return_tensors)
+        features = BatchFeature(features, tensor_type=return_tensors)
+        if return_spans:  # asked for by apply_chat_template, to find the assistant's tokens after the expansion
+            features["text_replacement_offsets"] = spans
+        return features
 
     def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
         """`pixel_values` and `camera_ids` (see `__call__`) of a batch of scenes given as (camera, picture) lists.
@@ -217,6 +219,8 @@ class SmolDriverProcessor(ProcessorMixin):
     ) -> str:
         """The part of the prompt that all questions of a scene share, image tokens expanded."""
         content = [{"type": "image", "camera": self._check_camera(camera)} for camera in cameras]
+        if scene_description:
+            scene_description = self._clean(scene_description, "scene description")
         prefix, _ = self._template_parts(content, scene_description)
         return _PLACEHOLDER.sub(
             lambda match: match[0][: -len(IMAGE_TOKEN)] + self._image_tokens(visual_tokens), prefix
@@ -240,10 +244,12 @@ class SmolDriverProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Inputs of `model.encode_scene`: the shared prefix of one scene; arguments as in `__call__`.
 
+        `images=None` gives a scene without pictures, for text-only controls.
+
         Returns:
             `input_ids` `(1, length)`, `attention_mask`, `pixel_values` `(1, views, 3, S, S)`, `camera_ids` `(1, views)`.
         """
-        views = self.scene_views(images)
+        views = [] if images is None else self.scene_views(images)
         prompt = self.scene_prompt([camera for camera, _ in views], scene_description, visual_tokens)
         encoded = self.tokenizer([prompt], add_special_tokens=False, return_tensors="pt")
         return BatchFeature({**encoded, **self.encode_images([views], visual_tokens)})
@@ -292,11 +298,17 @@ class SmolDriverProcessor(ProcessorMixin):
             raise ValueError(f"{len(scenes)} scenes of pictures for {len(texts)} prompts")
         return scenes
 
-    def _route(self, prompt: str, scene, visual_tokens: int) -> tuple[str, list[tuple[str, object]]]:
-        """Name and expand each placeholder: the tokenizer's text, and (camera, picture) in the order of the prompt."""
+    def _route(self, prompt: str, scene, visual_tokens: int) -> tuple[str, list[tuple[str, object]], list[dict]]:
+        """Name and expand each placeholder.
+
+        Returns the tokenizer's text, (camera, picture) in the order of the prompt, and where the placeholders lay in
+        characters before (`span`) and after (`new_span`).
+        """
         names = [name if name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
         names = [name or None for name in names]
-        if scene is not None and not isinstance(scene, dict) and len(scene) == len(self.cameras):
+        listed = isinstance(scene, (list, tuple))
+        in_prompt_order = listed and names and all(names) and all(picture is not None for picture in scene)
+        if listed and len(scene) == len(self.cameras) and not in_prompt_order:
             views = {
                 camera: picture for camera, picture in zip(self.cameras, scene, strict=True) if picture is not None
             }
@@ -331,13 +343,17 @@ class SmolDriverProcessor(ProcessorMixin):
             pairs = self.scene_views(views)
         order = iter(camera for camera, _ in pairs)
         expanded = self._image_tokens(visual_tokens)
+        spans = []
 
         def expand(match: re.Match) -> str:
             camera = next(order)
             before = match[0][: -len(IMAGE_TOKEN)]
-            return before + ("" if match[1] == camera else f"{camera}:") + expanded
+            text = before + ("" if match[1] == camera else f"{camera}:") + expanded
+            start = match.start() + (spans[-1]["new_span"][1] - spans[-1]["span"][1] if spans else 0)
+            spans.append({"span": match.span(), "new_span": (start, start + len(text))})
+            return text
 
-        return _PLACEHOLDER.sub(expand, prompt), pairs
+        return _PLACEHOLDER.sub(expand, prompt), pairs, spans
 
     def _image_tokens(self, visual_tokens: int | None) -> str:
         tokens = IMAGE_TOKEN * self._check_budget(visual_tokens)
@@ -362,9 +378,12 @@ class SmolDriverProcessor(ProcessorMixin):
             if isinstance(picture, (str, Path)):
                 picture = Image.open(picture) if os.path.isfile(picture) else load_image(str(picture))
             elif not isinstance(picture, Image.Image):
-                picture = to_pil_image(np.asarray(picture))
+                array = np.asarray(picture)
+                array = array[..., None].repeat(3, axis=-1) if array.ndim == 2 else array  # grey
+                array = array[..., :3] if array.ndim == 3 and array.shape[-1] == 4 else array  # alpha
+                picture = to_pil_image(array)
             return to_rgb(picture)
-        except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders and HTTP clients raise errors of every kind
             raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:

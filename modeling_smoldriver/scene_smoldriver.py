@@ -31,27 +31,52 @@ class SceneCache:
         self.layers = []
 
 
+def shared_attention(query, shared_key, shared_value, key, value, own_bias, shared_bias=None) -> torch.Tensor:
+    """Attention of branches to their scene's keys and to their own, under one softmax, without copying the scene's.
+
+    Args:
+        query (`torch.Tensor` of shape `(scenes, groups, branches, heads a group, queries, head_dim)`): scaled.
+        shared_key, shared_value (`torch.Tensor` of shape `(scenes, groups, shared keys, head_dim)`).
+        key, value (`torch.Tensor` of shape `(scenes, groups, branches, own keys, head_dim)`).
+        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads a group, queries, own keys)`): added.
+        shared_bias (`torch.Tensor`, *optional*, broadcast to `(..., shared keys)`): added to the shared scores.
+
+    Returns:
+        `torch.Tensor` of the query's shape.
+    """
+    scenes, groups, branches, heads, queries, head_dim = query.shape
+    shared = torch.matmul(query.reshape(scenes, groups, -1, head_dim), shared_key.transpose(-1, -2))
+    shared = shared.view(*query.shape[:-1], -1)
+    if shared_bias is not None:
+        shared = shared + shared_bias
+    own = torch.matmul(query.reshape(scenes, groups, branches, -1, head_dim), key.transpose(-1, -2))
+    own = own.view(*query.shape[:-1], -1) + own_bias
+    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
+    output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(query.shape)
+    return output + torch.matmul(own.reshape(scenes, groups, branches, heads * queries, -1), value).view(query.shape)
+
+
 def scene_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, scene=None, **kwargs):
-    """Attention of each row's tokens to the scene's shared cache and to the row's own keys, under one softmax.
+    """Attention of each row's tokens to the scene's shared cache and to the row's own keys.
 
     Shapes: `query` `(rows, heads, queries, head_dim)`, `key` and `value` `(rows, key/value heads, keys, head_dim)`,
     `attention_mask` additive over the row's own keys. Returns `(rows, queries, heads, head_dim)`.
     """
     scene_key, scene_value = scene.layers[module.layer_idx]
     rows, heads, queries, head_dim = query.shape
-    groups, length = scene_key.shape[:2]
-    query = query.view(rows, groups, heads // groups, queries, head_dim) * scaling
-    own = torch.matmul(query, key.transpose(2, 3).unsqueeze(2))  # (row, group, head, query, own key)
-    own = own + attention_mask[:, :, None, :, : key.shape[2]]
-    flat = query.transpose(0, 1).reshape(groups, -1, head_dim)
-    shared = torch.matmul(flat, scene_key.transpose(1, 2))  # (group, row * head * query, scene key)
-    shared = shared.view(groups, rows, heads // groups, queries, length).transpose(0, 1)
-    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    shared, own = weights.split([length, key.shape[2]], dim=-1)
-    output = torch.matmul(own, value.unsqueeze(2))
-    flat = shared.transpose(0, 1).reshape(groups, -1, length)
-    output = output + torch.matmul(flat, scene_value).view(groups, rows, *output.shape[2:]).transpose(0, 1)
-    return output.reshape(rows, heads, queries, head_dim).transpose(1, 2), None
+    groups = key.shape[1]
+    query = (query * scaling).view(rows, groups, heads // groups, queries, head_dim).transpose(0, 1)
+    output = shared_attention(
+        query.unsqueeze(0),
+        scene_key.unsqueeze(0),
+        scene_value.unsqueeze(0),
+        key.transpose(0, 1).unsqueeze(0),
+        value.transpose(0, 1).unsqueeze(0),
+        own_bias=attention_mask[:, :, :, : key.shape[2]].unsqueeze(1).transpose(0, 1).unsqueeze(0),
+    )
+    output = output[0].transpose(0, 1).reshape(rows, heads, queries, head_dim)
+    return output.transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, scene_attention_forward)
@@ -62,27 +87,30 @@ class SceneAnswerMixin:
     """`encode_scene` and `answer` for a model with `model.text_model` and `generate`."""
 
     @torch.no_grad()
-    def encode_scene(self, input_ids, attention_mask, pixel_values, camera_ids) -> list[SceneCache]:
+    def encode_scene(self, input_ids, attention_mask, pixel_values=None, camera_ids=None) -> list[SceneCache]:
         """Encode scenes once, to be asked many times.
 
-        Args: the tensors of `processor.encode_scene`; a batch of scenes is padded on the right.
+        Args: the tensors of `processor.encode_scene`; a batch of scenes is padded on the right, a scene without
+            pictures (a text-only control) has neither `pixel_values` nor `camera_ids`.
 
         Returns:
             One [`SceneCache`] a scene.
 
         Raises:
-            ValueError: if a scene fills the model's context.
+            ValueError: if a scene fills the model's context, or is padded on the left.
         """
         limit = self.config.text_config.max_position_embeddings
         if input_ids.shape[1] >= limit:
             raise ValueError(
                 f"the scene takes {input_ids.shape[1]} tokens, the model's context is {limit}: choose fewer visual_tokens"
             )
+        if not attention_mask[:, 0].all():
+            raise ValueError("a batch of scenes must be padded on the right; the attention_mask begins with 0")
         outputs = self.model(
             input_ids=input_ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            pixel_values=pixel_values.to(self.device),
-            camera_ids=camera_ids.to(self.device),
+            pixel_values=None if pixel_values is None else pixel_values.to(self.device),
+            camera_ids=None if camera_ids is None else camera_ids.to(self.device),
             past_key_values=DynamicCache(),
             use_cache=True,
         )
@@ -110,6 +138,10 @@ class SceneAnswerMixin:
         """
         if not isinstance(scene, SceneCache):
             if len(scene) > 1:
+                if len(questions) != len(scene):
+                    raise ValueError(
+                        f"{len(questions)} lists of questions for {len(scene)} scenes; give one list a scene"
+                    )
                 return [
                     self.answer(one, processor, asked, batch_size, **generate_kwargs)
                     for one, asked in zip(scene, questions, strict=True)
@@ -154,5 +186,18 @@ class SceneAnswerMixin:
             config._attn_implementation = before
 
     def _weights_fingerprint(self) -> int:
-        """Changes when a weight is moved, replaced or written to."""
-        return hash(tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in self.parameters()))
+        """Changes when a weight is moved, replaced or written to.
+
+        Fused optimizers write without counting a new version, so about eight values of each tensor are looked at too.
+        """
+        return hash(
+            tuple(
+                (tensor.data_ptr(), tensor._version, tensor.dtype, _sample_sum(tensor))
+                for tensor in self.parameters()
+                if not tensor.is_meta  # offloaded
+            )
+        )
+
+
+def _sample_sum(tensor: torch.Tensor) -> float:
+    return tensor.detach().flatten()[:: max(1, tensor.numel() // 8)].double().sum().item()

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from .collator_smoldriver import SmolDriverCollator, block_mask, group_questions
+from .collator_smoldriver import SmolDriverCollator, group_questions
+from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, block_mask
 
 LOSS_MODES = ("question", "token")
+PACKED_ATTENTIONS = ("blocks", "mask")
 
 
 @dataclass
@@ -38,6 +40,12 @@ class SmolDriverSFTConfig(SFTConfig):
     use_scene_description: bool = field(
         default=False, metadata={"help": "Put DriveLM's human summary of the clip into the prompt."}
     )
+    packed_attention: str = field(
+        default="blocks",
+        metadata={
+            "help": "'blocks': compute the allowed blocks alone; 'mask': a dense mask for the model's attn_implementation."
+        },
+    )
     loss_mode: str = field(
         default="question",
         metadata={
@@ -56,6 +64,10 @@ class SmolDriverSFTConfig(SFTConfig):
         super().__post_init__()
         if self.loss_mode not in LOSS_MODES:
             raise ValueError(f"loss_mode={self.loss_mode!r} is unknown; use one of {LOSS_MODES}")
+        if self.packed_attention not in PACKED_ATTENTIONS:
+            raise ValueError(
+                f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}"
+            )
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
 
@@ -96,6 +108,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
             raise ValueError("give a loaded model: SmolDriverForConditionalGeneration.from_pretrained(...)")
         if kwargs.get("peft_config") is None:
             freeze_parts(model, args)
+        if args.scene_packing and args.packed_attention == "blocks":
+            model.model.text_model.config._attn_implementation = PACKED_ATTENTION
         questions = args.questions_per_scene if args.scene_packing else 1
         collator = SmolDriverCollator(
             processing_class,
@@ -128,7 +142,11 @@ class SmolDriverSFTTrainer(SFTTrainer):
         frame_tokens = inputs.pop("frame_tokens")
         if "segment_ids" in inputs:
             segment_ids = inputs.pop("segment_ids")
-            inputs["attention_mask"] = block_mask(segment_ids)
+            if self.args.packed_attention == "blocks":
+                inputs["packing"] = PackedLayout.from_segments(segment_ids, self._activation_dtype())
+                inputs["attention_mask"] = segment_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # keeps others from making one
+            else:
+                inputs["attention_mask"] = block_mask(segment_ids)
             tokens = (segment_ids >= 0).sum()
         else:
             tokens = inputs["attention_mask"].sum()
@@ -164,6 +182,9 @@ class SmolDriverSFTTrainer(SFTTrainer):
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._metrics[mode]["num_questions"] = [self._questions_seen]
         return (loss, outputs) if return_outputs else loss
+
+    def _activation_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if self.args.loss_mode == "token":

@@ -51,15 +51,15 @@ def base_parts(base: str, dtype: torch.dtype):
         "num_attention_heads": vision.num_attention_heads,
         "grid_size": vision.image_size // vision.patch_size,
     }
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.vision_model.")}
+    weights = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.vision_model.")
+    }
     return AutoTokenizer.from_pretrained(base), fields, grid, weights
 
 
 def language_parts(arguments, dtype: torch.dtype):
     """As `base_parts`, from a language model alone: its embedding is padded for SmolVLM's tokens, the connector is fresh."""
-    model = AutoModelForCausalLM.from_pretrained(
-        arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype
-    )
+    model = AutoModelForCausalLM.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     tokenizer.eos_token = END_OF_TURN

@@ -6,16 +6,17 @@ Every value of the YAML can be overridden on the command line (`--max_steps 100`
 its last checkpoint when the same command is given again.
 """
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 
 import torch
-from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
+from recipes.checkpoints import nf4, write_training_manifest
 
 
 @dataclass
@@ -29,26 +30,17 @@ class DataArguments:
 LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def quantization(model_args: ModelConfig) -> BitsAndBytesConfig | None:
-    """NF4 for the language model's layers only: vision, connector and lm_head keep their precision."""
-    if not model_args.load_in_4bit:
-        return None
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=model_args.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=getattr(torch, model_args.dtype),
-        llm_int8_skip_modules=["vision_model", "connector", "lm_head"],
-    )
-
-
 def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     # Model
+    quantization = None
+    if model_args.load_in_4bit:
+        compute = getattr(torch, model_args.dtype or "float32")
+        quantization = nf4(compute, model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)
     model = SmolDriverForConditionalGeneration.from_pretrained(
         model_args.model_name_or_path,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization(model_args),
+        quantization_config=quantization,
     )
     processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
     peft_config = get_peft_config(model_args)
@@ -71,9 +63,23 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     )
     trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     trainer.accelerator.print(f"{trainable:,} trainable weights")
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir))
+    started = time.time()
+    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"model saved in {training_args.output_dir}")
+    if trainer.is_world_process_zero():
+        manifest = {
+            "base": model_args.model_name_or_path,
+            "dtype": model_args.dtype,
+            "quantization": quantization and quantization.to_diff_dict(),
+            "scenes": data_args.scenes,
+            "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),
+            "steps": trainer.state.global_step,
+            "seconds": round(time.time() - started),
+            "arguments": {**asdict(model_args), **training_args.to_dict()},
+        }
+        write_training_manifest(training_args.output_dir, manifest)
+        print(f"model saved in {training_args.output_dir}")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=data_args.scenes)
 

@@ -138,7 +138,8 @@ def check_boxes(nusc: NuScenes, options: dict, scenes: int) -> None:
                     if nusc.get("sample_annotation", box.token)["visibility_token"] == "4":
                         overlaps.append(shared / union)
     print(
-        f"{len(inside)} views of objects ({too_near} more are too near for the devkit) in {scenes} scenes: {np.mean(inside):.1%} inside the devkit's projected box; "
+        f"{len(inside)} views of objects ({too_near} more are too near for the devkit) in {scenes} scenes: "
+        f"{np.mean(inside):.1%} inside the devkit's projected box; "
         f"{len(overlaps)} in full view fill it with a mean overlap (IoU) of {np.mean(overlaps):.2f}, "
         f"{np.mean(np.array(overlaps) > 0.5):.1%} above 0.5; pictures differ from the files by {difference:.1f} of 255"
     )

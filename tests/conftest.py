@@ -1,5 +1,6 @@
 """A SmolDriver small enough to build, save and run in every test, and pictures for it."""
 
+import copy
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -72,7 +73,7 @@ def tiny_config(tokenizer, tower: str = "vit", **vision) -> SmolDriverConfig:
 def tiny_model(config: SmolDriverConfig, seed: int = 0) -> SmolDriverForConditionalGeneration:
     """Weights wide enough that different pictures and questions give different answers."""
     torch.manual_seed(seed)
-    model = SmolDriverForConditionalGeneration(config).eval()
+    model = SmolDriverForConditionalGeneration(copy.deepcopy(config)).eval()  # which the model may change
     for name, parameter in model.named_parameters():
         if name.startswith(("lm_head", "model.text_model", "model.connector")) and parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.2)

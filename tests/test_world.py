@@ -109,12 +109,24 @@ def test_killed_run_goes_on_to_the_same_bytes(tmp_path):
     done = list((tmp_path / "killed/work").glob("scene-*.txt"))
     assert done and not (tmp_path / "killed/world.json").exists(), "the kill came too late to test anything"
     time.sleep(1.5)  # orphaned workers end by themselves
-    made = {path: path.stat().st_mtime_ns for path in done}
     again = run(tmp_path / "killed", *options[:-1], 1)
     assert again.returncode == 0, again.stderr
     assert run(tmp_path / "clean", *options).returncode == 0
     assert digests(tmp_path / "killed") == digests(tmp_path / "clean")
-    assert made
+
+
+def test_killed_worker_ends_the_run_with_one_line(tmp_path):
+    options = ("--scenes", 40, "--frames-every", 4, "--workers", 2)
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(tmp_path / "world"), *map(str, options)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "world/work").glob("scene-*.txt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "goes on where it stopped" in errors and "Traceback" not in errors
 
 
 def test_full_disk_leaves_no_half_scene(tmp_path):

@@ -1,0 +1,509 @@
+"""Packed frames: loss and gradients are those of one question at a time, and nothing is lost, doubled or copied."""
+
+import io
+import itertools
+
+import pytest
+import torch
+from conftest import picture, tiny_config, tiny_model
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_scripts.schema import SCENE_FEATURES
+from modeling_smoldriver import CAMERAS
+from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, block_mask, group_questions
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
+
+QA = [
+    ("Are there barriers to the front of the ego car?", "Yes."),
+    ("Why?", "Because the ego vehicle is going straight and the road is wet."),
+    ("What is the status of the car that is to the front of the ego car?", "No."),
+    ("Predict the behavior of the ego vehicle.", "The ego vehicle is going straight. The ego vehicle is slow."),
+    ("Is it <c1,CAM_FRONT,714.3,503.6>?", "7"),
+]
+
+
+def frame(number, qa=QA, missing=(), description="The ego vehicle waits at a crossing."):
+    """A scene row as the recipes read it: decoded pictures, None where a camera is missing."""
+    return {
+        "scene_token": f"scene{number // 2}",
+        "frame_token": f"frame{number}",
+        "scene_description": description,
+        **{
+            camera: None if camera in missing else picture(10 * number + index) for index, camera in enumerate(CAMERAS)
+        },
+        "qa": [{"task": "perception", "question": question, "answer": answer, "tag": []} for question, answer in qa],
+    }
+
+
+def one_by_one(rows):
+    return [{**row, "qa": [qa]} for row in rows for qa in row["qa"]]
+
+
+def dataset(rows):
+    def encoded(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    return Dataset.from_list(
+        [{name: encoded(value) if hasattr(value, "save") else value for name, value in row.items()} for row in rows],
+        features=SCENE_FEATURES,
+    )
+
+
+@pytest.fixture
+def make_trainer(config, processor, tmp_path):
+    def make(model=None, rows=(), **options):
+        options = {
+            "output_dir": str(tmp_path / "run"),
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            **options,
+        }
+        return SmolDriverSFTTrainer(
+            model or tiny_model(config),
+            SmolDriverSFTConfig(**options),
+            train_dataset=dataset(rows or [frame(0)]),
+            processing_class=processor,
+        )
+
+    return make
+
+
+def loss_and_gradients(trainer, batches, num_items_in_batch=None):
+    """Mean over the batches, as gradient accumulation has it; or their sum, where the number of items is given."""
+    model = trainer.model
+    model.train()
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+        loss = loss / (len(batches) if num_items_in_batch is None else 1)
+        loss.backward()
+        total += loss.detach()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_training(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        # A bias of keys cancels in the softmax, its gradient is rounding noise: measured against its weight's.
+        of_keys = name.endswith(("k_proj.bias", "key.bias"))
+        scale = other[1][name.replace("bias", "weight") if of_keys else name].norm().item()
+        difference = (gradient - other[1][name]).norm().item()
+        assert 0 < scale and difference <= 1e-5 * scale, f"{name}: {difference} of {scale}"
+
+
+CASES = {
+    "ragged lengths": [frame(0)],
+    "one question": [frame(0, QA[1:2])],
+    "no description": [frame(0, description=None)],
+    "missing cameras": [frame(0, missing=("CAM_FRONT", "CAM_BACK_LEFT"))],
+    "a batch of frames": [frame(0, QA[:3]), frame(1, QA[2:], missing=CAMERAS[1:]), frame(2, QA[4:])],
+    "frames of one question": [frame(0, QA[:1]), frame(1, QA[3:4], missing=("CAM_BACK",))],
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", CASES)
+def test_packed_loss_and_gradients_equal_one_by_one(make_trainer, processor, case, attention):
+    trainer = make_trainer(scene_packing=True, use_scene_description=True)
+    trainer.model.set_attn_implementation(attention)
+    rows = CASES[case]
+    packed = SmolDriverCollator(processor, scene_packing=True, use_scene_description=True)(rows)
+    assert len(packed["input_ids"]) == len(rows)
+    single = SmolDriverCollator(processor, use_scene_description=True)
+    alone = [single([row]) for row in one_by_one(rows)]
+    assert all("segment_ids" not in batch and len(batch["input_ids"]) == 1 for batch in alone)
+    assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
+
+
+@pytest.mark.parametrize("max_pack_length", [230, 260])
+def test_frame_split_into_packs_equals_one_by_one(make_trainer, processor, max_pack_length):
+    trainer = make_trainer(scene_packing=True)
+    rows = [frame(0), frame(1, missing=("CAM_BACK",))]
+    packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=max_pack_length)(rows)
+    assert len(packed["input_ids"]) > len(rows)  # several packs of a frame
+    assert packed["input_ids"].shape[1] <= max_pack_length
+    single = SmolDriverCollator(processor)
+    alone = [single([row]) for row in one_by_one(rows)]
+    assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
+
+
+@pytest.mark.parametrize("visual_tokens", [9, 4, 1])
+def test_packing_equals_one_by_one_at_every_budget(make_trainer, processor, visual_tokens):
+    trainer = make_trainer(scene_packing=True)
+    packed = SmolDriverCollator(processor, scene_packing=True, visual_tokens=[visual_tokens])([frame(0)])
+    single = SmolDriverCollator(processor, visual_tokens=[visual_tokens])
+    alone = [single([row]) for row in one_by_one([frame(0)])]
+    assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
+
+
+def test_packing_equals_one_by_one_with_gradient_checkpointing(make_trainer, processor):
+    trainer = make_trainer(scene_packing=True)
+    single = SmolDriverCollator(processor)
+    expected = loss_and_gradients(trainer, [single([row]) for row in one_by_one([frame(0)])])
+    trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    packed = SmolDriverCollator(processor, scene_packing=True)([frame(0)])
+    assert_same_training(loss_and_gradients(trainer, [packed]), expected)
+
+
+def test_one_by_one_loss_is_the_models_own(make_trainer, processor):
+    """The reference of the tests above is itself the plain loss over answer tokens."""
+    trainer = make_trainer()
+    batch = SmolDriverCollator(processor)(one_by_one([frame(0)])[1:2])
+    names = ("input_ids", "attention_mask", "labels", "pixel_values", "camera_ids")
+    answer = batch["labels"][batch["labels"] != -100]
+    assert processor.decode(answer) == f" {QA[1][1]}<end_of_utterance>"
+    loss = trainer.model(**{name: batch[name] for name in names}).loss
+    torch.testing.assert_close(trainer.compute_loss(trainer.model, batch), loss, rtol=1e-5, atol=0)
+
+
+def test_token_mode_is_the_mean_over_answer_tokens(make_trainer, processor):
+    trainer = make_trainer(scene_packing=True, loss_mode="token")
+    rows = [frame(0, QA[:2]), frame(1, QA[2:])]
+    packed = SmolDriverCollator(processor, scene_packing=True)(rows)
+    single = SmolDriverCollator(processor)
+    alone = [single([row]) for row in one_by_one(rows)]
+    tokens = torch.tensor(sum((batch["labels"] != -100).sum() for batch in alone))
+    together = loss_and_gradients(trainer, [packed])
+    assert_same_training(together, loss_and_gradients(trainer, alone, num_items_in_batch=tokens))
+    by_question = make_trainer(scene_packing=True).compute_loss(trainer.model, packed)
+    assert abs(by_question - together[0]) > 1e-2  # the modes do differ on ragged answers
+
+
+@pytest.mark.parametrize("loss_mode", ["question", "token"])
+def test_accumulated_batches_weigh_as_one_large_batch(make_trainer, processor, loss_mode):
+    """Batches of unlike numbers of questions: accumulation must not weigh the small one more."""
+    trainer = make_trainer(scene_packing=True, loss_mode=loss_mode)
+    collator = SmolDriverCollator(processor, scene_packing=True)
+    rows = [frame(0), frame(1, QA[1:2])]
+    parts = [collator([row]) for row in rows]
+    items = trainer._get_num_items_in_batch(parts, torch.device("cpu"))
+    accumulated = loss_and_gradients(trainer, parts, num_items_in_batch=items)
+    assert_same_training(accumulated, loss_and_gradients(trainer, [collator(rows)]))
+
+
+def test_trainer_takes_the_same_step_packed_and_one_by_one(make_trainer, config):
+    """Through `train()`: sampler, collator, loss, accumulation, and SGD, whose step is linear in the gradient."""
+    rows = [frame(0, QA[:4]), frame(1, QA[1:], missing=("CAM_FRONT",))]
+    options = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1, "max_grad_norm": 0.0}
+    weights = []
+    for how in (
+        {"scene_packing": True, "per_device_train_batch_size": 2, "questions_per_scene": 4},
+        {"scene_packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 8},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+    ):
+        model = tiny_model(config)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        trainer = make_trainer(model, rows, **options, **how)
+        trainer.train()
+        assert trainer.state.global_step == 1 and trainer._questions_seen == 8
+        weights.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for other in weights[1:]:
+        for name, step in weights[0].items():
+            assert (step - other[name]).norm() <= 1e-4 * step.norm() + 1e-6, name  # weights are rounded, not gradients
+
+
+def test_logged_counts_are_those_of_the_questions(make_trainer, processor):
+    rows = [frame(0), frame(1, QA[:2], missing=("CAM_FRONT",))]
+    logs = []
+    for how in ({"scene_packing": True, "per_device_train_batch_size": 2}, {"per_device_train_batch_size": 7}):
+        trainer = make_trainer(None, rows, max_steps=1, learning_rate=0.0, **how)
+        trainer.train()
+        logs.append(next(entry for entry in trainer.state.log_history if "loss" in entry))
+    packed, single = logs
+    assert packed["num_questions"] == single["num_questions"] == 7
+    assert packed["mean_token_accuracy"] == pytest.approx(single["mean_token_accuracy"])
+    assert packed["loss"] == pytest.approx(single["loss"], rel=1e-4)
+    lengths = [token_counts(processor, row) for row in rows]
+    assert packed["num_tokens"] == sum(prefix + sum(branches) for prefix, branches in lengths)
+    assert single["num_tokens"] == sum(prefix * len(branches) + sum(branches) for prefix, branches in lengths)
+
+
+def token_counts(processor, row):
+    """(tokens of the prefix, tokens of each branch)."""
+    present = [camera for camera in CAMERAS if row[camera] is not None]
+    prefix = processor.tokenizer(processor.scene_prompt(present), add_special_tokens=False)["input_ids"]
+    branches = [processor.question_prompt(qa["question"]) + processor.answer_text(qa["answer"]) for qa in row["qa"]]
+    return len(prefix), [
+        len(processor.tokenizer(branch, add_special_tokens=False)["input_ids"]) for branch in branches
+    ]
+
+
+# What a pack holds
+
+
+def test_packing_copies_no_prefix_and_runs_the_tower_once(make_trainer, processor):
+    trainer = make_trainer(scene_packing=True)
+    rows = [frame(0), frame(1)]
+    packed = SmolDriverCollator(processor, scene_packing=True)(rows)
+    counts = [token_counts(processor, row) for row in rows]
+    assert (packed["segment_ids"] >= 0).sum(-1).tolist() == [prefix + sum(branches) for prefix, branches in counts]
+    assert packed["pixel_values"].shape[:2] == (2, 6)
+    views, tokens = [], []
+    vision = trainer.model.model.vision_model
+    vision.tower.register_forward_hook(
+        lambda module, arguments, keywords, output: views.append(len([*arguments, *keywords.values()][0])),
+        with_kwargs=True,
+    )
+    trainer.model.model.text_model.layers[0].input_layernorm.register_forward_hook(
+        lambda module, arguments, output: tokens.append(output.shape[:2])
+    )
+    trainer.compute_loss(trainer.model, packed)
+    assert views == [12] and tokens == [packed["input_ids"].shape]
+
+
+def test_branches_see_the_prefix_and_themselves(processor):
+    batch = SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1, QA[:2])])
+    mask = block_mask(batch["segment_ids"])
+    assert mask.dtype == torch.bool and mask.shape == (2, 1, *[batch["input_ids"].shape[1]] * 2)
+    for row, segments in enumerate(batch["segment_ids"].tolist()):
+        for query, key in itertools.product(range(0, len(segments), 3), range(len(segments))):
+            sees = (
+                key <= query
+                and segments[key] != -1
+                and segments[key] in (0, segments[query])
+                or (key == query and segments[query] == -1)
+            )
+            assert mask[row, 0, query, key].item() == sees, (segments[query], segments[key])
+    prefix = (batch["segment_ids"] == 0).sum(-1)
+    for row, segments in enumerate(batch["segment_ids"]):
+        for branch in range(1, int(segments.max()) + 1):
+            positions = batch["position_ids"][row][segments == branch]
+            assert torch.equal(positions, torch.arange(len(positions)) + prefix[row])
+
+
+def test_every_question_and_answer_is_in_the_batch_word_for_word(processor):
+    rows = [frame(0), frame(1, QA[:2], missing=("CAM_BACK",))]
+    batch = SmolDriverCollator(processor, scene_packing=True)(rows)
+    assert batch["frame_tokens"] == ["frame0", "frame1"]
+    for row, source in enumerate(rows):
+        for number, qa in enumerate(source["qa"], start=1):
+            branch = batch["segment_ids"][row] == number
+            text = processor.question_prompt(qa["question"]) + processor.answer_text(qa["answer"])
+            assert processor.decode(batch["input_ids"][row][branch]) == text
+            answer = batch["labels"][row][branch]
+            assert processor.decode(answer[answer != -100]) == processor.answer_text(qa["answer"])
+            assert batch["loss_weights"][row][branch].sum().item() == pytest.approx(1.0)
+    assert not (batch["loss_weights"][batch["labels"] == -100]).any()
+
+
+def test_packed_rows_may_hold_undecoded_pictures(processor):
+    rows = [frame(0, missing=("CAM_FRONT",))]
+    collator = SmolDriverCollator(processor, scene_packing=True)
+    stored = dataset(rows)
+    for camera in CAMERAS:
+        stored = stored.cast_column(camera, SCENE_FEATURES[camera].__class__(decode=False))
+    expected, batch = collator(rows), collator([stored[0]])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected if name != "frame_tokens")
+
+
+# Lengths
+
+
+def lengths_of(processor, row):
+    prefix, branches = token_counts(processor, row)
+    return prefix, branches, max(branches)
+
+
+def test_question_longer_than_a_pack_is_dropped_and_counted(processor, caplog):
+    prefix, branches, longest = lengths_of(processor, frame(0))
+    assert sum(length == longest for length in branches) == 1
+    kept = [qa for qa, length in zip(QA, branches, strict=True) if length < longest]
+    for packing in (True, False):
+        collator = SmolDriverCollator(processor, scene_packing=packing, max_pack_length=prefix + longest - 1)
+        batch = collator([frame(0)])
+        assert collator.too_long == 1 and "longer than max_pack_length" in caplog.text
+        assert batch["loss_weights"].sum().item() == pytest.approx(len(kept))
+        text = " ".join(processor.batch_decode(batch["input_ids"]))
+        assert all(f"Question: {question}" in text for question, _ in kept)
+        assert f"Question: {QA[branches.index(longest)][0]}" not in text
+    whole = SmolDriverCollator(processor, scene_packing=True, max_pack_length=prefix + longest)
+    whole([frame(0)])
+    assert whole.too_long == 0
+
+
+def test_batch_without_a_fitting_question_is_refused(processor):
+    prefix, branches, _ = lengths_of(processor, frame(0))
+    collator = SmolDriverCollator(processor, scene_packing=True, max_pack_length=prefix + min(branches) - 1)
+    with pytest.raises(ValueError, match=rf"no question of the frames \['frame0'\].*={prefix + min(branches) - 1}"):
+        collator([frame(0)])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_prefix_longer_than_a_pack_is_refused_with_both_lengths(processor, packing):
+    prefix, _, _ = lengths_of(processor, frame(0))
+    for limit in (prefix, 50):
+        collator = SmolDriverCollator(processor, scene_packing=packing, max_pack_length=limit)
+        with pytest.raises(ValueError, match=rf"frame0: the prefix takes {prefix} tokens, max_pack_length is {limit}"):
+            collator([frame(0)])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), room=st.integers(30, 80))
+def test_packs_hold_every_branch_once_and_none_overflows(lengths, room):
+    from modeling_smoldriver.collator_smoldriver import _balance
+
+    branches = [([number] * (length - 1), [number]) for number, length in enumerate(lengths)]
+    packs = _balance(branches, room)
+    assert sorted(branch[1][0] for pack in packs for branch in pack) == list(range(len(lengths)))
+    filled = [sum(len(question) + len(answer) for question, answer in pack) for pack in packs]
+    assert max(filled) <= room
+    assert max(filled) - min(filled) <= max(lengths)  # balanced
+
+
+@pytest.mark.parametrize("answer", ["", "  ", None])
+def test_empty_answer_is_refused(processor, answer):
+    with pytest.raises(ValueError, match="the answer is empty or not a string"):
+        SmolDriverCollator(processor, scene_packing=True)([frame(0, [("Why?", answer)])])
+
+
+def test_frame_without_a_picture_is_refused(processor):
+    with pytest.raises(ValueError, match="the scene has no picture at all"):
+        SmolDriverCollator(processor)([frame(0, missing=CAMERAS)])
+
+
+# Budgets
+
+
+def test_budgets_are_drawn_from_those_given_and_again_the_same(processor):
+    rows = [frame(number, QA[:1], missing=CAMERAS[1:]) for number in range(30)]
+
+    def draw(seed):
+        collator = SmolDriverCollator(processor, visual_tokens=[9, 4, 1], seed=seed)
+        return [int((collator([row])["input_ids"] == processor.image_token_id).sum()) for row in rows]
+
+    assert draw(0) == draw(0) != draw(1)
+    assert set(draw(0)) == {9, 4, 1}
+    collator = SmolDriverCollator(processor, scene_packing=True, visual_tokens=[9, 4, 1])
+    batch = collator(rows[:4])  # one budget a batch
+    assert len(set((batch["input_ids"] == processor.image_token_id).sum(-1).tolist())) == 1
+
+
+def test_unknown_training_budget_is_refused(processor):
+    with pytest.raises(ValueError, match=r"visual_tokens=2 is not a budget; choose one of \[9, 4, 1\]"):
+        SmolDriverCollator(processor, visual_tokens=[2])([frame(0)])
+
+
+# Groups of questions
+
+
+def asked(rows):
+    return [(row["frame_token"], qa["question"]) for row in rows for qa in row["qa"]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_groups_ask_every_question_once_and_again_the_same(size):
+    rows = [frame(0), frame(1, QA[:1]), frame(2, []), frame(3, QA * 3)]
+    for number, qa in enumerate(rows[3]["qa"]):
+        qa["question"] = f"{number}: {qa['question']}"
+    scenes = dataset(rows)
+    groups = list(group_questions(scenes, size, seed=0))
+    assert sorted(asked(groups)) == sorted(asked(rows))
+    assert all(0 < len(group["qa"]) <= size for group in groups)
+    assert asked(groups) == asked(group_questions(scenes, size, seed=0))
+    assert asked(groups) == asked(group_questions(scenes.to_iterable_dataset(), size, seed=0))
+    by_frame = {row["frame_token"]: row for row in scenes}
+    for group in groups:
+        assert all(group[camera].tobytes() == by_frame[group["frame_token"]][camera].tobytes() for camera in CAMERAS)
+        assert group["scene_description"] == by_frame[group["frame_token"]]["scene_description"]
+
+
+def test_groups_are_drawn_by_seed_and_frame_alone():
+    rows = [frame(0), frame(1)]
+    groups = {seed: asked(group_questions(dataset(rows), 2, seed)) for seed in range(4)}
+    assert len({tuple(group) for group in groups.values()}) > 1
+    alone = asked(group_questions(dataset(rows[1:]), 2, seed=0))
+    assert alone == [item for item in groups[0] if item[0] == "frame1"]  # whatever the other frames are
+
+
+def test_questions_of_a_group_belong_together_with_their_answers():
+    pairs = [(f"question {number}", f"answer {number}") for number in range(20)]
+    for group in group_questions(dataset([frame(0, pairs)]), 7, seed=3):
+        assert all(qa["question"].split()[1] == qa["answer"].split()[1] for qa in group["qa"])
+
+
+# What trains
+
+
+@pytest.mark.parametrize("vision, connector, language", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
+def test_one_step_moves_what_the_config_trains_and_nothing_else(make_trainer, tokenizer, vision, connector, language):
+    model = tiny_model(tiny_config(tokenizer, "dinov2"))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = make_trainer(
+        model,
+        scene_packing=True,
+        train_vision=bool(vision),
+        train_connector=bool(connector),
+        train_language_model=bool(language),
+        max_steps=1,
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    trains = {
+        "model.vision_model": vision,
+        "model.connector": connector,
+        "model.text_model": language,
+        "lm_head": language,
+    }
+    for name, parameter in model.named_parameters():
+        part = next(part for part in trains if name.startswith(part))
+        moved = not torch.equal(parameter, before[name])
+        assert moved == (bool(trains[part]) and not name.endswith("mask_token")), name
+
+
+def test_streamed_scenes_train(make_trainer, config, processor, tmp_path):
+    scenes = dataset([frame(0), frame(1)]).to_iterable_dataset()
+    args = SmolDriverSFTConfig(
+        output_dir=str(tmp_path),
+        scene_packing=True,
+        max_steps=2,
+        per_device_train_batch_size=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1,
+    )
+    trainer = SmolDriverSFTTrainer(tiny_model(config), args, train_dataset=scenes, processing_class=processor)
+    trainer.train()
+    assert trainer._questions_seen == 10
+
+
+def test_training_on_one_frame_lowers_the_loss(make_trainer):
+    trainer = make_trainer(None, [frame(0)], scene_packing=True, max_steps=15, learning_rate=1e-2)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_frames(make_trainer, processor):
+    trainer = make_trainer(scene_packing=True)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="nan at step 0 for the frames frame0, frame1"):
+        trainer.compute_loss(trainer.model, SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1)]))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"loss_mode": "both"}, "loss_mode='both' is unknown; use one of"),
+        ({"questions_per_scene": 0}, "questions_per_scene=0 must be at least 1"),
+    ],
+)
+def test_bad_training_values_are_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        SmolDriverSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **values)

@@ -1,0 +1,338 @@
+"""One scene, many questions: answers from the shared cache are those of `generate` on each question alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import QUESTIONS, picture, tiny_config, tiny_model
+
+from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
+
+pytestmark = pytest.mark.contract
+
+DESCRIPTION = "The ego vehicle waits at a crossing."
+MANY = [
+    *QUESTIONS,
+    "Why?",
+    "How many cars are to the left of the ego car, and are they moving or parked?",
+    "Is it wet?",
+]
+LENGTH = 10  # new tokens
+
+
+def token_texts(processor):
+    """A processor whose decoded answers are token ids, so that answers are compared token by token."""
+
+    def decode(rows, **_):
+        return [" ".join(map(str, row)) for row in rows.tolist()]
+
+    return SimpleNamespace(
+        question_prompt=processor.question_prompt, tokenizer=processor.tokenizer, batch_decode=decode
+    )
+
+
+def answered(model, scene, processor, questions, **kwargs):
+    """Token ids of each answer up to its end."""
+    texts = model.answer(scene, token_texts(processor), questions, **{"max_new_tokens": LENGTH, **kwargs})
+    return [up_to_end([int(token) for token in text.split()], model) for text in texts]
+
+
+def generated(model, processor, images, question, description=None, visual_tokens=None, **kwargs):
+    """Token ids that plain `generate` writes for one question."""
+    prompt = processor.apply_chat_template(
+        processor.scene_messages(images, question), add_generation_prompt=True, scene_description=description
+    )
+    inputs = processor(images=images, text=prompt, visual_tokens=visual_tokens, return_tensors="pt")
+    options = {"max_new_tokens": LENGTH, "do_sample": False, **kwargs}
+    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+    return up_to_end(ids, model)
+
+
+def up_to_end(ids, model):
+    end = model.generation_config.eos_token_id
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def encode(model, processor, images, *args, **kwargs):
+    return model.encode_scene(**processor.encode_scene(images, *args, **kwargs))
+
+
+@pytest.fixture
+def scene(model, processor, images):
+    return encode(model, processor, images)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers_equal_generate_on_each_question_alone(model, processor, images, scene, beams):
+    expected = [generated(model, processor, images, question, num_beams=beams) for question in MANY]
+    assert len({tuple(tokens) for tokens in expected}) >= 4  # the questions matter
+    assert answered(model, scene, processor, MANY, num_beams=beams) == expected
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_long_answers_equal_generate_whatever_the_end_token(model, processor, images, scene, beams):
+    options = {"num_beams": beams, "max_new_tokens": 24, "min_new_tokens": 24}
+    expected = [generated(model, processor, images, question, **options) for question in MANY]
+    assert all(len(tokens) == 24 for tokens in expected)
+    assert answered(model, scene, processor, MANY, **options) == expected
+
+
+@pytest.mark.parametrize("key_value_heads", [4, 2, 1])
+def test_answers_equal_generate_with_any_grouping_of_heads(tokenizer, processor, images, key_value_heads):
+    config = tiny_config(tokenizer)
+    config.text_config.num_key_value_heads = key_value_heads
+    model = tiny_model(config, seed=3)
+    scene = encode(model, processor, images)
+    assert scene[0].layers[0][0].shape[0] == key_value_heads
+    expected = [generated(model, processor, images, question, min_new_tokens=LENGTH) for question in MANY]
+    assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH) == expected
+
+
+@pytest.mark.parametrize("visual_tokens", [9, 4, 1])
+@pytest.mark.parametrize("description", [None, DESCRIPTION])
+def test_answers_equal_generate_at_every_budget_and_with_cameras_missing(
+    model, processor, images, visual_tokens, description
+):
+    images = {camera: images[camera] for camera in ("CAM_BACK", "CAM_FRONT")}
+    scene = encode(model, processor, images, description, visual_tokens)
+    expected = [
+        generated(model, processor, images, question, description, visual_tokens, min_new_tokens=LENGTH)
+        for question in MANY
+    ]
+    assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH) == expected
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_answers_equal_generate_with_either_attention(model, processor, images, attention):
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    scene = encode(model, processor, images)
+    expected = [generated(model, processor, images, question, min_new_tokens=LENGTH) for question in MANY]
+    assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_batch_size_does_not_change_the_answers(model, processor, scene, batch_size):
+    expected = answered(model, scene, processor, MANY, min_new_tokens=LENGTH)
+    assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH, batch_size=batch_size) == expected
+
+
+def test_answers_are_texts_without_special_tokens_in_the_order_of_the_questions(model, processor, images, scene):
+    texts = model.answer(scene, processor, MANY, max_new_tokens=LENGTH)
+    expected = [
+        processor.decode(generated(model, processor, images, question), skip_special_tokens=True).strip()
+        for question in MANY
+    ]
+    assert texts == expected
+    assert model.answer(scene[0], processor, MANY[1:3], max_new_tokens=LENGTH) == expected[1:3]
+
+
+def test_scene_asked_again_later_answers_the_same(model, processor, images, scene):
+    first = answered(model, scene, processor, MANY)
+    before = [(keys.clone(), values.clone()) for keys, values in scene[0].layers]
+    encode(model, processor, dict(zip(CAMERAS, map(picture, range(20, 26)), strict=True)))
+    generated(model, processor, images, QUESTIONS[0])
+    assert answered(model, scene, processor, list(reversed(MANY))) == first[::-1]
+    for (keys, values), (old_keys, old_values) in zip(scene[0].layers, before, strict=True):
+        assert torch.equal(keys, old_keys) and torch.equal(values, old_values)
+
+
+def test_batch_of_scenes_answers_as_each_scene_alone(model, processor):
+    frames = [{camera: picture(10 * frame + seed) for seed, camera in enumerate(CAMERAS)} for frame in range(3)]
+    del frames[1]["CAM_FRONT"], frames[2]["CAM_BACK"], frames[2]["CAM_FRONT_LEFT"]
+    questions = [MANY[:3], MANY[3:4], MANY[2:]]
+    alone = [
+        answered(model, encode(model, processor, frame), processor, asked, min_new_tokens=LENGTH)
+        for frame, asked in zip(frames, questions, strict=True)
+    ]
+    batch = batch_of(processor, frames, "right")
+    scenes = model.encode_scene(**batch)
+    assert [scene.length for scene in scenes] == batch["attention_mask"].sum(-1).tolist()
+    texts = model.answer(scenes, token_texts(processor), questions, max_new_tokens=LENGTH, min_new_tokens=LENGTH)
+    assert [[[int(token) for token in text.split()] for text in asked] for asked in texts] == alone
+    with pytest.raises(ValueError, match="2 lists of questions for 3 scenes"):
+        model.answer(scenes, processor, questions[:2])
+    with pytest.raises(ValueError, match="padded on the right"):
+        model.encode_scene(**batch_of(processor, frames, "left"))
+
+
+def batch_of(processor, frames, side):
+    prompts = [processor.scene_prompt(list(scene)) for scene in frames]
+    batch = processor.tokenizer(
+        prompts, add_special_tokens=False, padding=True, padding_side=side, return_tensors="pt"
+    )
+    views = [processor.scene_views(scene) for scene in frames]
+    names = ("input_ids", "attention_mask")
+    return {**{name: batch[name] for name in names}, **processor.encode_images(views)}
+
+
+def test_scene_without_pictures_can_be_asked(model, processor):
+    scene = encode(model, processor, None, DESCRIPTION)
+    messages = [{"role": "user", "content": [{"type": "text", "text": MANY[0]}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, scene_description=DESCRIPTION)
+    inputs = processor(text=prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False)
+    assert answered(model, scene, processor, MANY[:1], min_new_tokens=LENGTH) == [
+        ids[0, inputs["input_ids"].shape[1] :].tolist()
+    ]
+
+
+def test_sampling_repeats_with_a_seed_and_differs_without(model, processor, scene):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return answered(model, scene, processor, MANY, do_sample=True, temperature=2.0, min_new_tokens=LENGTH)
+
+    assert sample(0) == sample(0) != sample(1)
+
+
+def test_tower_runs_once_a_scene_and_tokens_are_prefix_plus_branches(model, processor, images):
+    towers, tokens = [], []
+    model.model.vision_model.tower.register_forward_hook(lambda *_: towers.append(1))
+    model.model.text_model.layers[0].input_layernorm.register_forward_hook(
+        lambda module, arguments, output: tokens.append(output.shape[0] * output.shape[1])
+    )
+    scene = encode(model, processor, images)
+    assert sum(tokens) == scene[0].length
+    tokens.clear()
+    questions = [MANY[0]] * 5
+    answered(model, scene, processor, questions, max_new_tokens=4, min_new_tokens=4)
+    question = len(processor.tokenizer(processor.question_prompt(MANY[0]), add_special_tokens=False)["input_ids"])
+    assert sum(tokens) == 5 * (question + 3)  # the last token is not fed back
+    answered(model, scene, processor, MANY)
+    assert len(towers) == 1
+
+
+def test_scene_memory_is_keys_and_values_of_the_prefix_alone(model, processor, scene):
+    config = model.config.text_config
+    head_dim = config.hidden_size // config.num_attention_heads
+    per_token = config.num_hidden_layers * 2 * config.num_key_value_heads * head_dim * 4
+    assert scene[0].nbytes == per_token * scene[0].length
+    answered(model, scene, processor, MANY)
+    assert scene[0].nbytes == per_token * scene[0].length
+
+
+def test_bfloat16_answers_run(model, processor, images):
+    model.to(torch.bfloat16)
+    scene = encode(model, processor, images)
+    assert all(tensor.dtype == torch.bfloat16 for layer in scene[0].layers for tensor in layer)
+    assert [len(tokens) for tokens in answered(model, scene, processor, MANY, min_new_tokens=LENGTH)] == [LENGTH] * 7
+
+
+def test_loaded_model_answers_as_the_saved_one(model, processor, images, scene, tmp_path):
+    expected = answered(model, scene, processor, MANY)
+    model.save_pretrained(tmp_path)
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path)
+    assert answered(loaded, encode(loaded, processor, images), processor, MANY) == expected
+
+
+# Attention outside `answer` stays what it was
+
+
+def attentions(model):
+    return [model.config._attn_implementation, model.model.text_model.config._attn_implementation]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_restored_after_an_answer_and_after_an_error(model, processor, images, attention):
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    scene, before = encode(model, processor, images), attentions(model)
+    logits = model(**processor.encode_scene(images)).logits
+    model.answer(scene, processor, MANY[:1], max_new_tokens=2)
+    assert attentions(model) == before == [attention, attention]
+    with pytest.raises(ValueError, match="num_beams|num_return|num_return_sequences"):
+        model.answer(scene, processor, MANY[:1], max_new_tokens=2, num_return_sequences=3)
+    assert attentions(model) == before
+    assert torch.equal(model(**processor.encode_scene(images)).logits, logits)
+
+
+# Refusals
+
+
+def refused(model, scene, processor, match):
+    with pytest.raises(ValueError, match=match):
+        model.answer(scene, processor, MANY[:1])
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str)
+def test_scene_is_refused_after_an_optimizer_step(model, processor, scene, options):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.AdamW(model.parameters(), lr=1e-3, **options).step()
+    refused(model, scene, processor, "changed or moved after the scene was encoded; encode the scene again")
+
+
+@torch.no_grad()
+def changed_dtype(model):
+    model.to(torch.bfloat16)
+
+
+@torch.no_grad()
+def rounded(model):
+    model.to(torch.bfloat16).to(torch.float32)
+
+
+@torch.no_grad()
+def loaded_weights(model):
+    model.load_state_dict(tiny_model(model.config, seed=7).state_dict())
+
+
+@torch.no_grad()
+def edited_data(model):
+    model.lm_head.weight.data.mul_(2)
+
+
+@torch.no_grad()
+def merged_adapter(model):
+    model.model.text_model.layers[1].mlp.up_proj.weight.data += 0.01
+
+
+@pytest.mark.parametrize(
+    "change", [changed_dtype, rounded, loaded_weights, edited_data, merged_adapter], ids=lambda change: change.__name__
+)
+def test_scene_is_refused_after_the_weights_changed(model, processor, scene, change):
+    change(model)
+    refused(model, scene, processor, "changed or moved after the scene was encoded")
+
+
+def test_scene_of_another_model_is_refused(model, config, processor, scene):
+    refused(tiny_model(config), scene, processor, "changed or moved after the scene was encoded")
+
+
+def test_training_mode_alone_does_not_spoil_a_scene(model, processor, scene):
+    expected = answered(model, scene, processor, MANY)
+    model.train()
+    model.eval()
+    assert answered(model, scene, processor, MANY) == expected
+
+
+def test_freed_scene_is_refused_and_holds_no_memory(model, processor, scene):
+    scene[0].free()
+    assert scene[0].nbytes == 0
+    refused(model, scene, processor, "the scene was freed; encode it again")
+
+
+@pytest.mark.parametrize("questions", [[], None, "Why?"])
+def test_questions_must_be_a_list_with_one_question(model, processor, scene, questions):
+    with pytest.raises(ValueError, match="questions must be a list with at least one question"):
+        model.answer(scene, processor, questions)
+
+
+def test_empty_question_is_refused(model, processor, scene):
+    with pytest.raises(ValueError, match="the question is empty"):
+        model.answer(scene, processor, ["Why?", " "])
+
+
+def test_prefix_longer_than_the_context_is_refused_with_both_lengths(tokenizer, processor, images):
+    config = tiny_config(tokenizer)
+    config.text_config.max_position_embeddings = 120
+    model = tiny_model(config)
+    length = processor.encode_scene(images)["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=rf"the scene takes {length} tokens, the model's context is 120"):
+        encode(model, processor, images)
+    assert encode(model, processor, images, visual_tokens=1)[0].length < 120
+
+
+def test_budget_that_the_model_lacks_is_refused(model, processor, images):
+    with pytest.raises(ValueError, match=r"visual_tokens=16 is not a budget; choose one of \[9, 4, 1\]"):
+        encode(model, processor, images, visual_tokens=16)
