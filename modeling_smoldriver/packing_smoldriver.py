@@ -60,9 +60,11 @@ class PackedLayout:
         prefix, branch = int(counts[:, 0].max()), int(counts[:, 1:].max())
         offset = torch.arange(branch, device=device)
         row = torch.arange(batch, device=device)[:, None]
-        # Beyond the end of a branch its last tokens are repeated: seen by later positions only, which nobody reads.
+        # Beyond the end of a branch its last tokens are repeated: seen by later positions only, which nobody reads;
         inside = torch.minimum(offset, (counts[:, 1:, None] - 1).clamp(min=0))  # (batch, branches, branch)
-        branch_index = (row[:, :, None] * length + starts[:, 1:, None] + inside).flatten()
+        # and a branch that a sequence does not have may begin behind its last token.
+        in_row = (starts[:, 1:, None] + inside).clamp(max=length - 1)
+        branch_index = (row[:, :, None] * length + in_row).flatten()
         position = torch.arange(length, device=device) - starts.gather(1, segment_ids.clamp(min=0))
         in_branch = batch * prefix + (row * branches + segment_ids - 1) * branch + position
         place = torch.where(segment_ids > 0, in_branch, row * prefix + position)
@@ -71,9 +73,7 @@ class PackedLayout:
         shared_bias = torch.zeros(batch, prefix, dtype=dtype, device=device).masked_fill(beyond, float("-inf"))
         future = offset[:, None] < offset
         own_bias = torch.zeros(branch, branch, dtype=dtype, device=device).masked_fill(future, float("-inf"))
-        return cls(
-            prefix, branches, branch, branch_index, place, shared_bias[:, None, None, None, None, :], own_bias
-        )
+        return cls(prefix, branches, branch, branch_index, place, shared_bias[:, None, None, None, None, :], own_bias)
 
 
 def packed_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, packing=None, **kwargs):
@@ -82,13 +82,20 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
     Shapes as in transformers: `query` `(batch, heads, length, head_dim)` to `(batch, length, heads, head_dim)`.
     """
     if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
     batch, heads, length, head_dim = query.shape
     groups = key.shape[1]
 
     head = slice(0, packing.prefix)
     prefix_output = F.scaled_dot_product_attention(
-        query[:, :, head], key[:, :, head], value[:, :, head], is_causal=True, scale=scaling, enable_gqa=groups != heads
+        query[:, :, head],
+        key[:, :, head],
+        value[:, :, head],
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=groups != heads,
     )
 
     def branches_of(states: torch.Tensor) -> torch.Tensor:  # (batch, branches, branch, heads, head_dim)

@@ -3,13 +3,14 @@
 python recipes/build_checkpoint.py --base HuggingFaceTB/SmolVLM2-2.2B-Instruct \
     --tower google/vit-base-patch16-224-in21k --output-dir outputs/smoldriver-2b
 
-Or from a language model alone (SmolLM2, GGUF included), with a fresh connector:
+Or from a language model alone (SmolLM2, a GGUF file included), with a fresh connector:
 
-python recipes/build_checkpoint.py --language-model outputs/smollm2 --gguf-file smollm2-135m.gguf \
-    --tower outputs/sample/base/tower --vision-width 128 --grid-size 6 --scale-factor 2 --output-dir outputs/smollm2/model
+python recipes/build_checkpoint.py --language-model HuggingFaceTB/SmolLM2-135M-Instruct \
+    --tower google/vit-base-patch16-224-in21k --output-dir outputs/smoldriver-135m
 """
 
 import argparse
+import inspect
 from pathlib import Path
 
 import torch
@@ -17,17 +18,18 @@ from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
+    logging,
 )
 
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-
+from recipes.checkpoints import errors_in_one_line
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -98,6 +100,16 @@ def tower_image_processor(tower: str):
     return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
 
 
+def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights for `tower` from the checkpoint at `path`, without what that has beside it: a pooler, a text model."""
+    cls = type(tower)
+    arguments = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(cls).parameters else {}
+    loaded, info = cls.from_pretrained(path, config=tower.config, dtype=dtype, output_loading_info=True, **arguments)
+    if info["missing_keys"]:
+        raise ValueError(f"the tower {path} lacks {sorted(info['missing_keys'])}")
+    return loaded.state_dict()
+
+
 def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
     dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(arguments.seed)
@@ -115,10 +127,7 @@ def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProc
     with init_empty_weights(include_buffers=False):  # the base's tensors move in, they are not copied
         model = SmolDriverForConditionalGeneration(config)
     vision = SmolDriverVisionModel(config.vision_config).to(dtype)
-    tower = AutoModel.from_pretrained(arguments.tower, dtype=dtype)
-    missing, _ = vision.tower.load_state_dict(getattr(tower, "vision_model", tower).state_dict(), strict=False)
-    if missing:
-        raise ValueError(f"the tower {arguments.tower} lacks {missing}")
+    vision.tower.load_state_dict(tower_weights(arguments.tower, vision.tower, dtype))
     model.model.vision_model = vision
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     missing = [name for name in missing if not name.startswith("model.vision_model.")]
@@ -126,7 +135,9 @@ def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProc
     if unexpected or any(name != "lm_head.weight" or not config.tie_word_embeddings for name in missing):
         raise ValueError(f"the base does not fit: missing {missing}, unexpected {unexpected}")
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=config.text_config.pad_token_id)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.text_config.bos_token_id, eos_token_id=end, pad_token_id=config.text_config.pad_token_id
+    )
     processor = SmolDriverProcessor.from_config(config, tower_image_processor(arguments.tower), tokenizer)
     return model, processor
 
@@ -164,7 +175,11 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    model, processor = graft(arguments)
+    if bool(arguments.gguf_file) and not arguments.language_model:
+        parser.error("--gguf-file goes with --language-model")
+    logging.set_verbosity_error()  # what a checkpoint has beyond the tower is no news
+    with errors_in_one_line(parser.prog):
+        model, processor = graft(arguments)
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")

@@ -2,23 +2,41 @@
 
 import json
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import (
+    PeftConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from transformers import BitsAndBytesConfig
+from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 
 TRAINING_MANIFEST = "training_manifest.json"
 
 
+@contextmanager
+def errors_in_one_line(program: str):
+    """Bad input ends the program with one line and no traceback: wrap what reads what the user named."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"{program}: {' '.join(str(error).split())}")
+
+
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
     """Write `<folder>/training_manifest.json`, whole or not at all.
 
     Args:
-        manifest: `base` (folder or Hub id that the run started from), `quantization` (of the base, or None), `scenes`
-            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
+        manifest: `base` (folder or Hub id that the run started from), `dtype` and `quantization` (of the base, or None),
+            `scenes` (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
     """
     path = Path(folder) / TRAINING_MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +48,21 @@ def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
 def read_training_manifest(folder: str | os.PathLike) -> dict | None:
     path = Path(folder) / TRAINING_MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest `checkpoint-<step>` of a run; one whose saving was cut short is passed over.
+
+    transformers writes a checkpoint in place, its trainer state last: where that can be read, the rest is there.
+    """
+    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
 
 
 def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndBytesConfig:
@@ -46,26 +79,35 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, device: str | None = None):
     """A trained SmolDriver and its processor, from a model folder, a Hub id or a folder of adapters.
 
-    Adapters are put on the base they were trained on, quantised as it was then.
+    Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default that of training.
     -> (model in eval mode, processor)
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    manifest = read_training_manifest(path) if os.path.isdir(path) else None
-    if not (Path(path) / "adapter_config.json").is_file():
-        model = SmolDriverForConditionalGeneration.from_pretrained(path, dtype=dtype or torch.float32).to(device)
+    if (Path(path) / "adapter_config.json").is_file():
+        model = _load_adapters(path, dtype, device)
     else:
-        if manifest is None:
-            raise FileNotFoundError(
-                f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown"
-            )
-        quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
-        base = SmolDriverForConditionalGeneration.from_pretrained(
-            manifest["base"],
-            dtype=dtype or getattr(torch, manifest["dtype"] or "float32"),
-            quantization_config=quantization,
-            device_map=device if quantization else None,
-        )
-        if not quantization:
-            base = base.to(device)
-        model = PeftModel.from_pretrained(base, str(path), autocast_adapter_dtype=False).get_base_model()
+        model = SmolDriverForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto").to(device)
     return model.eval(), SmolDriverProcessor.from_pretrained(path)
+
+
+def _load_adapters(path: str | os.PathLike, dtype: torch.dtype | None, device: str):
+    manifest = read_training_manifest(path)
+    if manifest is None:
+        raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
+    quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
+    base = SmolDriverForConditionalGeneration.from_pretrained(
+        manifest["base"],
+        dtype=dtype or manifest["dtype"] or torch.float32,
+        quantization_config=quantization,
+        device_map=device if quantization else None,
+    )
+    model = get_peft_model(base if quantization else base.to(device), PeftConfig.from_pretrained(path))
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
+            parameter.data = parameter.data.to(dtype or torch.float32)
+    weights, expected = load_peft_weights(str(path), device=device), get_peft_model_state_dict(model)
+    if weights.keys() != expected.keys():
+        missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+        raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")
+    set_peft_model_state_dict(model, weights)
+    return model.get_base_model()

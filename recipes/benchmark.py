@@ -1,0 +1,176 @@
+"""Measure SmolDriver beside SmolVLM and beside the usual way to train and to answer, on this machine, in one run.
+
+python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot outputs/benchmark.png
+
+Weights are random, pictures are noise, questions have DriveLM's wording and lengths. Contestants take turns,
+`--repeats` times; the table shows medians, with the fastest and the slowest. Each row is held against the least time
+that this machine's matrix products and memory traffic allow for its multiply-adds and bytes. Preparing pictures and
+text is not timed. Rows marked `x N` were measured on one question and multiplied.
+"""
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+import transformers
+from tqdm import tqdm
+
+from recipes.benchmark_counts import LimitProbe, limit_of
+from recipes.benchmark_inference import NEW_TOKENS, InferenceBench, take_turns
+from recipes.benchmark_inference import estimate_bytes as estimate_inference
+from recipes.benchmark_models import SIZES, Size
+from recipes.benchmark_report import draw, print_table, ratios
+from recipes.benchmark_training import CONTESTANTS, TrainingBench, name_of, peak_of_step
+from recipes.benchmark_training import estimate_bytes as estimate_training
+
+PARTS = ("vision", "prefill", "answers", "training", "limits")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="256m", choices=tuple(SIZES))
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="default: all of them")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the first also warms up")
+    parser.add_argument("--tower-image-size", type=int, help="pixels of SmolDriver's pictures at the full budget")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    parsed = parser.parse_args(arguments)
+    if parsed.repeats < 1:
+        parser.error(f"--repeats {parsed.repeats} must be at least 1")
+    if parsed.tower_image_size is not None and (parsed.tower_image_size < 16 or parsed.tower_image_size % 16):
+        parser.error(f"--tower-image-size {parsed.tower_image_size} is not a multiple of 16, the tower's patches")
+    return parsed
+
+
+def free_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+
+
+def finish(row: dict, machine: dict) -> dict:
+    """Hold a row against the machine's limits."""
+    phases = row.pop("phases")
+    seconds, bound = limit_of(phases, machine)
+    products = 2 * row["macs"] / machine["matmul_flops"]
+    shares = {"limit_seconds": seconds, "limit_share": seconds / row["seconds"], "bound": bound}
+    return {**row, **shares, "matmul_share": products / row["seconds"]}
+
+
+@torch.no_grad()
+def measure_inference(
+    size: Size, parts: list[str], device: str, dtype: torch.dtype, repeats: int, probe: LimitProbe
+) -> list[dict]:
+    bench = InferenceBench(size, device, dtype)
+    rows = []
+    for part in parts:
+        print(f"measuring {part} ...", flush=True)
+        rows += take_turns(getattr(bench, part)(), repeats, probe, device)
+    return rows
+
+
+def measure_training(
+    size: Size, chosen: list[tuple[int, int]], device: str, dtype: torch.dtype, repeats: int, probe: LimitProbe
+) -> tuple[list[dict], list[str]]:
+    """Rows, and what was left out: peak memory each in a process of its own, then the times in this one."""
+    peaks, left_out = {}, []
+    for questions, packs in tqdm(chosen, desc="measuring peak memory"):
+        peak = peak_of_step(size, device, dtype, questions, packs)
+        if peak is None:
+            left_out.append(f"training, {name_of(questions, packs)}: its process was stopped, memory ran out")
+        else:
+            peaks[questions, packs] = peak
+    if not peaks:
+        return [], left_out
+    print("measuring training ...", flush=True)
+    bench = TrainingBench(size, device, dtype)
+    rows = take_turns([bench.contestant(*one) for one in peaks], repeats, probe, device)
+    for row in rows:
+        row["peak_bytes"] = peaks[row["questions"], row["packs"]]
+        row["estimated_bytes"] = estimate_training(size, row["questions"], row["packs"], dtype)
+    return rows, left_out
+
+
+def main(arguments: list[str] | None = None):
+    arguments = parse_arguments(arguments)
+    size, device, dtype = SIZES[arguments.size], arguments.device, getattr(torch, arguments.dtype)
+    if arguments.tower_image_size:
+        size = replace(size, tower_image_size=arguments.tower_image_size)
+    probe = LimitProbe(device, dtype, size.tower_width, 4 * size.tower_width)
+    rows, left_out = [], []
+
+    def fits(what: str, needed: int) -> bool:
+        free = free_bytes(device)
+        if needed >= free:
+            left_out.append(f"{what}: about {gigabytes(needed)} of memory needed, {gigabytes(free)} free")
+        return needed < free
+
+    inference = [part for part in ("vision", "prefill", "answers") if part in arguments.parts]
+    if inference and fits(", ".join(inference), estimate_inference(size, dtype)):
+        rows += measure_inference(size, inference, device, dtype, arguments.repeats, probe)
+    if "training" in arguments.parts:
+        chosen = [
+            one for one in CONTESTANTS if fits(f"training, {name_of(*one)}", estimate_training(size, *one, dtype))
+        ]
+        trained, stopped = measure_training(size, chosen, device, dtype, arguments.repeats, probe)
+        rows += trained
+        left_out += stopped
+    while len(probe.copies) < max(3, arguments.repeats):
+        probe.probe()
+
+    machine = describe(arguments, size, probe)
+    rows = [finish(row, machine) for row in rows]
+    report = {"ratios": ratios(rows, size.budgets[0], size.small_budget), "rows": rows, "machine": machine}
+    report["left_out"] = left_out
+    print_table(rows)
+    print(
+        f"limits of {machine['device']}: {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s in {arguments.dtype} products"
+        f" of {machine['matmul_shape']}, {machine['memory_bytes_per_second'] / 1e9:.1f} GB/s"
+    )
+    for name, value in report["ratios"].items():
+        print(f"  {name:34s} {value:8.3g}")
+    for reason in left_out:
+        print(f"left out: {reason}")
+    if arguments.json:
+        write_aside(
+            arguments.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        )
+    if arguments.plot:
+        write_aside(arguments.plot, lambda path: draw(report, path))
+
+
+def describe(arguments: argparse.Namespace, size: Size, probe: LimitProbe) -> dict:
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "size": arguments.size,
+        "dtype": arguments.dtype,
+        "device": name,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "new_tokens": NEW_TOKENS,
+        "full_budget": size.budgets[0],
+        "small_budget": size.small_budget,  # the "9" of the ratios' names
+        "tower_image_size": size.tower_image_size,
+        **probe.result(),
+    }
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def write_aside(path: Path, write):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    write(aside)
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    main()
