@@ -42,6 +42,22 @@ quality: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The whole path on the real frames of DriveLM's public sample: outputs/sample
+sample: setup
+	test -f $(SAMPLE)/train_sample.json || $(BIN)/python data_scripts/download_drivelm_sample.py --output-dir $(SAMPLE)
+	test -f outputs/sample/scenes/manifest.json || $(BIN)/python data_scripts/prepare_drivelm.py \
+		--json $(SAMPLE)/train_sample.json --image-root $(SAMPLE)/nuscenes --output-dir outputs/sample/scenes \
+		--split train --object-tags drop
+	$(BIN)/python recipes/tiny_base.py --scenes outputs/sample/scenes --output-dir outputs/sample/base
+	$(BIN)/python recipes/build_checkpoint.py --base outputs/sample/base/vlm --tower outputs/sample/base/tower \
+		--output-dir outputs/sample/model
+	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/single.yaml recipes/sft_qlora.py \
+		--config recipes/configs/tiny_drivelm_sample.yaml
+	$(BIN)/python recipes/evaluate_drivelm.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train \
+		--output-dir outputs/sample/eval
+	$(BIN)/python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train \
+		--picture outputs/sample/answers.png
+
 # The synthetic world, a tiny SmolDriver trained on it, its scores: outputs/demo
 demo: setup
 	$(BIN)/python recipes/demo.py

@@ -1,7 +1,7 @@
 """SmolDriver: a small vision-language model that answers questions about six driving cameras.
 
-Importing the package registers it with transformers' Auto classes, so that they load SmolDriver folders with this code;
-where it is not installed they load the code saved beside the weights (`trust_remote_code=True`).
+Importing the package registers it with transformers' Auto classes, so that they load SmolDriver folders with this
+code; where it is not installed they load the code saved beside the weights (`trust_remote_code=True`).
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor

@@ -67,7 +67,7 @@ class SmolDriverCollator:
         scene_packing (`bool`): pack a row's questions into one sequence; otherwise each question is a sequence.
         max_pack_length (`int`, *optional*): most tokens a sequence may have, prefix included; a row that needs more
             becomes several sequences of about equal length.
-        visual_tokens (`list[int]`, *optional*): budgets of tokens a camera to draw from, one a batch; default: the full one.
+        visual_tokens (`list[int]`, *optional*): tokens a camera to draw from, one a batch; default: the full budget.
         use_scene_description (`bool`): put the clip's human summary into the prompt.
         seed (`int`): for the draws, which depend on it and on the batch alone.
     """
@@ -83,9 +83,10 @@ class SmolDriverCollator:
     def __call__(self, rows: list[dict]) -> dict:
         """
         Returns:
-            `input_ids`, `position_ids`, `labels` `(sequences, length)`; `loss_weights` `(sequences, length)` float32, one
-            over the number of answer tokens of a question at each of them; `pixel_values`, `camera_ids` (see the
-            processor); `segment_ids` `(sequences, length)` for packed sequences, else `attention_mask`; `frame_tokens`.
+            `input_ids`, `position_ids`, `labels` `(sequences, length)`; `loss_weights` `(sequences, length)` float32,
+            one over the number of answer tokens of a question at each of them; `pixel_values`, `camera_ids` (see the
+            processor); `segment_ids` `(sequences, length)` for packed sequences, else `attention_mask`;
+            `frame_tokens`, one a sequence.
 
         Raises:
             ValueError: no question is left, an empty answer, or a prefix that leaves no room in `max_pack_length`.

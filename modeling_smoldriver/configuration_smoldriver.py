@@ -1,4 +1,4 @@
-"""Configuration of SmolDriver: six driving cameras -> one vision tower -> a query resampler a camera -> SmolVLM's connector -> SmolLM2."""
+"""SmolDriver's configurations: the vision model (tower, projection, resamplers) and the whole."""
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -64,7 +64,7 @@ class SmolDriverVisionConfig(PretrainedConfig):
         grid_size (`int`): side G of the learned query grid, equal to the base VLM's patch grid.
         num_attention_heads (`int`): heads of the resamplers' cross-attention.
         cameras (`list[str]`): the camera names; a view's camera id is the index in this list.
-        resampler_keys (`str`): "content" (normalised feature + position) or "position" (position alone, as in the paper).
+        resampler_keys (`str`): "content" (normalised feature + position) or "position" (as in the paper).
         resampler_residual (`bool`): add the spatially aligned patch feature to each query's output.
         layer_norm_eps (`float`): epsilon of the resamplers' normalisations.
         initializer_range (`float`): standard deviation of fresh weights.

@@ -119,7 +119,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         return self.tower.get_input_embeddings()
 
     def tower_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`; prefix tokens (CLS, registers) dropped.
+        """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`, without CLS or registers.
 
         Raises:
             ValueError: if S is not a multiple of the tower's patch size.
@@ -205,7 +205,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`): each view's camera, -1 for padding.
-            visual_tokens (`int`, *optional*): tokens a view, one of `config.visual_token_budgets`; default the largest.
+            visual_tokens (`int`, *optional*): tokens a view, of `config.visual_token_budgets`; default the largest.
 
         Returns:
             One entry a view that is not padding, in order: `last_hidden_state` `(views, (s k)^2, C)` before and
@@ -251,7 +251,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`):
-                Token ids; `<image>` placeholders stand where visual tokens go, k^2 a view: their number sets the budget.
+                Token ids; `<image>` placeholders stand where visual tokens go, k^2 a view: they set the budget.
             attention_mask (`torch.Tensor` of shape `(batch, length)` or bool `(batch, 1, length, keys)`, *optional*):
                 1 or True where a token may be attended to. The 4-D form is used as it is (packed frames).
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
@@ -355,7 +355,7 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
         Args:
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 Token ids to predict, -100 where there is no loss; shifted inside.
-            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all), or their indices, to compute logits for.
+            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all) or the indices to compute logits for.
             scene (`SceneCache`, *optional*): the scene that the rows ask about; set by `answer`.
 
         The other arguments are those of [`SmolDriverModel.forward`].

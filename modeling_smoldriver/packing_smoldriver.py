@@ -1,8 +1,8 @@
 """Attention over packed frames: a shared prefix followed by branches, one a question, that do not see each other.
 
-Two ways to the same numbers: `block_mask` for transformers' own attention (sdpa, eager, flex_attention), and an attention
-of our own that computes the allowed blocks alone. With 170 prefix tokens and 16 branches of 40 tokens the mask lets
-29% of the causal scores count; the other 71% are work thrown away.
+Two ways to the same numbers: `block_mask` for transformers' own attention (sdpa, eager, flex_attention), and an
+attention of our own that computes the allowed blocks alone: with 170 prefix tokens and 16 branches of 40 tokens they
+are a fifth of all scores.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from .scene_smoldriver import shared_attention
 
 PREFIX, PADDING = 0, -1  # segment ids; branches are 1, 2, ...
 PACKED_ATTENTION = "smoldriver_packed"
+BRANCHES_A_GROUP = 16  # that are padded to a common length
 
 
 def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -37,43 +38,65 @@ def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class PackedLayout:
-    """Where prefix and branches lie in packed sequences; the integers are the largest of the batch."""
+class BranchGroup:
+    """Branches of about equal length, `branches` of each sequence, padded to the longest."""
 
-    prefix: int  # prefix tokens
-    branches: int  # branches a sequence
-    branch: int  # tokens a branch
-    branch_index: torch.Tensor  # (batch * branches * branch,) row of each branch token among batch * length tokens
-    place: torch.Tensor  # (batch * length,) row of each token among [prefixes, branches]
-    shared_bias: torch.Tensor  # (batch, 1, 1, 1, 1, prefix) 0, or -inf where a sequence's prefix is shorter
+    branches: int
+    branch: int  # tokens
+    index: torch.Tensor  # (batch * branches * branch,) row of each branch token among batch * length tokens
     own_bias: torch.Tensor  # (branch, branch) causal
+
+
+@dataclass
+class PackedLayout:
+    """Where prefix and branches lie in packed sequences."""
+
+    prefix: int  # tokens of the longest prefix
+    groups: list[BranchGroup]
+    place: torch.Tensor  # (batch * length,) row of each token among [prefixes, groups of branches]
+    shared_bias: torch.Tensor | None  # (batch, 1, 1, 1, 1, prefix) -inf beyond a shorter prefix; None without one
 
     @classmethod
     def from_segments(cls, segment_ids: torch.Tensor, dtype: torch.dtype) -> "PackedLayout":
-        """Layout of `segment_ids` (see `block_mask`); each sequence is prefix, branches 1, 2, ... in order, padding."""
+        """Layout of `segment_ids` (see `block_mask`); a sequence is prefix, branches 1, 2, ... in order, padding."""
         batch, length = segment_ids.shape
         device = segment_ids.device
-        branches = int(segment_ids.max())
-        segments = torch.arange(branches + 1, device=device)
+        segments = torch.arange(int(segment_ids.max()) + 1, device=device)
         counts = (segment_ids[:, :, None] == segments).sum(1)  # (batch, 1 + branches)
         starts = counts.cumsum(1) - counts
-        prefix, branch = int(counts[:, 0].max()), int(counts[:, 1:].max())
-        offset = torch.arange(branch, device=device)
         row = torch.arange(batch, device=device)[:, None]
-        # Beyond the end of a branch its last tokens are repeated: seen by later positions only, which nobody reads;
-        inside = torch.minimum(offset, (counts[:, 1:, None] - 1).clamp(min=0))  # (batch, branches, branch)
-        # and a branch that a sequence does not have may begin behind its last token.
-        in_row = (starts[:, 1:, None] + inside).clamp(max=length - 1)
-        branch_index = (row[:, :, None] * length + in_row).flatten()
         position = torch.arange(length, device=device) - starts.gather(1, segment_ids.clamp(min=0))
-        in_branch = batch * prefix + (row * branches + segment_ids - 1) * branch + position
-        place = torch.where(segment_ids > 0, in_branch, row * prefix + position)
+
+        prefix = int(counts[:, 0].max())
+        place = row * prefix + position
+        rows = batch * prefix
+        # The longest with the longest: padding, computed in vain, is little.
+        by_length = counts[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
+        groups = []
+        for chosen in by_length.split(BRANCHES_A_GROUP, dim=1):  # (batch, branches) segment ids
+            counted = counts.gather(1, chosen)
+            branches, branch = chosen.shape[1], int(counted.max())
+            offset = torch.arange(branch, device=device)
+            # Beyond the end of a branch its last token is repeated: seen by later positions only, which nobody reads;
+            inside = torch.minimum(offset, (counted[:, :, None] - 1).clamp(min=0))  # (batch, branches, branch)
+            # and a branch that a sequence does not have may begin behind its last token.
+            in_row = (starts.gather(1, chosen)[:, :, None] + inside).clamp(max=length - 1)
+            own_bias = torch.zeros(branch, branch, dtype=dtype, device=device)
+            own_bias.masked_fill_(offset[:, None] < offset, float("-inf"))
+            groups.append(BranchGroup(branches, branch, (row[:, :, None] * length + in_row).flatten(), own_bias))
+
+            found = segment_ids[:, :, None] == chosen[:, None]  # (batch, length, branches)
+            in_group = (row * branches + found.int().argmax(-1)) * branch + position
+            place = torch.where(found.any(-1), rows + in_group, place)
+            rows += batch * branches * branch
         place = torch.where(segment_ids == PADDING, 0, place).flatten()
+
         beyond = torch.arange(prefix, device=device) >= counts[:, :1]
-        shared_bias = torch.zeros(batch, prefix, dtype=dtype, device=device).masked_fill(beyond, float("-inf"))
-        future = offset[:, None] < offset
-        own_bias = torch.zeros(branch, branch, dtype=dtype, device=device).masked_fill(future, float("-inf"))
-        return cls(prefix, branches, branch, branch_index, place, shared_bias[:, None, None, None, None, :], own_bias)
+        shared_bias = None
+        if beyond.any():
+            shared_bias = torch.zeros(batch, prefix, dtype=dtype, device=device).masked_fill(beyond, float("-inf"))
+            shared_bias = shared_bias[:, None, None, None, None, :]
+        return cls(prefix, groups, place, shared_bias)
 
 
 def packed_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, packing=None, **kwargs):
@@ -86,8 +109,9 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     batch, heads, length, head_dim = query.shape
-    groups = key.shape[1]
-
+    kv_heads = key.shape[1]
+    # Under autocast, rotary positions leave queries and keys in float32: rounded once here, not in every product.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     head = slice(0, packing.prefix)
     prefix_output = F.scaled_dot_product_attention(
         query[:, :, head],
@@ -95,32 +119,27 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
         value[:, :, head],
         is_causal=True,
         scale=scaling,
-        enable_gqa=groups != heads,
+        enable_gqa=kv_heads != heads,
     )
+    outputs = [prefix_output.transpose(1, 2).reshape(-1, heads * head_dim)]
 
-    def branches_of(states: torch.Tensor) -> torch.Tensor:  # (batch, branches, branch, heads, head_dim)
-        rows = states.transpose(1, 2).reshape(batch * length, -1).index_select(0, packing.branch_index)
-        return rows.view(batch, packing.branches, packing.branch, -1, head_dim)
-
-    branch_query = branches_of(query * scaling).view(
-        batch, packing.branches, packing.branch, groups, heads // groups, head_dim
-    )
-    branch_output = shared_attention(
-        branch_query.permute(0, 3, 1, 4, 2, 5),
-        key[:, :, head],
-        value[:, :, head],
-        branches_of(key).permute(0, 3, 1, 2, 4),
-        branches_of(value).permute(0, 3, 1, 2, 4),
-        own_bias=packing.own_bias,
-        shared_bias=packing.shared_bias,
-    )  # (batch, groups, branches, heads a group, branch, head_dim)
-    rows = torch.cat(
-        [
-            prefix_output.transpose(1, 2).reshape(-1, heads * head_dim),
-            branch_output.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads * head_dim),
-        ]
-    )
-    return rows.index_select(0, packing.place).view(batch, length, heads, head_dim), None
+    tokens = [states.transpose(1, 2).reshape(batch * length, -1) for states in (query * scaling, key, value)]
+    for group in packing.groups:
+        shape = (batch, group.branches, group.branch, kv_heads, -1, head_dim)
+        branch_query, branch_key, branch_value = (
+            states.index_select(0, group.index).view(shape).permute(0, 3, 1, 4, 2, 5) for states in tokens
+        )  # (batch, key/value heads, branches, heads a key, branch, head_dim)
+        output = shared_attention(
+            branch_query,
+            key[:, :, head],
+            value[:, :, head],
+            branch_key[:, :, :, 0],
+            branch_value[:, :, :, 0],
+            own_bias=group.own_bias,
+            shared_bias=packing.shared_bias,
+        )
+        outputs.append(output.permute(0, 2, 4, 1, 3, 5).reshape(-1, heads * head_dim))
+    return torch.cat(outputs).index_select(0, packing.place).view(batch, length, heads, head_dim), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention_forward)

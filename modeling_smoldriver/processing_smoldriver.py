@@ -1,4 +1,4 @@
-"""SmolDriver's processor: pictures by camera and a prompt -> model inputs. It alone knows the prompt and its image tokens."""
+"""SmolDriver's processor: pictures by camera and a prompt -> model inputs. It alone writes image tokens."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class SmolDriverProcessor(ProcessorMixin):
     """Wraps an image processor and a SmolVLM tokenizer.
 
     Args:
-        image_processor: resizes to the tower's square input, rescales and normalises (ViT's, DINOv2's or SigLIP's own).
+        image_processor: resizes to the tower's square input, rescales and normalises as the tower wants it.
         tokenizer: a fast tokenizer that knows SmolVLM's image and turn tokens.
         chat_template (`str`, *optional*): default: SmolDriver's.
         grid_size, scale_factor (`int`): as in the model's configuration; they give the visual-token budgets.
@@ -126,13 +126,13 @@ class SmolDriverProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: one scene or a list of scenes, each a dict {camera name: picture} in any order or a list of pictures.
+            images: one scene or a list of scenes, each a dict {camera name: picture} in any order or a list.
                 A picture is a PIL image, an array `(height, width, channels)`, a path or an URL; None: camera missing.
-                A list goes by the camera names in the text; without names, or with None in it, it must have one entry a
+                A list goes by the camera names in the text; without names, or with None in it, it must have an entry a
                 camera, in the order of `self.cameras`.
-            text (`str` or `list[str]`): prompts, as `apply_chat_template` writes them, one `<image>` a picture. A camera
+            text (`str` or `list[str]`): prompts as of `apply_chat_template`, one `<image>` a picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
-            visual_tokens (`int`, *optional*): tokens a camera, one of `self.visual_token_budgets`; default the largest.
+            visual_tokens (`int`, *optional*): tokens a camera, of `self.visual_token_budgets`; default the largest.
             kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...).
 
         Returns:
@@ -247,7 +247,8 @@ class SmolDriverProcessor(ProcessorMixin):
         `images=None` gives a scene without pictures, for text-only controls.
 
         Returns:
-            `input_ids` `(1, length)`, `attention_mask`, `pixel_values` `(1, views, 3, S, S)`, `camera_ids` `(1, views)`.
+            `input_ids`, `attention_mask` `(1, length)`, `pixel_values` `(1, views, 3, S, S)` and `camera_ids`
+            `(1, views)`.
         """
         views = [] if images is None else self.scene_views(images)
         prompt = self.scene_prompt([camera for camera, _ in views], scene_description, visual_tokens)

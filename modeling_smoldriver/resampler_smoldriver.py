@@ -14,7 +14,7 @@ from .configuration_smoldriver import SmolDriverVisionConfig
 
 
 def resize_grid(grid: torch.Tensor, side: int) -> torch.Tensor:
-    """Resample square maps of shape `(n, h, w, c)` to `(n, side, side, c)`: area means when shrinking, bilinear when growing."""
+    """Resample square maps of shape `(n, h, w, c)` to `(n, side, side, c)`: area means, or bilinear to grow."""
     if grid.shape[1] == side:
         return grid
     channels_first = grid.permute(0, 3, 1, 2)

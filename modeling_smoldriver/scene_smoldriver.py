@@ -53,7 +53,9 @@ def shared_attention(query, shared_key, shared_value, key, value, own_bias, shar
     own = own.view(*query.shape[:-1], -1) + own_bias
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
-    output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(query.shape)
+    output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(
+        query.shape
+    )
     return output + torch.matmul(own.reshape(scenes, groups, branches, heads * queries, -1), value).view(query.shape)
 
 
@@ -102,7 +104,8 @@ class SceneAnswerMixin:
         limit = self.config.text_config.max_position_embeddings
         if input_ids.shape[1] >= limit:
             raise ValueError(
-                f"the scene takes {input_ids.shape[1]} tokens, the model's context is {limit}: choose fewer visual_tokens"
+                f"the scene takes {input_ids.shape[1]} tokens, the model's context is {limit}:"
+                " choose fewer visual_tokens"
             )
         if not attention_mask[:, 0].all():
             raise ValueError("a batch of scenes must be padded on the right; the attention_mask begins with 0")

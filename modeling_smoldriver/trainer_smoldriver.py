@@ -43,7 +43,7 @@ class SmolDriverSFTConfig(SFTConfig):
     packed_attention: str = field(
         default="blocks",
         metadata={
-            "help": "'blocks': compute the allowed blocks alone; 'mask': a dense mask for the model's attn_implementation."
+            "help": "'blocks': the allowed blocks alone; 'mask': a dense mask for the model's attn_implementation."
         },
     )
     loss_mode: str = field(
@@ -65,9 +65,7 @@ class SmolDriverSFTConfig(SFTConfig):
         if self.loss_mode not in LOSS_MODES:
             raise ValueError(f"loss_mode={self.loss_mode!r} is unknown; use one of {LOSS_MODES}")
         if self.packed_attention not in PACKED_ATTENTIONS:
-            raise ValueError(
-                f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}"
-            )
+            raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
 
@@ -97,8 +95,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
     """SFTTrainer whose datasets are scene rows (see `data_scripts/schema.py`).
 
     What it changes, and why: datasets are split into groups of questions and batched by [`SmolDriverCollator`], since
-    TRL does not pack vision data; the loss is computed at answer tokens alone and can weigh questions equally; trainable
-    weights stay in float32 under QLoRA, where bfloat16 would round small updates away.
+    TRL does not pack vision data; the loss is computed at answer tokens alone and can weigh questions equally;
+    trainable weights stay in float32 under QLoRA, where bfloat16 would round small updates away.
     """
 
     def __init__(
@@ -144,7 +142,9 @@ class SmolDriverSFTTrainer(SFTTrainer):
             segment_ids = inputs.pop("segment_ids")
             if self.args.packed_attention == "blocks":
                 inputs["packing"] = PackedLayout.from_segments(segment_ids, self._activation_dtype())
-                inputs["attention_mask"] = segment_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # keeps others from making one
+                inputs["attention_mask"] = segment_ids.new_ones(
+                    1, 1, 1, 1, dtype=torch.bool
+                )  # keeps others from making one
             else:
                 inputs["attention_mask"] = block_mask(segment_ids)
             tokens = (segment_ids >= 0).sum()

@@ -80,6 +80,8 @@ class InferenceBench:
         self.processor, config, smolvlm_config = make_processor(size)
         self.smoldriver = make_smoldriver(config, device, dtype)
         self.smolvlm = make_smolvlm(smolvlm_config, self.smoldriver)
+        for model in (self.smoldriver, self.smolvlm):
+            model.requires_grad_(False)
         self.counter = Counter(config, smolvlm_config, item=dtype.itemsize)
         self.full = size.budgets[0]
         self.scenes = {

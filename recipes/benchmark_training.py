@@ -89,7 +89,9 @@ class TrainingBench:
         frames, length = batch["input_ids"].shape
         if "segment_ids" in batch:
             layout = PackedLayout.from_segments(batch["segment_ids"], torch.float32)
-            pairs = layout.prefix**2 + layout.branches * layout.branch * (layout.prefix + layout.branch)
+            pairs = layout.prefix**2
+            for group in layout.groups:
+                pairs += group.branches * group.branch * (layout.prefix + group.branch)
         else:
             pairs = length**2
         answers = int((batch["labels"][:, 1:] != -100).any(0).sum())  # positions that go through lm_head, in every row

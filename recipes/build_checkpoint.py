@@ -29,7 +29,7 @@ from transformers import (
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import errors_in_one_line
+from recipes.checkpoints import check_source, errors_in_one_line
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -60,7 +60,7 @@ def base_parts(base: str, dtype: torch.dtype):
 
 
 def language_parts(arguments, dtype: torch.dtype):
-    """As `base_parts`, from a language model alone: its embedding is padded for SmolVLM's tokens, the connector is fresh."""
+    """As `base_parts`, from a language model alone: its embedding grows by SmolVLM's tokens, the connector is fresh."""
     model = AutoModelForCausalLM.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
@@ -111,6 +111,8 @@ def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict
 
 
 def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
+    for source in (arguments.base or arguments.language_model, arguments.tower):
+        check_source(source)
     dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(arguments.seed)
     parts = base_parts(arguments.base, dtype) if arguments.base else language_parts(arguments, dtype)

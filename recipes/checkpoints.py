@@ -31,12 +31,23 @@ def errors_in_one_line(program: str):
         sys.exit(f"{program}: {' '.join(str(error).split())}")
 
 
+def check_source(name: str) -> None:
+    """Refuse what is neither a folder nor of the form of a Hub id, before anything is looked up on the Hub.
+
+    Raises:
+        FileNotFoundError: names the folder.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
+        raise FileNotFoundError(f"there is no model folder {name}")
+
+
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
     """Write `<folder>/training_manifest.json`, whole or not at all.
 
     Args:
-        manifest: `base` (folder or Hub id that the run started from), `dtype` and `quantization` (of the base, or None),
-            `scenes` (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
+        manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` (or None), `scenes`
+            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
     """
     path = Path(folder) / TRAINING_MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,16 +83,21 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=["vision_model", "connector", "lm_head"],
+        llm_int8_skip_modules=["model.vision_model", "model.connector", "lm_head"],
     )
 
 
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, device: str | None = None):
     """A trained SmolDriver and its processor, from a model folder, a Hub id or a folder of adapters.
 
-    Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default that of training.
+    Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default as it was too.
     -> (model in eval mode, processor)
+
+    Raises:
+        FileNotFoundError: no such folder, or adapters that do not say what their base is.
+        ValueError: weights are missing, or there are some too many or of a wrong shape.
     """
+    check_source(str(path))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (Path(path) / "adapter_config.json").is_file():
         model = _load_adapters(path, dtype, device)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data_scripts.question_types import OBJECT_TAG, QUESTION_TYPES, question_type
 from data_scripts.schema import load_scenes
-from recipes.checkpoints import load_model
+from recipes.checkpoints import errors_in_one_line, load_model
 from recipes.metrics.drivelm.drivelm import CLOSED_TYPES, compute_metrics
 
 CONTROLS = {
@@ -125,7 +125,7 @@ class MajorityAnswers:
 
 
 def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, state: PartialState) -> list[dict]:
-    """All predictions of one contestant, in chunks of frames that are kept as they are done."""
+    """All predictions of one contestant (in the main process), in chunks of frames that are kept as they are done."""
     starts = range(0, len(texts), CHUNK)
     mine = [start for start in starts if start // CHUNK % state.num_processes == state.process_index]
     for start in tqdm(mine, desc=name, unit="chunk", disable=not state.is_main_process):
@@ -154,6 +154,8 @@ def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, sta
                 )
         write_whole(path, json.dumps(rows, ensure_ascii=False))
     state.wait_for_everyone()
+    if not state.is_main_process:
+        return []
     return [row for start in starts for row in json.loads((folder / f"{name}-{start:06d}.json").read_text("utf-8"))]
 
 
@@ -194,23 +196,41 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def main():
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model folder, Hub id or folder of adapters")
     parser.add_argument("--scenes", required=True, help="folder of prepared scene rows")
     parser.add_argument("--split", default="test", choices=("train", "eval", "test"))
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--controls", nargs="*", default=["majority", "other_scene_images"], choices=list(CONTROLS))
-    parser.add_argument("--max-frames", type=int, help="frames to ask about, evenly spread; default all")
-    parser.add_argument("--questions-per-frame", type=int, help="questions to draw a frame; default all")
-    parser.add_argument("--visual-tokens", type=int, help="tokens a camera; default the model's largest budget")
+    parser.add_argument("--max-frames", type=positive, help="frames to ask about, evenly spread; default all")
+    parser.add_argument("--questions-per-frame", type=positive, help="questions to draw a frame; default all")
+    parser.add_argument("--visual-tokens", type=positive, help="tokens a camera; default the model's largest budget")
     parser.add_argument("--use-scene-description", action="store_true")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=positive, default=64)
     parser.add_argument("--bootstrap-samples", type=int, default=1000)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it was trained")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def unfinished_folder(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Where answers are kept until all are there (a place for these settings and these weights), and the settings."""
+    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("controls", "output_dir")}
+    files = [path.stat() for path in sorted(Path(arguments.model).glob("*.safetensors"))]
+    depends_on = [settings, [(file.st_size, file.st_mtime_ns) for file in files]]
+    digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+    return arguments.output_dir / f".parts-{digest}", settings
+
+
+def evaluate_model(arguments: argparse.Namespace):
+    """Ask, score, write, print."""
     state = PartialState()
     rows = load_scenes(arguments.scenes, arguments.split)
     if arguments.max_frames is not None and arguments.max_frames < len(rows):
@@ -218,12 +238,10 @@ def main():
         rows = rows.select([index * len(rows) // count for index in range(count)])
     texts = rows.select_columns(["scene_token", "frame_token", "qa"])
     chosen = select_questions(texts, arguments.questions_per_frame, arguments.seed)
-    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("controls", "output_dir")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    parts = arguments.output_dir / f".parts-{digest}"
+    model, processor = load_model(arguments.model, arguments.dtype and getattr(torch, arguments.dtype))
+    parts, settings = unfinished_folder(arguments)
     parts.mkdir(parents=True, exist_ok=True)
 
-    model, processor = load_model(arguments.model, getattr(torch, arguments.dtype))
     contestants = {MODEL: lambda: ModelAnswers(model, processor, rows, None, arguments)}
     for control in arguments.controls:
         contestants[control] = lambda control=control: ModelAnswers(model, processor, rows, control, arguments)
@@ -241,8 +259,8 @@ def main():
             continue
         rows_of = predict(name, answer, texts, chosen, parts, state)
         seconds[name] = round(time.perf_counter() - started, 1)
-        predictions += rows_of
         if state.is_main_process:
+            predictions += rows_of
             results[name] = score(rows_of, arguments.bootstrap_samples)
     if not state.is_main_process:
         return
@@ -253,11 +271,17 @@ def main():
     info = {name: result.pop("info") for name, result in results.items()}[MODEL]
     info |= {"settings": settings, "controls": CONTROLS, "left_out_controls": left_out, "seconds": seconds}
     write_whole(arguments.output_dir / "metrics.json", json.dumps({"results": results, "info": info}, indent=1))
-    shutil.rmtree(parts)
+    for unfinished in arguments.output_dir.glob(".parts-*"):
+        shutil.rmtree(unfinished)
     print(table(results))
     for name, why in left_out.items():
         print(f"left out: {name} ({why})")
     print(f"{len(texts)} frames, {results[MODEL]['overall']['count']} questions; wrote {arguments.output_dir}")
+
+
+def main():
+    with errors_in_one_line("evaluate_drivelm"):
+        evaluate_model(parse_arguments())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The demo's stand-ins for downloads: a tokenizer, a tiny SmolVLM with random weights, and a tiny pretrained ViT.
 
-python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs/demo/scenes --output-dir outputs/demo/base
+python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs/demo/scenes \
+    --output-dir outputs/demo/base
 
 The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets a minute of
 dense supervision from the world's own boxes: which classes, and whether moving, stopped or parked, show in each patch.
@@ -176,9 +177,7 @@ def main():
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
     tower = tiny_tower(arguments.seed)
     labels = BoxLabels(arguments.world)
-    loss = pretrain(
-        tower, scenes, labels, arguments.frames, arguments.steps, arguments.batch_size, arguments.seed
-    )
+    loss = pretrain(tower, scenes, labels, arguments.frames, arguments.steps, arguments.batch_size, arguments.seed)
     tower.save_pretrained(arguments.output_dir / "tower")
     print(
         f"demo base in {arguments.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} random"

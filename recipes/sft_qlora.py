@@ -6,17 +6,29 @@ Every value of the YAML can be overridden on the command line (`--max_steps 100`
 its last checkpoint when the same command is given again.
 """
 
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 
+import recipes  # noqa: F401 - first, since it silences libraries while they are imported
+
+# isort: split
 import torch
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate import PartialState
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
-from recipes.checkpoints import nf4, write_training_manifest
+from recipes.checkpoints import (
+    check_source,
+    errors_in_one_line,
+    last_whole_checkpoint,
+    nf4,
+    write_training_manifest,
+)
+
+SHUFFLE_BUFFER = 256  # frames that a streaming run holds, as undecoded images, to draw from
 
 
 @dataclass
@@ -30,20 +42,25 @@ class DataArguments:
 LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
+def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
+    """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
     # Model
+    check_source(model_args.model_name_or_path)
+    checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
+    peft_config = get_peft_config(model_args)
+    source = checkpoint if checkpoint and peft_config is None else model_args.model_name_or_path
     quantization = None
     if model_args.load_in_4bit:
         compute = getattr(torch, model_args.dtype or "float32")
         quantization = nf4(compute, model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)
     model = SmolDriverForConditionalGeneration.from_pretrained(
-        model_args.model_name_or_path,
+        source,
         dtype=model_args.dtype,
         attn_implementation=model_args.attn_implementation,
         quantization_config=quantization,
+        device_map={"": PartialState().device} if quantization else None,
     )
     processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
-    peft_config = get_peft_config(model_args)
     if peft_config is not None:
         peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
         peft_config.modules_to_save = modules_to_save(training_args)
@@ -51,21 +68,40 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     # Data
     train = load_scenes(data_args.scenes, "train", streaming=data_args.streaming)
     evaluation = load_scenes(data_args.scenes, data_args.eval_split) if data_args.eval_split else None
+    shuffled = train
+    if data_args.streaming:
+        shuffled = train.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
+        training_args.accelerator_config.dispatch_batches = False  # frame tokens are no tensors to send around
 
-    # Training
     trainer = SmolDriverSFTTrainer(
         model,
         args=training_args,
-        train_dataset=train,
+        train_dataset=shuffled,
         eval_dataset=evaluation,
         processing_class=processor,
         peft_config=peft_config,
     )
+    if source == checkpoint:
+        # The weights are there already, and strictly: the trainer would read the file without the renames of
+        # from_pretrained, and so leave a ViT's layers as they were before training.
+        trainer._load_from_checkpoint = lambda *arguments: None
+    return trainer, train, quantization, checkpoint
+
+
+def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
+    with errors_in_one_line("sft_qlora"):
+        trainer, train, quantization, checkpoint = load(data_args, training_args, model_args)
     trainable = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     trainer.accelerator.print(f"{trainable:,} trainable weights")
+
+    # Training
     started = time.time()
-    checkpoint = training_args.resume_from_checkpoint or get_last_checkpoint(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint:
+        trainer.accelerator.print(f"going on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"sft_qlora: {error}")
     trainer.save_model(training_args.output_dir)
     if trainer.is_world_process_zero():
         manifest = {

@@ -1,0 +1,89 @@
+"""Ask a saved SmolDriver about one prepared frame, and paint the six views with questions, answers and truth.
+
+python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train --frame 0 \
+    --picture outputs/sample/answers.png
+
+The model is loaded as any user would: through the Auto classes, with the code saved beside its weights. (This file
+does not import the package, so that the saved code is what runs.)
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from datasets import load_dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT"]]
+
+
+def spread_questions(qa: list[dict], count: int) -> list[dict]:
+    """`count` questions of a frame, spread over its list (perception first, behaviour last)."""
+    return [qa[index * len(qa) // count] for index in range(min(count, len(qa)))]
+
+
+def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
+    """Six views in their places (the back ones as seen turning round), and (question, answer, truth) below."""
+    figure = plt.figure(figsize=(12, 5.2 + 0.62 * len(lines)))
+    views, text = figure.subfigures(2, 1, height_ratios=[5.2, 0.62 * len(lines)])
+    for axes, camera in zip(views.subplots(2, 3).flat, sum(LAYOUT, []), strict=True):
+        axes.set_title(camera, fontsize=9)
+        axes.axis("off")
+        if row[camera] is not None:
+            axes.imshow(row[camera])
+    for number, (question, answer, truth) in enumerate(lines):
+        y = 1 - (number + 0.5) / len(lines)
+        text.text(0.03, y + 0.2 / len(lines), textwrap.shorten(question, 150), fontsize=10, weight="bold")
+        right = answer.strip().lower() == truth.strip().lower()
+        text.text(0.05, y - 0.25 / len(lines), textwrap.shorten(answer, 95), color="green" if right else "firebrick")
+        text.text(0.55, y - 0.25 / len(lines), f"truth: {textwrap.shorten(truth, 85)}", color="dimgray")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.stem + ".tmp.png")
+    figure.savefig(aside, dpi=110)
+    plt.close(figure)
+    aside.replace(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--scenes", required=True, type=Path, help="folder of prepared scene rows")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--frame", type=int, default=0, help="number of the frame in the split")
+    parser.add_argument("--questions", nargs="*", help="default: five of the frame's own, with their true answers")
+    parser.add_argument("--visual-tokens", type=int, help="tokens a camera; default the model's largest budget")
+    parser.add_argument("--picture", type=Path, help="PNG to write")
+    arguments = parser.parse_args()
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    shards = sorted(str(path) for path in (arguments.scenes / arguments.split).glob("*.parquet"))
+    if not shards:
+        parser.error(f"{arguments.scenes} has no shards of the split {arguments.split}")
+    rows = load_dataset("parquet", data_files={arguments.split: shards}, split=arguments.split)
+    if not 0 <= arguments.frame < len(rows):
+        parser.error(f"--frame {arguments.frame}: the split {arguments.split} has the frames 0 .. {len(rows) - 1}")
+    row = rows[arguments.frame]
+    asked = [{"question": text, "answer": "-"} for text in arguments.questions or []] or spread_questions(row["qa"], 5)
+
+    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
+    images = {camera: row[camera] for camera in processor.cameras}
+    scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
+    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=64)
+    lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
+    for question, answer, truth in lines:
+        print(f"Q {question}\n  answer {answer}\n  truth  {truth}")
+    if arguments.picture:
+        paint(row, lines, arguments.picture)
+        print(f"wrote {arguments.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Size of a SmolDriver by part, the memory that training it takes, and, on request, a run on random weights.
+
+python recipes/model_report.py
+python recipes/model_report.py --run --dtype bfloat16
+
+Without `--model` the dimensions are SmolVLM2-2.2B's with ViT-B/16 at 432 pixels. Memory is computed, not measured.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+from accelerate import init_empty_weights
+
+from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration
+from recipes.build_checkpoint import parameter_table
+from recipes.checkpoints import check_source, errors_in_one_line
+
+TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
+HALF = 2  # bytes of a frozen bf16 or fp16 weight
+# bytes of an NF4 weight: 4 bits, a constant a block of 64 that is itself kept in 8 bits, a float32 for 256 of those
+NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+LORA_RANK = 16
+TEXT_TOKENS = 70
+
+
+def training_memory(model: SmolDriverForConditionalGeneration, tokens: int) -> dict[str, dict[str, float]]:
+    """Bytes by part for each way to train.
+
+    Args:
+        model: on any device, `meta` too.
+        tokens: length of the sequence of a step. Activations are estimated for gradient checkpointing: the inputs of
+            every layer of tower and text model, and what one layer of the text model keeps for its backward pass.
+    """
+
+    def count(part) -> int:
+        return sum(parameter.numel() for parameter in part.parameters())
+
+    text = model.model.text_model
+    linears = [module for module in text.layers.modules() if isinstance(module, torch.nn.Linear)]
+    quantized = sum(linear.weight.numel() for linear in linears)
+    adapters = sum(LORA_RANK * (linear.in_features + linear.out_features) for linear in linears)
+    language = count(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
+    vision, connector = count(model.model.vision_model), count(model.model.connector)
+
+    tower, config = model.config.vision_config.tower_config, text.config
+    views = len(model.config.vision_config.cameras)
+    patches = views * (model.config.vision_config.tower_image_size // tower.patch_size) ** 2
+    inputs = patches * tower.hidden_size * tower.num_hidden_layers
+    inputs += tokens * config.hidden_size * config.num_hidden_layers
+    in_layer = tokens * (6 * config.hidden_size + 3 * config.intermediate_size)
+    activations = HALF * (inputs + in_layer) + 12 * TEXT_TOKENS * config.vocab_size  # logits thrice, in float32
+    return {
+        "full": {
+            "vision": TRAINED * vision,
+            "connector": TRAINED * connector,
+            "language model": TRAINED * language,
+            "activations": activations,
+        },
+        "vision, language model frozen": {
+            "vision": TRAINED * vision,
+            "connector": TRAINED * connector,
+            "language model": HALF * language,
+            "activations": activations,
+        },
+        "QLoRA and vision": {
+            "vision": (TRAINED + HALF) * vision,  # PEFT keeps the weights from before training too
+            "connector": HALF * connector,
+            "language model": NF4 * quantized + HALF * (language - quantized),
+            "adapters": TRAINED * adapters,
+            "activations": activations,
+        },
+    }
+
+
+def memory_table(memory: dict[str, dict[str, float]]) -> str:
+    lines = []
+    for mode, parts in memory.items():
+        lines.append(f"  {mode}: {sum(parts.values()) / 1e9:.1f} GB")
+        lines += [f"    {part:15s} {size / 1e9:6.2f}" for part, size in parts.items()]
+    return "\n".join(lines)
+
+
+def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
+    """One forward pass of six views and a question, and one answer of 16 tokens, on random weights on the CPU."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    model = SmolDriverForConditionalGeneration(config).eval()
+    torch.set_default_dtype(torch.float32)
+    vision = config.vision_config
+    views, budget, size = len(vision.cameras), config.visual_token_budgets[0], vision.tower_image_size
+    text = torch.randint(3, 1000, (1, TEXT_TOKENS))
+    inputs = {
+        "input_ids": torch.cat([torch.full((1, views * budget), config.image_token_id), text], dim=1),
+        "pixel_values": torch.randn(1, views, 3, size, size, dtype=dtype),
+        "camera_ids": torch.arange(views)[None],
+    }
+    lines = []
+    with torch.inference_mode():
+        started = time.perf_counter()
+        model(**inputs, logits_to_keep=1)
+        seconds = time.perf_counter() - started
+        lines.append(f"  forward of {views} views, {inputs['input_ids'].shape[1]} tokens: {seconds:.1f} s")
+        started = time.perf_counter()
+        answer = model.generate(**inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False)
+        new = answer.shape[1] - inputs["input_ids"].shape[1]
+        lines.append(f"  answer of {new} tokens: {time.perf_counter() - started:.1f} s")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return "\n".join([*lines, f"  peak memory of the process: {peak / 1e9:.1f} GB"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or Hub id whose configuration to take")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens a training sequence has")
+    parser.add_argument("--run", action="store_true", help="run a forward pass and an answer on random weights")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    arguments = parser.parse_args()
+    with errors_in_one_line("model_report"):
+        if arguments.model:
+            check_source(arguments.model)
+        config = SmolDriverConfig.from_pretrained(arguments.model) if arguments.model else SmolDriverConfig()
+    with init_empty_weights():
+        model = SmolDriverForConditionalGeneration(config)
+    print(f"parameters\n{parameter_table(model)}")
+    memory = memory_table(training_memory(model, arguments.tokens))
+    print(f"memory for training on {arguments.tokens} tokens a step\n{memory}")
+    if arguments.run:
+        print(f"random weights in {arguments.dtype}\n{run(config, getattr(torch, arguments.dtype))}")
+
+
+if __name__ == "__main__":
+    main()

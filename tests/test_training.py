@@ -1,0 +1,440 @@
+"""The recipe trains what it should and nothing else, saves what it trained, goes on after a kill, and stops at NaN."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import QUESTIONS, assert_same, picture, tiny_model
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+from trl import ModelConfig, TrlParser
+
+from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
+from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.collator_smoldriver import group_questions
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
+from recipes import sft_qlora
+from recipes.checkpoints import last_whole_checkpoint, load_model, read_training_manifest
+
+ROOT = Path(__file__).parents[1]
+ANSWERS = ["Yes.", "There is one car.", "The car is moving.", "The ego vehicle is going straight."]
+
+
+def scene_row(number: int, questions: int) -> dict:
+    row = {"scene_token": f"scene{number // 2}", "frame_token": f"frame{number}", "scene_description": None}
+    for index, camera in enumerate(CAMERAS):
+        buffer = io.BytesIO()
+        picture(10 * number + index).save(buffer, "PNG")
+        row[camera] = {"bytes": buffer.getvalue(), "path": f"{camera}.png"}
+    row["qa"] = [
+        {"task": "perception", "question": QUESTIONS[index % 4], "answer": ANSWERS[(number + index) % 4], "tag": []}
+        for index in range(questions)
+    ]
+    return row
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Four frames of two scenes with 3, 5, 1 and 2 questions, in two shards."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows = [scene_row(number, questions) for number, questions in enumerate((3, 5, 1, 2))]
+    for shard in (0, 1):
+        with open_shard(shard_path(folder, "train", shard)) as writer:
+            writer.write_table(scene_table(rows[2 * shard : 2 * shard + 2]))
+    counts = {"train": {"scenes": 2, "frames": 4, "questions": 11, "shards": 2}}
+    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": counts, "report": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(config, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def options(base, scenes, tmp_path):
+    return {
+        "model_name_or_path": base,
+        "dtype": "float32",
+        "scenes": scenes,
+        "scene_packing": True,
+        "questions_per_scene": 2,
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+
+
+def command_line(options: dict) -> list[str]:
+    values = ((name, value if isinstance(value, list) else [value]) for name, value in options.items())
+    return [word for name, words in values for word in (f"--{name}", *map(str, words))]
+
+
+def train(monkeypatch, options: dict, callback: TrainerCallback | None = None):
+    """Run the recipe in this process: the trainer, and its parameters before the first step."""
+    seen = {}
+
+    def load(*arguments):
+        trainer, *rest = real(*arguments)
+        seen["trainer"] = trainer
+        seen["before"] = {name: plain(value).clone() for name, value in trainer.model.named_parameters()}
+        if callback is not None:
+            trainer.add_callback(callback)
+        return trainer, *rest
+
+    with monkeypatch.context() as patch:
+        real = sft_qlora.load
+        patch.setattr(sft_qlora, "load", load)
+        parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))
+        sft_qlora.main(*parser.parse_args_and_config(args=command_line(options)))
+    return seen["trainer"], seen["before"]
+
+
+def plain(parameter) -> torch.Tensor:
+    """Also of a 4-bit weight, whose own class cannot be copied."""
+    return parameter.data.as_subclass(torch.Tensor)
+
+
+def logits_of(model, processor) -> torch.Tensor:
+    images = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
+    prompt = processor.apply_chat_template(
+        processor.scene_messages(images, QUESTIONS[0]), add_generation_prompt=True, tokenize=False
+    )
+    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.0}
+MODES = {
+    "full": ({}, lambda name: True),
+    "vision, language model frozen": (
+        {"train_language_model": False},
+        lambda name: name.startswith(("model.vision_model.", "model.connector.")),
+    ),
+    "language model, vision frozen": (
+        {"train_vision": False, "train_connector": False},
+        lambda name: name.startswith(("model.text_model.", "lm_head.")),
+    ),
+    "LoRA and vision": (
+        {**LORA, "train_connector": False},
+        lambda name: ".lora_" in name or ".vision_model.modules_to_save." in name,
+    ),
+    "QLoRA, vision and connector": (
+        {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"},
+        lambda name: ".lora_" in name or ".modules_to_save." in name,
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_should_train_moves_and_nothing_else_and_reloads_bit_by_bit(mode, options, config, monkeypatch):
+    changed, should_train = MODES[mode]
+    # lora_A gets a gradient as soon as lora_B is no longer zero: in the second step
+    steps = 2 if "use_peft" in changed else 1
+    trainer, before = train(monkeypatch, {**options, **changed, "max_steps": steps})
+    after = dict(trainer.model.named_parameters())
+
+    assert after.keys() == before.keys()
+    moved = {name for name in after if not torch.equal(plain(after[name]), before[name])}
+    expected = {name for name in after if should_train(name)}
+    assert moved == expected, f"stayed: {sorted(expected - moved)}; moved: {sorted(moved - expected)}"
+    assert {name for name in after if after[name].requires_grad} == expected
+    assert {after[name].dtype for name in expected} == {torch.float32}
+    if "use_peft" in changed:
+        linears = 7 * config.text_config.num_hidden_layers
+        assert sum(name.endswith("lora_A.default.weight") for name in after) == linears
+    if "load_in_4bit" in changed:
+        assert sum(after[name].dtype == torch.uint8 for name in after) == linears
+
+    assert isinstance(trainer.model, PeftModel) == ("use_peft" in changed)
+    loaded, processor = load_model(options["output_dir"])
+    assert not loaded.training
+    expected_logits = logits_of(trainer.model, trainer.processing_class)
+    assert torch.equal(logits_of(loaded, processor), expected_logits)
+    assert not torch.equal(logits_of(load_model(options["model_name_or_path"])[0], processor), expected_logits)
+
+
+def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, options, tmp_path, monkeypatch):
+    """Its module names hold `vision_model` twice in transformers 4.57."""
+    from conftest import tiny_config
+
+    tiny_model(tiny_config(tokenizer, "siglip")).save_pretrained(tmp_path / "siglip")
+    processor.save_pretrained(tmp_path / "siglip")
+    trainer, _ = train(monkeypatch, {**options, **LORA, "model_name_or_path": tmp_path / "siglip"})
+    loaded, processor = load_model(options["output_dir"])
+    assert torch.equal(logits_of(loaded, processor), logits_of(trainer.model, processor))
+
+
+def test_manifest_says_what_the_run_was(options, monkeypatch):
+    train(monkeypatch, options)
+    manifest = read_training_manifest(options["output_dir"])
+    assert manifest["scene_tokens"] == ["scene0", "scene1"] and manifest["steps"] == 1
+    assert manifest["base"] == str(options["model_name_or_path"]) and manifest["quantization"] is None
+    assert manifest["arguments"]["learning_rate"] == 1e-2
+
+
+def test_adapters_that_lost_a_tensor_are_refused_by_name(options, monkeypatch):
+    from safetensors.torch import save_file
+
+    train(monkeypatch, {**options, **LORA})
+    path = options["output_dir"] / "adapter_model.safetensors"
+    weights = load_file(path)
+    lost = next(name for name in weights if "vision_model" in name and name.endswith("query"))
+    del weights[lost]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing \\['{lost}'\\], unexpected \\[\\]"):
+        load_model(options["output_dir"])
+    (options["output_dir"] / "training_manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="which base they fit is unknown"):
+        load_model(options["output_dir"])
+
+
+def test_accumulated_gradients_equal_those_of_a_larger_batch(options, monkeypatch):
+    """Sequences of 2, 2, 1, ... questions: each question weighs the same however they are batched."""
+    options |= {"optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "max_grad_norm": 0.0}
+    whole, _ = train(monkeypatch, {**options, "per_device_train_batch_size": 4})
+    parts, _ = train(
+        monkeypatch,
+        {
+            **options,
+            "output_dir": options["output_dir"] / "parts",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+        },
+    )
+    for (name, one), (_, other) in zip(whole.model.named_parameters(), parts.model.named_parameters(), strict=True):
+        assert_same(one, other, name)
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-4)  # the log keeps four digits
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+KILLED = """
+import os, signal, sys
+from transformers import TrainerCallback
+from trl import ModelConfig, TrlParser
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
+from recipes import sft_qlora
+
+class Kill(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+load = sft_qlora.load
+def load_and_kill(*arguments):
+    trainer, *rest = load(*arguments)
+    trainer.add_callback(Kill())
+    return trainer, *rest
+
+sft_qlora.load = load_and_kill
+parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))
+sft_qlora.main(*parser.parse_args_and_config(args=sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 5))])
+def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
+    """Steps 1 to 6 with a checkpoint every two, LoRA with dropout, budgets drawn: nothing depends on the break."""
+    options |= {
+        **LORA,
+        "lora_dropout": 0.2,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "lr_scheduler_type": "cosine",
+        "train_visual_tokens": [9, 4],
+    }
+    never, _ = train(monkeypatch, {**options, "output_dir": tmp_path / "never"})
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(killed_at), *command_line(options)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    last = last_whole_checkpoint(options["output_dir"])
+    assert (last and Path(last).name) == (f"checkpoint-{killed_at // 2 * 2}" if killed_at >= 2 else None)
+    again, _ = train(monkeypatch, options)
+    assert losses(again) == losses(never) and len(losses(never)) == 6
+    ours, theirs = (
+        load_file(folder / "adapter_model.safetensors") for folder in (options["output_dir"], tmp_path / "never")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
+
+
+def test_checkpoint_that_a_kill_cut_short_is_passed_over(options, monkeypatch, tmp_path):
+    options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    never, _ = train(monkeypatch, options)
+    cut = options["output_dir"] / "checkpoint-4"
+    state = (cut / "trainer_state.json").read_text()
+    for rest in (None, state[: len(state) // 2]):
+        (cut / "trainer_state.json").unlink()
+        if rest is not None:
+            (cut / "trainer_state.json").write_text(rest)
+        assert last_whole_checkpoint(options["output_dir"]) == str(options["output_dir"] / "checkpoint-2")
+        again, _ = train(monkeypatch, options)
+        assert losses(again) == losses(never)
+    assert last_whole_checkpoint(options["output_dir"]) == str(cut)
+    assert last_whole_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_streamed_scenes_give_the_same_groups_and_train(options, scenes, monkeypatch):
+    def groups(streaming):
+        rows = group_questions(load_scenes(scenes, "train", streaming=streaming), 2, seed=0)
+        return [(row["frame_token"], tuple(qa["question"] for qa in row["qa"])) for row in rows]
+
+    assert sorted(groups(True)) == sorted(groups(False)) and len(groups(True)) == 2 + 3 + 1 + 1
+    trainer, _ = train(monkeypatch, {**options, "streaming": True, "max_steps": 4})
+    assert len(losses(trainer)) == 4
+    assert trainer.state.log_history[2]["num_questions"] > 0
+
+
+def test_sample_tables_are_printed_and_kept(options, monkeypatch, capsys):
+    train(monkeypatch, {**options, "max_steps": 2, "sample_steps": 1, "sample_questions": 2})
+    tables = json.loads((options["output_dir"] / "samples.json").read_text())
+    assert list(tables) == ["1", "2"]
+    printed = capsys.readouterr().out
+    for step, table in tables.items():
+        assert f"samples at step {step}" in printed
+        assert [line["question"] for line in table] == QUESTIONS[:2]
+        assert [line["target"] for line in table] == ANSWERS[:2]
+        assert all(f"prediction {line['prediction']}" in printed for line in table)
+
+
+def test_loss_that_is_not_a_number_stops_with_the_frames_and_keeps_the_checkpoint(options, monkeypatch):
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                model.lm_head.weight.data.fill_(float("nan"))
+
+    options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, options, Break())
+    message = str(stopped.value)
+    assert "the loss is nan at step 2 for the frames frame" in message and "\n" not in message
+    assert not (options["output_dir"] / "model.safetensors").exists()
+    checkpoint = SmolDriverForConditionalGeneration.from_pretrained(last_whole_checkpoint(options["output_dir"]))
+    assert all(parameter.isfinite().all() for parameter in checkpoint.parameters())
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"model_name_or_path": "nowhere/at/all"}, "sft_qlora: there is no model folder nowhere/at/all"),
+        ({"scenes": "nowhere"}, "sft_qlora: there is no folder nowhere: prepare the scenes first"),
+        ({"eval_split": "test"}, "sft_qlora: split 'test' of"),
+    ],
+)
+def test_bad_input_is_one_line(changed, message, options, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, {**options, **changed})
+    assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+def test_every_config_is_read_by_the_recipe():
+    paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+    assert len(paths) >= 5
+    for path in paths:
+        parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))  # keeps the last file's values
+        values = yaml.safe_load(path.read_text())
+        on_cpu = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]  # these depend on the machine
+        data, training, model = parser.parse_args_and_config(args=["--config", str(path), *on_cpu])
+        assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
+        assert model.use_peft == values.get("use_peft", False)
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero3"])
+def test_accelerate_reads_its_config(name):
+    config = load_config_from_file(str(ROOT / "recipes" / "accelerate_configs" / f"{name}.yaml"))
+    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == kinds[name]
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
+    if name == "zero3":
+        assert config.deepspeed_config["zero_stage"] == 3
+
+
+def launch(config: str, options: dict, *launcher: str) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--config_file"),
+            *(f"recipes/accelerate_configs/{config}.yaml", "--cpu", *launcher, "recipes/sft_qlora.py"),
+            *command_line(options),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes_train_as_one_at_the_same_global_batch(streaming, options, monkeypatch, tmp_path):
+    options |= {"max_steps": 4, "streaming": streaming, "optim": "sgd", "save_strategy": "steps", "save_steps": 4}
+    launch("single", {**options, "output_dir": tmp_path / "one"})
+    launch(
+        "ddp", {**options, "per_device_train_batch_size": 1, "output_dir": tmp_path / "two"}, "--num_processes", "2"
+    )
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        assert_same(two[name], one[name], name)
+    histories = [
+        [
+            entry["loss"]
+            for entry in json.loads((path / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+        ]
+        for path in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert histories[1] == pytest.approx(histories[0], abs=2e-4) and len(histories[0]) == 4
+
+
+FRESH = """
+import sys, torch
+from safetensors.torch import save_file
+sys.path.insert(0, "tests")
+from test_training import load_model, logits_of
+model, processor = load_model(sys.argv[1])
+save_file({"logits": logits_of(model, processor)}, sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_qlora_reloads_bit_by_bit_in_a_fresh_process(options, monkeypatch, tmp_path):
+    trainer, _ = train(monkeypatch, {**options, **MODES["QLoRA, vision and connector"][0], "max_steps": 2})
+    arguments = [sys.executable, "-c", FRESH, str(options["output_dir"]), str(tmp_path / "logits.safetensors")]
+    subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    logits = load_file(tmp_path / "logits.safetensors")["logits"]
+    assert torch.equal(logits, logits_of(trainer.model, SmolDriverProcessor.from_pretrained(options["output_dir"])))
