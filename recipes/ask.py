@@ -20,7 +20,7 @@ from datasets import load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT"]]
+LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 
 
 def spread_questions(qa: list[dict], count: int) -> list[dict]:
@@ -29,7 +29,7 @@ def spread_questions(qa: list[dict], count: int) -> list[dict]:
 
 
 def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
-    """Six views in their places (the back ones as seen turning round), and (question, answer, truth) below."""
+    """Six views in their places, the back ones below, and then (question, answer, truth)."""
     figure = plt.figure(figsize=(12, 5.2 + 0.62 * len(lines)))
     views, text = figure.subfigures(2, 1, height_ratios=[5.2, 0.62 * len(lines)])
     for axes, camera in zip(views.subplots(2, 3).flat, sum(LAYOUT, []), strict=True):
@@ -41,8 +41,8 @@ def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
         y = 1 - (number + 0.5) / len(lines)
         text.text(0.03, y + 0.2 / len(lines), textwrap.shorten(question, 150), fontsize=10, weight="bold")
         right = answer.strip().lower() == truth.strip().lower()
-        text.text(0.05, y - 0.25 / len(lines), textwrap.shorten(answer, 95), color="green" if right else "firebrick")
-        text.text(0.55, y - 0.25 / len(lines), f"truth: {textwrap.shorten(truth, 85)}", color="dimgray")
+        text.text(0.05, y - 0.25 / len(lines), textwrap.shorten(answer, 70), color="green" if right else "firebrick")
+        text.text(0.55, y - 0.25 / len(lines), f"truth: {textwrap.shorten(truth, 60)}", color="dimgray")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.stem + ".tmp.png")
     figure.savefig(aside, dpi=110)

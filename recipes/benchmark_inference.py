@@ -211,7 +211,7 @@ class InferenceBench:
 
         row = {"part": "prefill", "what": f"one token, {rows} rows", "budget": self.full, "questions": rows}
         return Contestant(
-            {**row, "tokens": rows}, run, self.counter.continuation_phases(prefix + question - 1, 0, rows, 2)
+            {**row, "tokens": rows}, run, self.counter.continuation_phases(prefix + question, 0, rows, 2)
         )
 
     # Answers

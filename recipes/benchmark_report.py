@@ -63,7 +63,7 @@ def ratios(rows: list[dict], full: int, small: int) -> dict[str, float]:
     if packed[93]:
         found["matmul_share_packed_train"] = packed[93]["matmul_share"]
     for count, row in packed.items():
-        if row and row.get("peak_bytes") and single.get("peak_bytes"):
+        if row and single:
             found[f"train_peak_memory_{count}_vs_1"] = row["peak_bytes"] / single["peak_bytes"]
     return found
 

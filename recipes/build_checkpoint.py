@@ -60,7 +60,7 @@ def base_parts(base: str, dtype: torch.dtype):
 
 
 def language_parts(arguments, dtype: torch.dtype):
-    """As `base_parts`, from a language model alone: its embedding grows by SmolVLM's tokens, the connector is fresh."""
+    """As `base_parts`, from a language model alone: its embedding gets SmolVLM's tokens, the connector is fresh."""
     model = AutoModelForCausalLM.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from bitsandbytes.nn import Linear4bit
 from peft import (
     PeftConfig,
     get_peft_model,
@@ -46,7 +48,7 @@ def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
     """Write `<folder>/training_manifest.json`, whole or not at all.
 
     Args:
-        manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` (or None), `scenes`
+        manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` or None, `scenes`
             (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
     """
     path = Path(folder) / TRAINING_MANIFEST
@@ -87,7 +89,22 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
     )
 
 
-def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, device: str | None = None):
+def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig | None = None, **arguments):
+    """SmolDriver from a folder or Hub id; if quantised, on this process's device."""
+    if quantization is not None:
+        arguments["device_map"] = {"": PartialState().device}
+    model = SmolDriverForConditionalGeneration.from_pretrained(
+        source, dtype=dtype, quantization_config=quantization, **arguments
+    )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs bitsandbytes 0.50 re-orders the weights at the first forward pass in eval mode, for good, and
+            # then no gradient passes the layer: a sample table in the middle of a run would end the training.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
     """A trained SmolDriver and its processor, from a model folder, a Hub id or a folder of adapters.
 
     Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default as it was too.
@@ -98,30 +115,24 @@ def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, device
         ValueError: weights are missing, or there are some too many or of a wrong shape.
     """
     check_source(str(path))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (Path(path) / "adapter_config.json").is_file():
-        model = _load_adapters(path, dtype, device)
-    else:
-        model = SmolDriverForConditionalGeneration.from_pretrained(path, dtype=dtype or "auto").to(device)
-    return model.eval(), SmolDriverProcessor.from_pretrained(path)
+    adapters = (Path(path) / "adapter_config.json").is_file()
+    model = _load_adapters(path, dtype) if adapters else load_base(path, dtype or "auto")
+    return model.to(PartialState().device).eval(), SmolDriverProcessor.from_pretrained(path)
 
 
-def _load_adapters(path: str | os.PathLike, dtype: torch.dtype | None, device: str):
+def _load_adapters(path: str | os.PathLike, dtype: torch.dtype | None):
     manifest = read_training_manifest(path)
     if manifest is None:
         raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
     quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
-    base = SmolDriverForConditionalGeneration.from_pretrained(
-        manifest["base"],
-        dtype=dtype or manifest["dtype"] or torch.float32,
-        quantization_config=quantization,
-        device_map=device if quantization else None,
-    )
-    model = get_peft_model(base if quantization else base.to(device), PeftConfig.from_pretrained(path))
+    base = load_base(manifest["base"], dtype or manifest["dtype"] or torch.float32, quantization)
+    peft_config = PeftConfig.from_pretrained(path)
+    peft_config.inference_mode = False  # so that what was trained can be told by requires_grad
+    model = get_peft_model(base, peft_config)
     for parameter in model.parameters():
         if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
             parameter.data = parameter.data.to(dtype or torch.float32)
-    weights, expected = load_peft_weights(str(path), device=device), get_peft_model_state_dict(model)
+    weights, expected = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(model)
     if weights.keys() != expected.keys():
         missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
         raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")

@@ -14,16 +14,16 @@ import recipes  # noqa: F401 - first, since it silences libraries while they are
 
 # isort: split
 import torch
-from accelerate import PartialState
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
-from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver import SmolDriverProcessor
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
 from recipes.checkpoints import (
     check_source,
     errors_in_one_line,
     last_whole_checkpoint,
+    load_base,
     nf4,
     write_training_manifest,
 )
@@ -53,13 +53,8 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     if model_args.load_in_4bit:
         compute = getattr(torch, model_args.dtype or "float32")
         quantization = nf4(compute, model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)
-    model = SmolDriverForConditionalGeneration.from_pretrained(
-        source,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=quantization,
-        device_map={"": PartialState().device} if quantization else None,
-    )
+    attention = model_args.attn_implementation
+    model = load_base(source, model_args.dtype, quantization, attn_implementation=attention)
     processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
     if peft_config is not None:
         peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS

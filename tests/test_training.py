@@ -347,6 +347,16 @@ def test_loss_that_is_not_a_number_stops_with_the_frames_and_keeps_the_checkpoin
     assert all(parameter.isfinite().all() for parameter in checkpoint.parameters())
 
 
+def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path):
+    """bitsandbytes on a CPU swaps its kernel at the first pass in eval mode: one without gradients."""
+    options |= {**MODES["QLoRA, vision and connector"][0], "max_steps": 4}
+    without, _ = train(monkeypatch, options)
+    tables, _ = train(monkeypatch, {**options, "output_dir": tmp_path / "tables", "sample_steps": 1})
+    assert losses(tables) == losses(without)
+    for (name, one), (_, other) in zip(tables.model.named_parameters(), without.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
@@ -404,21 +414,15 @@ def launch(config: str, options: dict, *launcher: str) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_two_processes_train_as_one_at_the_same_global_batch(streaming, options, monkeypatch, tmp_path):
     options |= {"max_steps": 4, "streaming": streaming, "optim": "sgd", "save_strategy": "steps", "save_steps": 4}
-    launch("single", {**options, "output_dir": tmp_path / "one"})
-    launch(
-        "ddp", {**options, "per_device_train_batch_size": 1, "output_dir": tmp_path / "two"}, "--num_processes", "2"
-    )
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name in one:
-        assert_same(two[name], one[name], name)
-    histories = [
-        [
-            entry["loss"]
-            for entry in json.loads((path / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
-        ]
-        for path in (tmp_path / "one", tmp_path / "two")
-    ]
-    assert histories[1] == pytest.approx(histories[0], abs=2e-4) and len(histories[0]) == 4
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch("single", {**options, "output_dir": one})
+    launch("ddp", {**options, "per_device_train_batch_size": 1, "output_dir": two}, "--num_processes", "2")
+    weights = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    for name in weights[0]:
+        assert_same(weights[1][name], weights[0][name], name)
+    states = [json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text()) for folder in (one, two)]
+    logged = [[entry["loss"] for entry in state["log_history"]] for state in states]
+    assert logged[1] == pytest.approx(logged[0], abs=2e-4) and len(logged[0]) == 4
 
 
 FRESH = """

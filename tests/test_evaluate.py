@@ -1,0 +1,227 @@
+"""The evaluation asks what it says, of the model and of each control, goes on where it stopped, and writes it down."""
+
+import collections
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import tiny_model
+from PIL import Image
+from test_training import scene_row
+
+from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
+from modeling_smoldriver import CAMERAS
+from recipes import evaluate_drivelm
+
+ROOT = Path(__file__).parents[1]
+CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]
+NEW_TOKENS = 6
+
+
+def write_scenes(folder: Path, frames: list[dict]) -> Path:
+    with open_shard(shard_path(folder, "train", 0)) as writer:
+        writer.write_table(scene_table(frames))
+    counts = {
+        "scenes": len({frame["scene_token"] for frame in frames}),
+        "frames": len(frames),
+        "questions": 0,
+        "shards": 1,
+    }
+    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": {"train": counts}, "report": {}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Two scenes of two frames each."""
+    frames = [scene_row(number, questions) for number, questions in enumerate((3, 4, 1, 2))]
+    return write_scenes(tmp_path_factory.mktemp("scenes"), frames)
+
+
+@pytest.fixture(scope="module")
+def model_folder(config, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(model_folder, scenes, tmp_path):
+    return {
+        "model": model_folder,
+        "scenes": scenes,
+        "split": "train",
+        "output-dir": tmp_path / "eval",
+        "max-new-tokens": NEW_TOKENS,
+        "bootstrap-samples": 20,
+    }
+
+
+def command_line(arguments: dict, *more: str) -> list[str]:
+    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))] + list(more)
+
+
+def evaluate(monkeypatch, arguments: dict, *more: str) -> tuple[dict, list[dict]]:
+    """metrics.json and the rows of predictions.parquet."""
+    monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *command_line(arguments, *more)])
+    evaluate_drivelm.main()
+    return written(arguments["output-dir"])
+
+
+def written(folder: Path) -> tuple[dict, list[dict]]:
+    return json.loads((folder / "metrics.json").read_text()), pq.read_table(folder / "predictions.parquet").to_pylist()
+
+
+def test_model_and_controls_answer_what_they_are_shown(arguments, scenes, config, processor, monkeypatch):
+    metrics, predictions = evaluate(monkeypatch, arguments, "--controls", *CONTROLS)
+    by_model = collections.defaultdict(dict)
+    for row in predictions:
+        by_model[row["model"]][row["id"]] = row["prediction"]
+    assert list(by_model) == ["smoldriver", *CONTROLS]
+
+    model, frames = tiny_model(config), list(load_scenes(scenes, "train"))
+    counts = collections.Counter((qa["question"], qa["answer"]) for frame in frames for qa in frame["qa"])
+    for number, frame in enumerate(frames):
+        images = {camera: frame[camera] for camera in CAMERAS}
+        shifted = dict(zip(CAMERAS, [*list(images.values())[1:], images[CAMERAS[0]]], strict=True))
+        other = frames[(number + 2) % 4]  # of the other scene
+        shown = {
+            "smoldriver": images,
+            "other_scene_images": {camera: other[camera] for camera in CAMERAS},
+            "text_only": None,
+            "blank_images": dict.fromkeys(CAMERAS, Image.new("RGB", (64, 36), (128, 128, 128))),
+            "permuted_cameras": shifted,
+        }
+        ids = [f"{frame['frame_token']}_{index}" for index in range(len(frame["qa"]))]
+        questions = [qa["question"] for qa in frame["qa"]]
+        for name, pictures in shown.items():
+            scene = model.encode_scene(**processor.encode_scene(pictures))
+            expected = model.answer(scene, processor, questions, max_new_tokens=NEW_TOKENS)
+            assert [by_model[name][question] for question in ids] == expected, name
+        for question, key in zip(questions, ids, strict=True):
+            answer = by_model["majority"][key]
+            assert counts[question, answer] == max(counts[question, qa["answer"]] for f in frames for qa in f["qa"])
+    assert len({tuple(answers.values()) for answers in by_model.values()}) == 6
+
+
+def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
+    metrics, predictions = evaluate(monkeypatch, arguments, "--controls", *CONTROLS)
+    assert list(metrics["results"]) == ["smoldriver", *CONTROLS]
+    for result in metrics["results"].values():
+        assert result["overall"]["count"] == 10 and 0 <= result["overall"]["accuracy"] <= 1
+        assert {"yes_no", "listing", "status", "behavior"} <= set(result)
+        assert sum(result[kind]["count"] for kind in ("yes_no", "listing", "status", "behavior")) == 10
+        assert "bleu" in result["overall"] and "listing_f1" in result["listing"]
+    assert metrics["info"]["left_out_controls"] == {}
+    assert list(predictions[0]) == [
+        *("model", "id", "scene_token", "frame_token", "task", "type", "tag", "question", "reference", "prediction")
+    ]
+    assert len(predictions) == 6 * 10
+    printed = capsys.readouterr().out
+    assert "closed accuracy" in printed and all(f"{name} " in printed for name in ["smoldriver", *CONTROLS])
+    assert "4 frames, 10 questions" in printed
+
+
+def test_frames_and_questions_can_be_drawn(arguments, monkeypatch):
+    arguments |= {"max-frames": 2, "questions-per-frame": 2, "visual-tokens": 4}
+    metrics, predictions = evaluate(monkeypatch, arguments, "--controls")
+    assert [row["frame_token"] for row in predictions] == ["frame0", "frame0", "frame2"]
+    assert list(metrics["results"]) == ["smoldriver"]
+
+
+def stop_at_frame(monkeypatch, number: int) -> list[int]:
+    """Interrupt the evaluation at the n-th frame that is asked about; the frames asked so far."""
+    asked, answer = [], evaluate_drivelm.ModelAnswers.__call__
+
+    def stopping(self, index, questions):
+        if len(asked) == number:
+            raise KeyboardInterrupt
+        asked.append(index)
+        return answer(self, index, questions)
+
+    monkeypatch.setattr(evaluate_drivelm.ModelAnswers, "__call__", stopping)
+    return asked
+
+
+def test_stopped_evaluation_goes_on_and_ends_the_same(arguments, monkeypatch, tmp_path):
+    controls = ("--controls", "text_only")
+    metrics, predictions = evaluate(monkeypatch, {**arguments, "output-dir": tmp_path / "whole"}, *controls)
+    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+    with monkeypatch.context() as patch:
+        asked = stop_at_frame(patch, 6)  # all of the model's, half of the control's
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(patch, arguments, *controls)
+        assert asked == [0, 1, 2, 3, 0, 1] and not (arguments["output-dir"] / "metrics.json").exists()
+    with monkeypatch.context() as patch:
+        asked = stop_at_frame(patch, 100)
+        again, same = evaluate(patch, arguments, *controls)
+    assert asked == [2, 3] and same == predictions
+    assert again["results"] == metrics["results"]
+    assert sorted(path.name for path in arguments["output-dir"].iterdir()) == ["metrics.json", "predictions.parquet"]
+
+
+def test_other_weights_or_settings_do_not_go_on_from_old_answers(arguments, config, processor, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+    arguments["model"] = tmp_path / "model"
+    processor.save_pretrained(arguments["model"])
+    for seed in (0, 1):  # the model is trained on between the two
+        tiny_model(config, seed).save_pretrained(arguments["model"])
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            asked = stop_at_frame(patch, 3)
+            evaluate(patch, arguments, "--controls")
+        assert asked == [0, 1, 2]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        asked = stop_at_frame(patch, 3)
+        evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
+    assert asked == [0, 1, 2]
+
+
+def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tmp_path):
+    arguments["scenes"] = write_scenes(tmp_path / "one", [scene_row(0, 2), scene_row(1, 2)])
+    metrics, _ = evaluate(monkeypatch, arguments)
+    why = "the split has one scene only, so there are no pictures of another"
+    assert metrics["info"]["left_out_controls"] == {"other_scene_images": why}
+    assert list(metrics["results"]) == ["smoldriver", "majority"]
+    assert f"left out: other_scene_images ({why})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"model": "nowhere/at/all"}, "evaluate_drivelm: there is no model folder nowhere/at/all"),
+        ({"scenes": "nowhere"}, "evaluate_drivelm: there is no folder nowhere"),
+        ({"split": "test"}, "evaluate_drivelm: split 'test' of"),
+        ({"visual-tokens": 5}, "evaluate_drivelm: visual_tokens=5 is not a budget; choose one of [9, 4, 1]"),
+    ],
+)
+def test_bad_input_is_one_line(changed, message, arguments, monkeypatch):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, {**arguments, **changed})
+    assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_predictions_of_one(arguments, monkeypatch, tmp_path, scenes):
+    frames = [scene_row(number, 2) for number in range(40)]  # three chunks
+    arguments["scenes"] = write_scenes(tmp_path / "scenes", frames)
+    controls = ("--controls", "majority", "other_scene_images")
+    metrics, predictions = evaluate(monkeypatch, arguments, *controls)
+    arguments["output-dir"] = tmp_path / "two"
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    done = subprocess.run(
+        [*launcher, "recipes/evaluate_drivelm.py", *command_line(arguments, *controls)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two_metrics, two_predictions = written(tmp_path / "two")
+    assert two_predictions == predictions and two_metrics["results"] == metrics["results"]
+    assert done.stdout.count("closed accuracy") == 1
