@@ -67,10 +67,10 @@ SIGLIP_BASE = {
     "scale_factor": 4,
 }
 VIT_BASE = {"tower_width": 768, "tower_layers": 12}
-# 18 x 18 patches instead of SigLIP's 32 x 32: the resamplers still write all 64 tokens a camera.
+# 21 x 21 patches instead of SigLIP's 32 x 32: the resamplers still write all 64 tokens a camera.
 SMALL_TOWER = {
     **VIT_BASE,
-    "tower_image_size": 288,
+    "tower_image_size": 336,
     "budget_image_sizes": {9: 144, 1: 96},
     "budgets": (64, 36, 9, 1),
 }

@@ -96,9 +96,9 @@ def test_counts_of_the_real_sizes_by_hand():
     layer = 1024 * (4 * 768**2 + 2 * 768 * 3072) + 2 * 1024**2 * 768
     assert counter.siglip_macs() == 6 * (1024 * 3 * 16**2 * 768 + 12 * layer)
     assert counter.text_weights == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
-    tower = 324 * 3 * 16**2 * 768 + 12 * (325 * 12 * 768**2 + 2 * 325**2 * 768)
-    resampler = 324 * 768**2 + 2 * (324 + 1024) * 768**2 + 2 * 1024 * 324 * 768
-    assert counter.vision_macs(288, budget=64) == 6 * (tower + resampler)
+    tower = 441 * 3 * 16**2 * 768 + 12 * (442 * 12 * 768**2 + 2 * 442**2 * 768)
+    resampler = 441 * 768**2 + 2 * (441 + 1024) * 768**2 + 2 * 1024 * 441 * 768
+    assert counter.vision_macs(336, budget=64) == 6 * (tower + resampler)
     assert counter.connector_macs(64) == 6 * 64 * (768 * 16) * 576
     assert counter.text_bytes(100) == 2 * (counter.text_weights + 576 * 49280 + 2 * 100 * 192 * 30)
     weights = [make_weights(name) for name in ("256m", "500m", "2.2b")]

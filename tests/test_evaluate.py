@@ -208,11 +208,11 @@ def test_two_processes_give_the_predictions_of_one(arguments, monkeypatch, tmp_p
     controls = ("--controls", "majority", "other_scene_images")
     metrics, predictions = evaluate(monkeypatch, arguments, *controls)
     arguments["output-dir"] = tmp_path / "two"
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
     done = subprocess.run(
         [*launcher, "recipes/evaluate_drivelm.py", *command_line(arguments, *controls)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=600,
