@@ -17,7 +17,7 @@ from .scene_smoldriver import shared_attention
 
 PREFIX, PADDING = 0, -1  # segment ids; branches are 1, 2, ...
 PACKED_ATTENTION = "smoldriver_packed"
-BRANCHES_A_GROUP = 16  # that are padded to a common length
+BRANCHES_A_GROUP = 4  # that are padded to a common length
 
 
 def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:

@@ -231,7 +231,7 @@ def unfinished_folder(arguments: argparse.Namespace) -> tuple[Path, dict]:
 
 def evaluate_model(arguments: argparse.Namespace):
     """Ask, score, write, print."""
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     rows = load_scenes(arguments.scenes, arguments.split)
     if arguments.max_frames is not None and arguments.max_frames < len(rows):
         count = arguments.max_frames
