@@ -374,7 +374,8 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        # A strided slice of many rows would make torch copy lm_head once a row.
+        logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)

@@ -125,7 +125,7 @@ def _load_adapters(path: str | os.PathLike, dtype: torch.dtype | None):
     if manifest is None:
         raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
     quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
-    base = load_base(manifest["base"], dtype or manifest["dtype"] or torch.float32, quantization)
+    base = load_base(manifest["base"], dtype or getattr(torch, manifest["dtype"]), quantization)
     peft_config = PeftConfig.from_pretrained(path)
     peft_config.inference_mode = False  # so that what was trained can be told by requires_grad
     model = get_peft_model(base, peft_config)

@@ -86,11 +86,11 @@ def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
     """One forward pass of six views and a question, and one answer of 16 tokens, on random weights on the CPU."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    model = SmolDriverForConditionalGeneration(config).eval()
+    model = SmolDriverForConditionalGeneration(config).to(dtype).eval()  # a part's own config may say another
     torch.set_default_dtype(torch.float32)
     vision = config.vision_config
     views, budget, size = len(vision.cameras), config.visual_token_budgets[0], vision.tower_image_size
-    text = torch.randint(3, 1000, (1, TEXT_TOKENS))
+    text = torch.full((1, TEXT_TOKENS), config.text_config.vocab_size // 2)  # any token but <image>
     inputs = {
         "input_ids": torch.cat([torch.full((1, views * budget), config.image_token_id), text], dim=1),
         "pixel_values": torch.randn(1, views, 3, size, size, dtype=dtype),

@@ -42,6 +42,11 @@ class DataArguments:
 LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
+def base_dtype(model_args: ModelConfig) -> torch.dtype:
+    """Of what does not train; float32 where none or `auto` is asked for."""
+    return getattr(torch, str(model_args.dtype), torch.float32)
+
+
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
     # Model
@@ -49,12 +54,13 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
     peft_config = get_peft_config(model_args)
     source = checkpoint if checkpoint and peft_config is None else model_args.model_name_or_path
+    dtype = base_dtype(model_args)
     quantization = None
     if model_args.load_in_4bit:
-        compute = getattr(torch, model_args.dtype or "float32")
-        quantization = nf4(compute, model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)
-    attention = model_args.attn_implementation
-    model = load_base(source, model_args.dtype, quantization, attn_implementation=attention)
+        quantization = nf4(dtype, model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)
+    # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
+    loaded_as = torch.float32 if source == checkpoint else dtype
+    model = load_base(source, loaded_as, quantization, attn_implementation=model_args.attn_implementation)
     processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
     if peft_config is not None:
         peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
@@ -65,7 +71,8 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     evaluation = load_scenes(data_args.scenes, data_args.eval_split) if data_args.eval_split else None
     shuffled = train
     if data_args.streaming:
-        shuffled = train.shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
+        # without an end: processes whose shards are of unequal length need not agree on where an epoch stops
+        shuffled = train.repeat(None).shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
         training_args.accelerator_config.dispatch_batches = False  # frame tokens are no tensors to send around
 
     trainer = SmolDriverSFTTrainer(
@@ -80,6 +87,9 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
         # The weights are there already, and strictly: the trainer would read the file without the renames of
         # from_pretrained, and so leave a ViT's layers as they were before training.
         trainer._load_from_checkpoint = lambda *arguments: None
+        for parameter in trainer.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
     return trainer, train, quantization, checkpoint
 
 
@@ -101,7 +111,7 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     if trainer.is_world_process_zero():
         manifest = {
             "base": model_args.model_name_or_path,
-            "dtype": model_args.dtype,
+            "dtype": str(base_dtype(model_args)).removeprefix("torch."),
             "quantization": quantization and quantization.to_diff_dict(),
             "scenes": data_args.scenes,
             "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),
@@ -116,5 +126,6 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
 
 
 if __name__ == "__main__":
-    parser = TrlParser((DataArguments, SmolDriverSFTConfig, ModelConfig))
-    main(*parser.parse_args_and_config())
+    with errors_in_one_line("sft_qlora"):
+        arguments = TrlParser((DataArguments, SmolDriverSFTConfig, ModelConfig)).parse_args_and_config()
+    main(*arguments)

@@ -1,6 +1,7 @@
 """Grafting: the base's weights in their places, a tower of any kind, fresh resamplers, and nothing lost on the way."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from transformers import (
 
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
-from recipes import build_checkpoint
+from recipes import build_checkpoint, model_report
 from recipes.checkpoints import load_model
 from recipes.tiny_base import tiny_tower, tiny_vlm
 
@@ -178,6 +179,19 @@ def test_bad_input_is_one_line(arguments, message, base, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=message) as stopped:
         build(monkeypatch, tmp_path / "out", *(folders.get(word, word) for word in arguments))
     assert "\n" not in str(stopped.value)
+
+
+def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_path, capsys):
+    model, _ = build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower")
+    monkeypatch.setattr(sys, "argv", ["model_report.py", "--model", str(tmp_path / "out"), "--run"])
+    capsys.readouterr()
+    model_report.main()
+    printed = capsys.readouterr().out
+    assert re.search(rf"whole model +{model.num_parameters():,}\n", printed)
+    full = re.search(r"full: .*?activations", printed, re.DOTALL)[0]  # 16 bytes a weight
+    sizes = [float(size) for size in re.findall(r"(?:vision|connector|language model) +([\d.]+)", full)]
+    assert sum(sizes) == pytest.approx(16 * model.num_parameters() / 1e9, abs=0.015)
+    assert "forward of 6 views, 124 tokens" in printed and "answer of 16 tokens" in printed
 
 
 @pytest.fixture(scope="module")
