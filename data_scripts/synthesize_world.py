@@ -10,6 +10,7 @@ smaller one. An interrupted run goes on when it is started again with the same o
     samples/CAM_*/*.jpg   the pictures (see world_render.py)
     maps/empty.png        nuScenes' devkit wants a map mask; this one is empty
     drivelm.json          questions and answers in DriveLM's nesting (see world_questions.py)
+    captions.json         what each single view shows (see world_captions.py)
     world.json            version, options, counts and the balance of the answers; written last
 
 The pictures and texts are made up by this program: no data set is needed, and no licence but the project's applies.
@@ -33,6 +34,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from data_scripts.world_captions import captions
 from data_scripts.world_nuscenes import (
     MAP_FILE,
     SCENE_TABLES,
@@ -55,7 +57,7 @@ from data_scripts.world_report import (
 )
 from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
 
-WORLD_VERSION = 1  # raise it whenever the same options give other bytes
+WORLD_VERSION = 2  # raise it whenever the same options give other bytes
 WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999
 MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900
@@ -247,6 +249,8 @@ def make_scene(job: tuple) -> float:
     questions = scene_questions(scene, views)
     lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in scene_tables(scene, views, *size).items()]
     lines.append(f"drivelm\t{json.dumps(drivelm_scene(scene, views, questions))[1:-1]}")
+    seen = {token("sample", scene.seed, scene.index, view.t): captions(scene, view) for view in views}
+    lines.append(f"captions\t{json.dumps(seen)[1:-1]}")
     lines.append(f"statistics\t{json.dumps(statistics(views, questions))}")
     write_whole(scene_file(folder, index), "\n".join(lines).encode())
     return rendering
@@ -291,8 +295,9 @@ def assemble(folder: Path, options: dict) -> dict:
     Image.new("L", (64, 64)).save(mask, "PNG")
     write_whole(folder / MAP_FILE, mask.getvalue())
 
-    brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}"}
-    paths = {name: version_folder / f"{name}.json" for name in SCENE_TABLES} | {"drivelm": folder / "drivelm.json"}
+    brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}", "captions": "{}"}
+    paths = {name: version_folder / f"{name}.json" for name in SCENE_TABLES}
+    paths |= {name: folder / f"{name}.json" for name in ("drivelm", "captions")}
     total, first = empty_statistics(), True
     with ExitStack() as stack:
         files = {}

@@ -1,0 +1,52 @@
+"""What each single view of a synthetic frame shows: captions to pretrain a base model on, before any driving question.
+
+The world's `captions.json` maps a key frame's token to the views that can be captioned, and those to lists of
+`[number, attribute, noun]`:
+
+    {"<sample token>": {"CAM_FRONT": [["two", "moving", "cars"], ["one", "red", "light"], ["one", "left", "arrow"]]}}
+
+A view with an object that is only half visible (UNCLEAR, see world_questions.py) has no caption. Attributes are the
+status (moving, stopped, parked, standing), `ridden` or `empty` of bicycles and motorcycles, nothing ("") of cones and
+barriers, the colour of a traffic light and the direction of the arrows on the ego's lane (left, right, straight).
+"""
+
+from collections import Counter
+
+from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS, View, target_action
+from data_scripts.world_simulation import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, Scene
+
+NUMBERS = ("one", "two", "three", "many")
+ARROWS = {
+    GO_STRAIGHT: "straight",
+    TURN_LEFT: "left",
+    TURN_RIGHT: "right",
+    CHANGE_LEFT: "slanted left",
+    CHANGE_RIGHT: "slanted right",
+}
+
+
+def captions(scene: Scene, view: View) -> dict[str, list[list[str]]]:
+    """The captions of a frame's views, by camera."""
+    action = target_action(scene, view)
+    found = {}
+    for camera in DIRECTIONS:
+        if any(where == camera for where, _ in view.unclear):
+            continue
+        here = [o for o in view.seen if o.camera == camera]
+        counts = Counter((o.kind, _attribute(o)) for o in here if o.kind != "traffic light")
+        items = []
+        for kind in CLASSES:
+            for (other, attribute), count in sorted(counts.items()):
+                if other == kind:
+                    items.append([NUMBERS[min(count, 4) - 1], attribute, kind if count == 1 else PLURALS[kind]])
+        items += [["one", o.colour, "light"] for o in here if o.kind == "traffic light"][:1]
+        if camera == "CAM_FRONT" and action is not None:
+            items.append(["one", ARROWS[action], "arrow"])
+        found[camera] = items
+    return found
+
+
+def _attribute(o) -> str:
+    if o.kind in ("bicycle", "motorcycle"):
+        return "ridden" if o.rider else "empty"
+    return o.status
