@@ -7,6 +7,7 @@ prefix and itself, and its positions continue from the prefix, so that each ques
 import hashlib
 import io
 import logging
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -66,18 +67,24 @@ class SmolDriverCollator:
         processor ([`SmolDriverProcessor`]): the model's processor.
         scene_packing (`bool`): pack a row's questions into one sequence; otherwise each question is a sequence.
         max_pack_length (`int`, *optional*): most tokens a sequence may have, prefix included; a row that needs more
-            becomes several sequences of about equal length.
+            becomes several sequences of about equal length. Rows of a batch are split further where that saves
+            padding: a sequence costs as much as the longest one beside it.
+        context_length (`int`, *optional*): positions that the language model has, for a prefix with one question.
         visual_tokens (`list[int]`, *optional*): tokens a camera to draw from, one a batch; default: the full budget.
         use_scene_description (`bool`): put the clip's human summary into the prompt.
         seed (`int`): for the draws, which depend on it and on the batch alone.
+        teacher ([`SmolDriverCollator`], *optional*): of a model that reads the same questions behind a prefix of its
+            own; its processor has the same tokenizer.
     """
 
     processor: SmolDriverProcessor
     scene_packing: bool = False
     max_pack_length: int | None = None
+    context_length: int | None = None
     visual_tokens: list[int] | None = None
     use_scene_description: bool = False
     seed: int = 0
+    teacher: "SmolDriverCollator | None" = None
     too_long: int = field(default=0, init=False)  # questions dropped so far
 
     def __call__(self, rows: list[dict]) -> dict:
@@ -85,29 +92,67 @@ class SmolDriverCollator:
         Returns:
             `input_ids`, `position_ids`, `labels` `(sequences, length)`; `loss_weights` `(sequences, length)` float32,
             one over the number of answer tokens of a question at each of them; `pixel_values`, `camera_ids` (see the
-            processor); `segment_ids` `(sequences, length)` for packed sequences, else `attention_mask`;
-            `frame_tokens`, one a sequence.
+            processor), one entry a frame; `frame_index` `(sequences,)` int64, the frame that each sequence shows, only
+            where some frame has several sequences; `segment_ids` `(sequences, length)` for packed sequences, else
+            `attention_mask`; `frame_tokens`, one a sequence; with a teacher `teacher`, its batch of the same
+            sequences, answer tokens in the same order.
 
         Raises:
-            ValueError: no question is left, an empty answer, or a prefix that leaves no room in `max_pack_length`.
+            ValueError: no question is left, an empty answer, or a prefix that leaves no room in `max_pack_length` or
+                in the model's context.
         """
         visual_tokens = self._draw_budget(rows)
-        sequences, views, frame_tokens = [], [], []
+        frames, views, asked = [], [], []
         for row in rows:
             scene = self.processor.scene_views({camera: _picture(row[camera]) for camera in self.processor.cameras})
             prefix = self._prefix(row, [camera for camera, _ in scene], visual_tokens)
-            for branches in self._packs(row, prefix):
-                sequences.append((prefix, branches))
+            branches = self._branches(row, len(prefix))
+            if branches:
+                frames.append((prefix, branches))
                 views.append(scene)
-                frame_tokens.append(row["frame_token"])
-        if not sequences:
+                asked.append(row)
+        if not frames:
             raise ValueError(
-                f"no question of the frames {[row['frame_token'] for row in rows]} fits into"
-                f" max_pack_length={self.max_pack_length}; raise it"
+                f"no question of the frames {[row['frame_token'] for row in rows]} is left: they have none, or none"
+                f" fits into max_pack_length={self.max_pack_length} and the context of {self.context_length} tokens"
             )
-        batch = self._pad(sequences)
+        if self.scene_packing:
+            packs = _packs([(len(prefix), branches) for prefix, branches in frames], self.max_pack_length)
+        else:
+            packs = [[[branch] for branch in branches] for _, branches in frames]
+        batch = self._batch([prefix for prefix, _ in frames], packs, views, visual_tokens)
+        if self.teacher is not None:
+            batch["teacher"] = self.teacher.ask_too(asked, packs, views)
+        batch["frame_tokens"] = [
+            row["frame_token"] for row, of_frame in zip(asked, packs, strict=True) for _ in of_frame
+        ]
+        return batch
+
+    def ask_too(self, rows: list[dict], packs: list[list[list]], views: list[list[tuple[str, object]]]) -> dict:
+        """The batch of sequences that another collator chose, behind this one's prefixes and at its full budget.
+
+        Raises:
+            ValueError: if a question does not fit behind its prefix.
+        """
+        prefixes = [
+            self._prefix(row, [camera for camera, _ in scene], None) for row, scene in zip(rows, views, strict=True)
+        ]
+        for row, prefix, of_frame in zip(rows, prefixes, packs, strict=True):
+            longest = len(prefix) + max(_length([branch]) for pack in of_frame for branch in pack)
+            if self.context_length is not None and longest > self.context_length:
+                raise ValueError(
+                    f"frame {row['frame_token']}: prefix and question take the teacher {longest} tokens, its context"
+                    f" is {self.context_length}: choose another teacher_model or a smaller max_pack_length"
+                )
+        return self._batch(prefixes, packs, views, None)
+
+    def _batch(self, prefixes: list[list[int]], packs: list[list[list]], views, visual_tokens: int | None) -> dict:
+        """One sequence a pack of each frame, with the frames' pictures."""
+        frame_index = [frame for frame, of_frame in enumerate(packs) for _ in of_frame]
+        batch = self._pad([(prefixes[frame], pack) for frame, of_frame in enumerate(packs) for pack in of_frame])
         batch.update(self.processor.encode_images(views, visual_tokens))
-        batch["frame_tokens"] = frame_tokens
+        if len(frame_index) > len(prefixes):
+            batch["frame_index"] = torch.tensor(frame_index)
         return batch
 
     def _draw_budget(self, rows: list[dict]) -> int | None:
@@ -124,8 +169,8 @@ class SmolDriverCollator:
     def _tokens(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _packs(self, row: dict, prefix: list[int]) -> list[list[tuple[list[int], list[int]]]]:
-        """Lists of (question tokens, answer tokens) that share a sequence."""
+    def _branches(self, row: dict, prefix: int) -> list[tuple[list[int], list[int]]]:
+        """(question tokens, answer tokens) of a row's questions that fit behind a prefix of so many tokens."""
         branches = [
             (
                 self._tokens(self.processor.question_prompt(qa["question"])),
@@ -133,23 +178,22 @@ class SmolDriverCollator:
             )
             for qa in row["qa"]
         ]
-        if self.max_pack_length is not None:
-            room = self.max_pack_length - len(prefix)
-            if room <= 0:
+        limits = {"max_pack_length": self.max_pack_length, "the model's context": self.context_length}
+        limits = {what: limit for what, limit in limits.items() if limit is not None}
+        for what, limit in limits.items():
+            if prefix >= limit:
                 raise ValueError(
-                    f"frame {row['frame_token']}: the prefix takes {len(prefix)} tokens, max_pack_length is"
-                    f" {self.max_pack_length}: raise it or choose fewer visual_tokens"
+                    f"frame {row['frame_token']}: the prefix takes {prefix} tokens, {what} is {limit}:"
+                    f" {'raise it or ' if what == 'max_pack_length' else ''}choose fewer visual_tokens"
                 )
-            fitting = [branch for branch in branches if len(branch[0]) + len(branch[1]) <= room]
-            if len(fitting) < len(branches):
-                self.too_long += len(branches) - len(fitting)
-                logger.warning("%d questions so far were longer than max_pack_length and left out", self.too_long)
-            branches = fitting
-        if not self.scene_packing:
-            return [[branch] for branch in branches]
-        if self.max_pack_length is None:
-            return [branches] if branches else []
-        return _balance(branches, room)
+        if not limits:
+            return branches
+        what, limit = min(limits.items(), key=lambda item: item[1])
+        fitting = [branch for branch in branches if prefix + _length([branch]) <= limit]
+        if len(fitting) < len(branches):
+            self.too_long += len(branches) - len(fitting)
+            logger.warning("%d questions so far were longer than %s of %d and left out", self.too_long, what, limit)
+        return fitting
 
     def _pad(self, sequences) -> dict:
         pad_token = self.processor.tokenizer.pad_token_id
@@ -189,18 +233,49 @@ def _picture(image):
     return image
 
 
+def _length(branches: list) -> int:
+    return sum(len(question) + len(answer) for question, answer in branches)
+
+
+def _split(branches: list, packs: int) -> list[list]:
+    """So many packs of about equal length: the longest branch first, to the emptiest pack."""
+    lengths = [_length([branch]) for branch in branches]
+    chosen, filled = [[] for _ in range(packs)], [0] * packs
+    for index in sorted(range(len(branches)), key=lambda index: -lengths[index]):
+        emptiest = filled.index(min(filled))
+        chosen[emptiest].append(index)
+        filled[emptiest] += lengths[index]
+    return [[branches[index] for index in sorted(pack)] for pack in chosen]
+
+
 def _balance(branches: list, room: int) -> list[list]:
-    """As few packs as a first fit of the longest needs, then the longest to the emptiest pack; none above `room`."""
-    lengths = [len(question) + len(answer) for question, answer in branches]
-    order = sorted(range(len(branches)), key=lambda index: -lengths[index])
-    packs = max(1, -(-sum(lengths) // room)) if branches else 0
-    while packs:
-        chosen, filled = [[] for _ in range(packs)], [0] * packs
-        for index in order:
-            emptiest = filled.index(min(filled))
-            chosen[emptiest].append(index)
-            filled[emptiest] += lengths[index]
-        if max(filled) <= room:
-            return [[branches[index] for index in sorted(pack)] for pack in chosen]
-        packs += 1
-    return []
+    """The fewest packs that `_split` makes without one above `room`, which every branch fits into."""
+    count = max(1, -(-_length(branches) // room))
+    while max(map(_length, packs := _split(branches, count))) > room:
+        count += 1
+    return packs
+
+
+def _packs(frames: list[tuple[int, list]], limit: int | None) -> list[list[list]]:
+    """Packs of each frame, given as (tokens of its prefix, branches), with little padding in the batch.
+
+    From the fewest packs that `limit` allows, the frame with the longest sequence is split once more at a time, as
+    long as that can make the batch, every sequence padded to the longest, smaller.
+    """
+    packs = [_balance(branches, (limit or math.inf) - prefix) for prefix, branches in frames]
+    best, fewest = packs, math.inf
+    while True:
+        longest = [prefix + max(map(_length, of_frame)) for (prefix, _), of_frame in zip(frames, packs, strict=True)]
+        padded = max(longest) * sum(map(len, packs))
+        if padded < fewest:
+            best, fewest = packs, padded
+        splits = longest.index(max(longest))
+        count = len(packs[splits]) + 1
+        packs = [*packs]
+        packs[splits] = _split(frames[splits][1], count)
+        tokens = sum(
+            len(of_frame) * prefix + _length(branches)
+            for (prefix, branches), of_frame in zip(frames, packs, strict=True)
+        )
+        if count > len(frames[splits][1]) or tokens >= fewest:
+            return best

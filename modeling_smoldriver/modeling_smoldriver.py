@@ -245,6 +245,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         camera_ids: torch.LongTensor | None = None,
+        frame_index: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> SmolDriverModelOutputWithPast:
@@ -257,6 +258,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`, *optional*): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding.
+            frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): for rows that share their pictures, the
+                frame that each row shows; `pixel_values` and `camera_ids` then hold one entry a frame.
 
         Raises:
             ValueError: if pictures and `<image>` tokens do not match.
@@ -270,9 +273,14 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             if input_ids is None or camera_ids is None:
                 raise ValueError("pixel_values need input_ids (to find the <image> tokens) and camera_ids")
             placeholders = input_ids == self.config.image_token_id
-            visual_tokens = self._tokens_per_view(placeholders, camera_ids)
+            real = camera_ids >= 0
+            views = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)  # (frame, view) -> feature
+            if frame_index is not None:
+                views = views[frame_index]
+            visual_tokens = self._tokens_per_view(placeholders, views)
             visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), visual.to(inputs_embeds.dtype))
+            placed = visual if frame_index is None else visual[views[views >= 0]]
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), placed.to(inputs_embeds.dtype))
         elif input_ids is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders:
@@ -304,8 +312,9 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             image_hidden_states=visual,
         )
 
-    def _tokens_per_view(self, placeholders: torch.Tensor, camera_ids: torch.Tensor) -> int:
-        tokens, views = placeholders.sum(-1).tolist(), (camera_ids >= 0).sum(-1).tolist()
+    def _tokens_per_view(self, placeholders: torch.Tensor, row_views: torch.Tensor) -> int:
+        """`row_views` `(batch, views)`: below 0 where a row has no view."""
+        tokens, views = placeholders.sum(-1).tolist(), (row_views >= 0).sum(-1).tolist()
         per_view = sum(tokens) // max(1, sum(views))
         if not per_view or tokens != [per_view * count for count in views]:
             raise ValueError(
@@ -345,6 +354,7 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         camera_ids: torch.LongTensor | None = None,
+        frame_index: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -355,7 +365,8 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
         Args:
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 Token ids to predict, -100 where there is no loss; shifted inside.
-            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all) or the indices to compute logits for.
+            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all) or the indices to compute logits for;
+                or bool `(batch, length)`, for other positions in each row: logits are `(1, positions, vocabulary)`.
             scene (`SceneCache`, *optional*): the scene that the rows ask about; set by `answer`.
 
         The other arguments are those of [`SmolDriverModel.forward`].
@@ -370,12 +381,17 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
             camera_ids=camera_ids,
+            frame_index=frame_index,
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        # A strided slice of many rows would make torch copy lm_head once a row.
-        logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
+        hidden = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool:
+            hidden = hidden[logits_to_keep].unsqueeze(0)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden = hidden[:, kept].contiguous()  # of a strided slice torch would copy lm_head once a row
+        logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)

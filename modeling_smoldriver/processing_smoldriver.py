@@ -240,20 +240,34 @@ class SmolDriverProcessor(ProcessorMixin):
         return f" {self._clean(answer, 'answer')}{END_OF_TURN}"
 
     def encode_scene(
-        self, images, scene_description: str | None = None, visual_tokens: int | None = None
+        self, images, scene_description: str | list[str | None] | None = None, visual_tokens: int | None = None
     ) -> BatchFeature:
-        """Inputs of `model.encode_scene`: the shared prefix of one scene; arguments as in `__call__`.
+        """Inputs of `model.encode_scene`: the shared prefix of one scene, or of a list of scenes.
 
-        `images=None` gives a scene without pictures, for text-only controls.
+        Args:
+            images: one scene as in `__call__`, or a list of scenes, each a dict or a list; None (also in a list) is a
+                scene without pictures, for text-only controls.
+            scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
+            visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
 
         Returns:
-            `input_ids`, `attention_mask` `(1, length)`, `pixel_values` `(1, views, 3, S, S)` and `camera_ids`
-            `(1, views)`.
+            `input_ids`, `attention_mask` `(scenes, length)`, padded on the right, and with pictures `pixel_values`
+            `(scenes, views, 3, S, S)` and `camera_ids` `(scenes, views)`.
         """
-        views = [] if images is None else self.scene_views(images)
-        prompt = self.scene_prompt([camera for camera, _ in views], scene_description, visual_tokens)
-        encoded = self.tokenizer([prompt], add_special_tokens=False, return_tensors="pt")
-        return BatchFeature({**encoded, **self.encode_images([views], visual_tokens)})
+        batched = isinstance(images, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in images)
+        scenes = list(images) if batched else [images]
+        descriptions = scene_description if isinstance(scene_description, list) else [scene_description] * len(scenes)
+        if len(descriptions) != len(scenes) or (batched and isinstance(scene_description, str)):
+            raise ValueError(f"{len(scenes)} scenes need a list of as many descriptions; got {scene_description!r}")
+        views = [[] if scene is None else self.scene_views(scene) for scene in scenes]
+        prompts = [
+            self.scene_prompt([camera for camera, _ in scene], description, visual_tokens)
+            for scene, description in zip(views, descriptions, strict=True)
+        ]
+        encoded = self.tokenizer(
+            prompts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
+        )
+        return BatchFeature({**encoded, **self.encode_images(views, visual_tokens)})
 
     def _template_parts(self, content: list[dict], scene_description: str | None) -> tuple[str, str]:
         """The rendered prompt before and after a question."""

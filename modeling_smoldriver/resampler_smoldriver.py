@@ -11,6 +11,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_smoldriver import SmolDriverVisionConfig
+from .scene_smoldriver import weights_fingerprint
 
 
 def resize_grid(grid: torch.Tensor, side: int) -> torch.Tensor:
@@ -94,6 +95,7 @@ class SmolDriverResampler(nn.Module):
         self.v_proj = CameraLinear(cameras, width)
         self.out_proj = CameraLinear(cameras, width)
         self.output_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
+        self._reused: tuple[int, dict] | None = None  # (of which weights, attention by grid and dtype)
 
     def forward(self, features: torch.Tensor, camera_ids: torch.Tensor, side: int) -> torch.Tensor:
         """
@@ -108,24 +110,20 @@ class SmolDriverResampler(nn.Module):
         groups, slots, cameras = self._group(features, camera_ids)  # (camera, views a camera, height, width, channels)
         count, per_camera, patch_side = groups.shape[:3]
         patches, channels = patch_side * patch_side, groups.shape[-1]
-        reference = self.config.grid_size
 
         normed = self.feature_norm(groups.reshape(count, -1, channels), cameras)
         value = self.v_proj(normed, cameras)
-        key_position = grid_positions(patch_side, reference, channels, features)
+        value = value.view(count, per_camera, patches, self.num_heads, self.head_dim).transpose(2, 3)
         if self.config.resampler_keys == "content":
-            key = normed.view(count, per_camera, patches, channels) + key_position
+            query = self._queries(side, cameras, features)
+            key = normed.view(count, per_camera, patches, channels)
+            key = key + grid_positions(patch_side, self.config.grid_size, channels, features)
             key = self.k_proj(key.view(count, -1, channels), cameras)
+            output = self._attend(query, key, value)
         else:
-            key = self.feature_norm(key_position.expand(count, -1, -1), cameras)
-            key = self.k_proj(key, cameras)  # (camera, patches, channels), the same for every picture
-
-        query = self.query if cameras is None else self.query[cameras]
-        query = resize_grid(query, side).reshape(count, side * side, channels)
-        query = self.query_norm(query, cameras) + grid_positions(side, reference, channels, features)
-        query = self.q_proj(query, cameras)
-
-        output = self._attend(query, key, value, per_camera)  # (camera, views a camera * queries, channels)
+            output = torch.matmul(self._fixed_attention(side, patch_side, cameras, features)[:, None], value)
+            output = output.transpose(2, 3)
+        output = output.reshape(count, -1, channels)  # (camera, views a camera * queries, channels)
         output = self.out_proj(output, cameras)
         if self.config.resampler_residual:
             aligned = resize_grid(groups.reshape(count * per_camera, patch_side, patch_side, channels), side)
@@ -148,25 +146,59 @@ class SmolDriverResampler(nn.Module):
         cameras = None if len(present) == len(self.config.cameras) else present
         return groups.view(len(present), per_camera, *features.shape[1:]), slots, cameras
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, per_camera: int) -> torch.Tensor:
-        """Cross-attention of each view's queries to its patches; `(camera, views a camera * queries, channels)`."""
-        count, queries, channels = query.shape
-        query = query.view(count, 1, queries, self.num_heads, self.head_dim).transpose(2, 3)
-        value = value.view(count, per_camera, -1, self.num_heads, self.head_dim).transpose(2, 3)
-        if self.config.resampler_keys == "position":
-            key = key.view(count, -1, self.num_heads, self.head_dim).transpose(1, 2)
-            weights = torch.matmul(
-                query[:, 0] * self.scaling, key.transpose(2, 3)
-            )  # (camera, heads, queries, patches)
-            weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(value.dtype)
-            output = torch.matmul(weights[:, None], value).transpose(2, 3)
-        else:
-            key = key.view(count, per_camera, -1, self.num_heads, self.head_dim).transpose(2, 3)
-            query = query.expand(-1, per_camera, -1, -1, -1)
-            attention = eager_attention_forward
-            if self.config._attn_implementation != "eager":
-                attention = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-            output, _ = attention(
-                self, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), None, scaling=self.scaling
-            )
-        return output.reshape(count, per_camera * queries, channels)
+    def _queries(self, side: int, cameras: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        """`(camera, side * side, channels)`."""
+        query = self.query if cameras is None else self.query[cameras]
+        query = resize_grid(query, side).flatten(1, 2)
+        query = self.query_norm(query, cameras) + grid_positions(side, self.config.grid_size, query.shape[-1], like)
+        return self.q_proj(query, cameras)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Cross-attention of each view's queries to its patches.
+
+        `query` `(camera, queries, channels)`, `key` `(camera, views a camera * patches, channels)`, `value` `(camera,
+        views a camera, heads, patches, head_dim)` -> `(camera * views a camera, queries, heads, head_dim)`.
+        """
+        count, per_camera, _, patches, _ = value.shape
+        key = key.view(count, per_camera, patches, self.num_heads, self.head_dim).transpose(2, 3)
+        query = query.view(count, 1, -1, self.num_heads, self.head_dim).transpose(2, 3)
+        query = query.expand(-1, per_camera, -1, -1, -1)
+        attention = eager_attention_forward
+        if self.config._attn_implementation != "eager":
+            attention = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        output, _ = attention(
+            self, query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), None, scaling=self.scaling
+        )
+        return output
+
+    def _fixed_attention(
+        self, side: int, patch_side: int, cameras: torch.Tensor | None, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention of position keys, `(camera, heads, queries, patches)`: the same for every picture.
+
+        At inference it is computed once a budget and patch grid, for all cameras, and kept until a weight changes:
+        two bytes a weight in bfloat16, 100 MB at the full budget of SmolVLM2-2.2B's dimensions.
+        """
+        if self.training or torch.is_grad_enabled():
+            self._reused = None
+            return self._position_attention(side, patch_side, cameras, like)
+        weights = weights_fingerprint(self.parameters())
+        if self._reused is None or self._reused[0] != weights:
+            self._reused = weights, {}
+        kept, which = self._reused[1], (side, patch_side, like.dtype)
+        if which not in kept:
+            kept[which] = self._position_attention(side, patch_side, None, like)
+        return kept[which] if cameras is None else kept[which][cameras]
+
+    def _position_attention(
+        self, side: int, patch_side: int, cameras: torch.Tensor | None, like: torch.Tensor
+    ) -> torch.Tensor:
+        query = self._queries(side, cameras, like)
+        key = grid_positions(patch_side, self.config.grid_size, query.shape[-1], like)
+        key = self.k_proj(self.feature_norm(key.expand(len(query), -1, -1), cameras), cameras)
+        query, key = (
+            states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for states in (query * self.scaling, key)
+        )
+        weights = torch.matmul(query, key.transpose(2, 3))
+        return F.softmax(weights, dim=-1, dtype=torch.float32).to(like.dtype)

@@ -4,21 +4,37 @@ Question and answer of each question form a row of a batch with a small cache of
 with the scene's, which is never copied. Greedy, sampling and beam search are transformers' own `generate`.
 """
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SCENE_ATTENTION = "smoldriver_scene"
 
+NOT_OFFERED = {
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "guidance_scale": 1,
+    "prompt_lookup_num_tokens": None,
+    "assistant_model": None,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+}
+"""Options of `generate` that would see the question without its scene, or return something else than one answer a
+question; and their values that ask for nothing."""
+
 
 class SceneCache:
     """Keys and values of one encoded scene, one pair a layer; made by `model.encode_scene`."""
 
-    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], weights: int):
+    def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], token_ids: torch.Tensor, weights: int):
         self.layers = layers  # [(keys, values)], each (key/value heads, length, head_dim)
+        self.token_ids = token_ids  # (length,)
         self.weights = weights
         self.length = layers[0][0].shape[1]
 
@@ -86,6 +102,19 @@ ALL_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, scene_attention_forward)
 ALL_MASK_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, eager_mask)
 
 
+class ScenePenalty(LogitsProcessor):
+    """transformers' repetition penalty over the scene's tokens and a question's."""
+
+    def __init__(self, penalty: float, token_ids: torch.Tensor, pad_token_id: int):
+        self.penalise = RepetitionPenaltyLogitsProcessor(penalty)
+        self.token_ids, self.pad_token_id = token_ids, pad_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        # The padding before a short question is not there when it is asked alone.
+        seen = input_ids.where(input_ids != self.pad_token_id, self.token_ids[0])
+        return self.penalise(torch.cat([self.token_ids.expand(len(seen), -1), seen], dim=1), scores)
+
+
 class SceneAnswerMixin:
     """`encode_scene` and `answer` for a model with `model.text_model` and `generate`."""
 
@@ -97,7 +126,7 @@ class SceneAnswerMixin:
             pictures (a text-only control) has neither `pixel_values` nor `camera_ids`.
 
         Returns:
-            One [`SceneCache`] a scene.
+            One [`SceneCache`] a scene, each with memory of its own.
 
         Raises:
             ValueError: if a scene fills the model's context, or is padded on the left.
@@ -118,12 +147,17 @@ class SceneAnswerMixin:
             past_key_values=DynamicCache(),
             use_cache=True,
         )
-        weights = self._weights_fingerprint()
-        lengths = attention_mask.sum(-1).tolist()
+        weights = weights_fingerprint(self.parameters())
         layers = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
+        if len(input_ids) == 1:
+            return [SceneCache([(keys[0], values[0]) for keys, values in layers], input_ids[0], weights)]
         return [
-            SceneCache([(keys[row, :, :length], values[row, :, :length]) for keys, values in layers], weights)
-            for row, length in enumerate(lengths)
+            SceneCache(
+                [(keys[row, :, :length].clone(), values[row, :, :length].clone()) for keys, values in layers],
+                input_ids[row, :length],
+                weights,
+            )
+            for row, length in enumerate(attention_mask.sum(-1).tolist())
         ]
 
     @torch.no_grad()
@@ -135,10 +169,12 @@ class SceneAnswerMixin:
             processor: the model's processor.
             questions (`list[str]`): for a list of several scenes, a list of lists.
             batch_size (`int`): questions decoded at a time; similar lengths go together.
-            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`, ...).
+            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`,
+                `repetition_penalty`, which counts the scene's tokens too, ...).
 
         Raises:
-            ValueError: no question, a freed scene, or a scene of a model that was changed or moved since.
+            ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
+                `generate` that would need the scene's tokens (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
             if len(scene) > 1:
@@ -155,13 +191,13 @@ class SceneAnswerMixin:
             raise ValueError(f"questions must be a list with at least one question, got {questions!r}")
         if not scene.layers:
             raise ValueError("the scene was freed; encode it again")
-        if scene.weights != self._weights_fingerprint():
+        if scene.weights != weights_fingerprint(self.parameters()):
             raise ValueError("the model was changed or moved after the scene was encoded; encode the scene again")
         prompts = [processor.question_prompt(question) for question in questions]
         encoded = [processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         answers: list[str] = [""] * len(prompts)
-        generate_kwargs = {"max_new_tokens": 32, "do_sample": False, **generate_kwargs}
+        generate_kwargs = self._generate_arguments(scene, processor.tokenizer.pad_token_id, generate_kwargs)
         with self._scene_attention():
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -189,19 +225,32 @@ class SceneAnswerMixin:
         finally:
             config._attn_implementation = before
 
-    def _weights_fingerprint(self) -> int:
-        """Changes when a weight is moved, replaced or written to.
+    def _generate_arguments(self, scene: SceneCache, pad_token_id: int, given: dict) -> dict:
+        settings = given.get("generation_config") or self.generation_config
+        for name, nothing in NOT_OFFERED.items():
+            value = given.get(name, getattr(settings, name, None))
+            if value is not None and value != nothing:
+                raise ValueError(f"{name}={value!r} is not offered by answer; use generate on each question alone")
+        arguments = {"max_new_tokens": 32, "do_sample": False, **given}
+        penalty = given.get("repetition_penalty", settings.repetition_penalty)
+        if penalty is not None and penalty != 1:
+            own = ScenePenalty(penalty, scene.token_ids.to(self.device), pad_token_id)
+            arguments["logits_processor"] = LogitsProcessorList([*(given.get("logits_processor") or []), own])
+            arguments["repetition_penalty"] = 1.0
+        return arguments
 
-        Fused optimizers write without counting a new version, so about eight values of each tensor are looked at too.
-        """
-        return hash(
-            tuple(
-                (tensor.data_ptr(), tensor._version, tensor.dtype, _sample_sum(tensor))
-                for tensor in self.parameters()
-                if not tensor.is_meta  # offloaded
-            )
+
+def weights_fingerprint(weights: Iterable[torch.Tensor]) -> int:
+    """Changes when a weight is moved, replaced or written to.
+
+    Fused optimizers write without counting a new version, so about eight values of each tensor are looked at too.
+    """
+    weights = [weight.detach() for weight in weights if not weight.is_meta]  # meta: offloaded
+    sums = [weight.flatten()[:: max(1, weight.numel() // 8)].float().sum() for weight in weights]
+    values = torch.stack([value.to(sums[0].device) for value in sums]).tolist()  # one wait for the device, not many
+    return hash(
+        tuple(
+            (weight.data_ptr(), weight._version, weight.dtype, value)
+            for weight, value in zip(weights, values, strict=True)
         )
-
-
-def _sample_sum(tensor: torch.Tensor) -> float:
-    return tensor.detach().flatten()[:: max(1, tensor.numel() // 8)].double().sum().item()
+    )

@@ -1,8 +1,11 @@
 """SmolDriver's trainer: TRL's SFTTrainer over scene rows, with packed frames."""
 
 import json
+import math
 import os
+import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,7 +14,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .collator_smoldriver import SmolDriverCollator, group_questions
-from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, block_mask
+from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
+from .processing_smoldriver import SmolDriverProcessor
 
 LOSS_MODES = ("question", "token")
 PACKED_ATTENTIONS = ("blocks", "mask")
@@ -19,7 +23,10 @@ PACKED_ATTENTIONS = ("blocks", "mask")
 
 @dataclass
 class SmolDriverSFTConfig(SFTConfig):
-    """SFTConfig plus how scenes become sequences and which parts of the model train."""
+    """SFTConfig plus how scenes become sequences and which parts of the model train.
+
+    `bf16` is by default what is faster on the machine, see [`bfloat16_is_fast`].
+    """
 
     # What trains (with PEFT: the language model's adapters train whatever train_language_model says)
     train_vision: bool = field(default=True, metadata={"help": "Train tower, projection and resamplers."})
@@ -52,6 +59,16 @@ class SmolDriverSFTConfig(SFTConfig):
             "help": "'question': mean over questions of their mean token loss; 'token': mean over answer tokens."
         },
     )
+    # A teacher VLM, whose logits at answer tokens are learned beside the answers
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "SmolVLM or SmolDriver with the same tokenizer: folder, adapters or Hub id."}
+    )
+    distillation_weight: float = field(
+        default=0.0, metadata={"help": "Share w of the teacher: (1 - w) CE + w T^2 KL(teacher || student)."}
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "T, which divides both models' logits in the teacher's term."}
+    )
     # Samples
     sample_steps: int = field(default=0, metadata={"help": "Steps between tables of sample answers; 0: none."})
     sample_questions: int = field(default=6, metadata={"help": "Questions in a sample table."})
@@ -61,6 +78,9 @@ class SmolDriverSFTConfig(SFTConfig):
         self.remove_unused_columns = False
         self.max_length = None
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        if self.bf16 is None:
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = not self.fp16 and bfloat16_is_fast("cuda" if on_gpu else "cpu")
         super().__post_init__()
         if self.loss_mode not in LOSS_MODES:
             raise ValueError(f"loss_mode={self.loss_mode!r} is unknown; use one of {LOSS_MODES}")
@@ -68,10 +88,44 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
+        if not 0 <= self.distillation_weight <= 1:
+            raise ValueError(f"distillation_weight={self.distillation_weight} must be between 0 and 1")
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(f"distillation_temperature={self.distillation_temperature} must be above 0")
+        if bool(self.teacher_model) != (self.distillation_weight > 0):
+            raise ValueError(
+                f"teacher_model={self.teacher_model!r} and distillation_weight={self.distillation_weight}: give a"
+                " teacher and a weight above 0, or neither"
+            )
+
+
+@cache
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether matrix products are faster in bfloat16 than in float32: GPUs since Ampere, CPUs with its instructions.
+
+    Other CPUs emulate them, up to fifty times slower, so that on a CPU it is tried.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):  # the first warms up
+            started = time.perf_counter()
+            torch.matmul(matrix, matrix)
+            times.append(time.perf_counter() - started)
+        seconds[dtype] = min(times[1:])
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+def activation_dtype(args: SmolDriverSFTConfig) -> torch.dtype:
+    """What the model computes in, and a teacher is loaded in."""
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 
 def freeze_parts(model: PreTrainedModel, args: SmolDriverSFTConfig) -> None:
-    """Set which parameters of a SmolDriver train, by `train_vision`, `train_connector` and `train_language_model`."""
+    """Set which parameters train, by `train_vision`, `train_connector` and `train_language_model`."""
     parts = {
         model.model.vision_model: args.train_vision,
         model.model.connector: args.train_connector,
@@ -91,32 +145,84 @@ def modules_to_save(args: SmolDriverSFTConfig) -> list[str]:
     ]
 
 
+def check_teacher(model, processor: SmolDriverProcessor, teacher, teacher_processor: SmolDriverProcessor) -> None:
+    """Refuse a teacher whose logits would not be about the student's tokens.
+
+    Raises:
+        ValueError: another tokenizer, another width of the logits, or a camera that the teacher does not know.
+    """
+    name = teacher.config._name_or_path
+    own, other = (set(one.tokenizer.get_vocab().items()) for one in (processor, teacher_processor))
+    if own != other:
+        raise ValueError(
+            f"the teacher {name} has another tokenizer: {len(own - other)} of {len(own)} tokens differ; choose a"
+            " teacher_model of the same family"
+        )
+    sizes = [one.config.text_config.vocab_size for one in (model, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the teacher {name} gives {sizes[1]} logits a token, the student {sizes[0]}")
+    unknown = [camera for camera in processor.cameras if camera not in teacher_processor.cameras]
+    if unknown:
+        raise ValueError(f"the teacher {name} does not know the cameras {', '.join(unknown)}")
+
+
 class SmolDriverSFTTrainer(SFTTrainer):
-    """SFTTrainer whose datasets are scene rows (see `data_scripts/schema.py`).
+    """SFTTrainer whose datasets are scene rows (see `data_scripts/schema.py`); for SmolDriver and for SmolVLM.
 
     What it changes, and why: datasets are split into groups of questions and batched by [`SmolDriverCollator`], since
     TRL does not pack vision data; the loss is computed at answer tokens alone and can weigh questions equally;
-    trainable weights stay in float32 under QLoRA, where bfloat16 would round small updates away.
+    trainable weights stay in float32 under QLoRA, where bfloat16 would round small updates away; a teacher VLM, which
+    reads the same questions behind pictures of its own, can add the divergence from its logits to the loss.
+
+    Args:
+        model: [`SmolDriverForConditionalGeneration`] or `baseline_smoldriver.SmolVLMForScenes`, loaded.
+        teacher (`tuple`, *optional*): model and processor that `args.teacher_model` names; frozen here, never saved.
+
+    Raises:
+        ValueError: a budget that the processor does not have, or a teacher with another tokenizer.
     """
 
     def __init__(
-        self, model, args: SmolDriverSFTConfig, train_dataset, eval_dataset=None, processing_class=None, **kwargs
+        self,
+        model,
+        args: SmolDriverSFTConfig,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        teacher: tuple[PreTrainedModel, SmolDriverProcessor] | None = None,
+        **kwargs,
     ):
         if not isinstance(model, PreTrainedModel):
             raise ValueError("give a loaded model: SmolDriverForConditionalGeneration.from_pretrained(...)")
+        for budget in args.train_visual_tokens or ():
+            processing_class._check_budget(budget)
         if kwargs.get("peft_config") is None:
             freeze_parts(model, args)
-        if args.scene_packing and args.packed_attention == "blocks":
-            model.model.text_model.config._attn_implementation = PACKED_ATTENTION
         questions = args.questions_per_scene if args.scene_packing else 1
         collator = SmolDriverCollator(
             processing_class,
             scene_packing=args.scene_packing,
             max_pack_length=args.max_pack_length,
+            context_length=model.config.text_config.max_position_embeddings,
             visual_tokens=args.train_visual_tokens,
             use_scene_description=args.use_scene_description,
             seed=args.seed,
         )
+        self.teacher_model = None
+        if teacher is not None:
+            self.teacher_model, teacher_processor = teacher
+            check_teacher(model, processing_class, self.teacher_model, teacher_processor)
+            self.teacher_model.eval().requires_grad_(False)
+            collator.teacher = SmolDriverCollator(
+                teacher_processor,
+                context_length=self.teacher_model.config.text_config.max_position_embeddings,
+                use_scene_description=args.use_scene_description,
+            )
+        self._text_config = model.model.text_model.config
+        if args.scene_packing and args.packed_attention == "blocks":
+            for packed in (model, self.teacher_model):
+                if packed is not None:
+                    packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
         super().__init__(
             model,
             args=args,
@@ -129,6 +235,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if self.teacher_model is not None:
+            self.teacher_model.to(self.args.device)
         self._questions_seen = 0
         if args.sample_steps:
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
@@ -137,32 +245,24 @@ class SmolDriverSFTTrainer(SFTTrainer):
         mode = "train" if self.model.training else "eval"
         inputs = dict(inputs)
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
-        frame_tokens = inputs.pop("frame_tokens")
-        if "segment_ids" in inputs:
-            segment_ids = inputs.pop("segment_ids")
-            if self.args.packed_attention == "blocks":
-                inputs["packing"] = PackedLayout.from_segments(segment_ids, self._activation_dtype())
-                inputs["attention_mask"] = segment_ids.new_ones(
-                    1, 1, 1, 1, dtype=torch.bool
-                )  # keeps others from making one
-            else:
-                inputs["attention_mask"] = block_mask(segment_ids)
-            tokens = (segment_ids >= 0).sum()
-        else:
-            tokens = inputs["attention_mask"].sum()
+        frame_tokens, teacher_inputs = inputs.pop("frame_tokens"), inputs.pop("teacher", None)
+        tokens = (inputs["segment_ids"] >= 0 if "segment_ids" in inputs else inputs["attention_mask"]).sum()
 
-        # Only positions that predict an answer token, in any row, go through lm_head.
-        positions = (labels[:, 1:] != -100).any(0).nonzero().flatten()
-        outputs = model(**inputs, use_cache=False, logits_to_keep=positions)
-        targets, weights = labels[:, positions + 1], weights[:, positions + 1]
-        losses = F.cross_entropy(outputs.logits.float().flatten(0, 1), targets.flatten(), reduction="none").view_as(
-            weights
-        )
-        answer_tokens = targets != -100
+        # Only positions that predict an answer token go through lm_head.
+        answers = labels[:, 1:] != -100
+        targets, weights = labels[:, 1:][answers], weights[:, 1:][answers]
+        outputs = self._forward(model, self._text_config, inputs, answers)
+        logits = outputs.logits[0]
+        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        if teacher_inputs is not None:
+            divergence = self._divergence(logits, teacher_inputs)
+            share = self.args.distillation_weight
+            losses = (1 - share) * losses + share * divergence
+            self._metrics[mode]["teacher_divergence"].append(self.accelerator.gather(divergence.mean()).mean().item())
         if self.args.loss_mode == "question":
             total, count = (losses * weights).sum(), weights.sum()
         else:
-            total, count = losses.sum(), answer_tokens.sum()
+            total, count = losses.sum(), len(targets)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -172,8 +272,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the count of all processes
 
-        correct = ((outputs.logits.argmax(-1) == targets) & answer_tokens).sum()
-        counts = torch.stack([correct, answer_tokens.sum(), tokens, weights.sum().round().long()])
+        correct = (logits.argmax(-1) == targets).sum()
+        counts = torch.stack([correct, answers.sum(), tokens, weights.sum().round().long()])
         counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0).tolist()
         self._metrics[mode]["mean_token_accuracy"].append(counts[0] / max(1, counts[1]))
         if mode == "train":
@@ -183,8 +283,40 @@ class SmolDriverSFTTrainer(SFTTrainer):
         self._metrics[mode]["num_questions"] = [self._questions_seen]
         return (loss, outputs) if return_outputs else loss
 
+    def _forward(self, model, text_config, inputs: dict, answers: torch.Tensor):
+        """A model's output for a batch of the collator, logits `(1, answer tokens, vocabulary)`.
+
+        Args:
+            text_config: that its text model reads.
+            inputs: what the model takes, with `segment_ids` for packed sequences.
+            answers (bool of shape `(sequences, length - 1)`): the positions that predict an answer token.
+        """
+        inputs = dict(inputs)
+        if "segment_ids" in inputs:
+            segment_ids = inputs.pop("segment_ids")
+            if self.args.packed_attention == "blocks":
+                inputs["packing"] = PackedLayout.from_segments(segment_ids, self._activation_dtype())
+                inputs["attention_mask"] = segment_ids.new_ones(
+                    1, 1, 1, 1, dtype=torch.bool
+                )  # keeps others from making one
+            else:
+                inputs["attention_mask"] = packed_mask(segment_ids, text_config._attn_implementation)
+        return model(**inputs, use_cache=False, logits_to_keep=F.pad(answers, (0, 1)))
+
+    def _divergence(self, logits: torch.Tensor, teacher_inputs: dict) -> torch.Tensor:
+        """`T^2 KL(teacher || student)` at each answer token, `(answer tokens,)`."""
+        inputs = dict(teacher_inputs)
+        answers = inputs.pop("labels")[:, 1:] != -100
+        del inputs["loss_weights"]
+        text_config = self.teacher_model.model.text_model.config
+        with torch.no_grad():
+            wanted = self._forward(self.teacher_model, text_config, inputs, answers).logits[0]
+        temperature = self.args.distillation_temperature
+        given, wanted = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, wanted))
+        return temperature**2 * F.kl_div(given, wanted, reduction="none", log_target=True).sum(-1)
+
     def _activation_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        return activation_dtype(self.args)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if self.args.loss_mode == "token":

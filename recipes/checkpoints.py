@@ -11,17 +11,24 @@ from accelerate import PartialState
 from bitsandbytes.nn import Linear4bit
 from peft import (
     PeftConfig,
+    PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 
 TRAINING_MANIFEST = "training_manifest.json"
+CLASSES = {
+    "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
+    "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
+}
+"""Model and processor of each `model_type` that the recipes train and evaluate."""
 
 
 @contextmanager
@@ -49,13 +56,22 @@ def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
 
     Args:
         manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` or None, `scenes`
-            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`.
+            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`. `machine` is added
+            where it does not say.
     """
+    manifest = {"machine": machine(), **manifest}
     path = Path(folder) / TRAINING_MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+def machine() -> str:
+    """What this process and those beside it compute on, for the model card."""
+    if torch.cuda.is_available():
+        return f"{PartialState().num_processes} x {torch.cuda.get_device_name()}"
+    return f"CPU, {os.cpu_count()} cores"
 
 
 def read_training_manifest(folder: str | os.PathLike) -> dict | None:
@@ -89,13 +105,38 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
     )
 
 
+def classes_of(source: str | os.PathLike) -> tuple[type, type]:
+    """Model and processor class of a folder or Hub id.
+
+    Raises:
+        ValueError: if it is neither a SmolDriver nor a SmolVLM.
+    """
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type not in CLASSES:
+        raise ValueError(f"{source} is a {model_type!r}; the recipes know {', '.join(CLASSES)}")
+    return CLASSES[model_type]
+
+
+def load_processor(source: str | os.PathLike):
+    """The processor of a SmolDriver or SmolVLM folder or Hub id."""
+    return classes_of(source)[1].from_pretrained(source)
+
+
 def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig | None = None, **arguments):
-    """SmolDriver from a folder or Hub id; if quantised, on this process's device."""
+    """SmolDriver or SmolVLM from a folder or Hub id; if quantised, on this process's device.
+
+    Raises:
+        ValueError: if weights are missing or of a wrong shape.
+    """
     if quantization is not None:
         arguments["device_map"] = {"": PartialState().device}
-    model = SmolDriverForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, quantization_config=quantization, **arguments
+    model, info = classes_of(source)[0].from_pretrained(
+        source, dtype=dtype, quantization_config=quantization, output_loading_info=True, **arguments
     )
+    if info["missing_keys"] or info["mismatched_keys"]:  # SmolDriver refuses these by itself
+        raise ValueError(f"{source} lacks {sorted(info['missing_keys'])} or holds {sorted(info['mismatched_keys'])}")
+    if isinstance(model, SmolVLMForScenes):
+        end_answers_with_turns(model, load_processor(source))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs bitsandbytes 0.50 re-orders the weights at the first forward pass in eval mode, for good, and
@@ -105,7 +146,7 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
 
 
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
-    """A trained SmolDriver and its processor, from a model folder, a Hub id or a folder of adapters.
+    """A SmolDriver or SmolVLM and its processor, from a model folder, a Hub id or a folder of adapters.
 
     Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default as it was too.
     -> (model in eval mode, processor)
@@ -115,26 +156,48 @@ def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
         ValueError: weights are missing, or there are some too many or of a wrong shape.
     """
     check_source(str(path))
-    adapters = (Path(path) / "adapter_config.json").is_file()
-    model = _load_adapters(path, dtype) if adapters else load_base(path, dtype or "auto")
-    return model.to(PartialState().device).eval(), SmolDriverProcessor.from_pretrained(path)
+    if is_adapters(path):
+        base, quantization, trained_in = base_of_adapters(path)
+        model = load_base(base, dtype or trained_in, quantization)
+        model = put_adapters(model, path, dtype or torch.float32).get_base_model()
+    else:
+        base, model = path, load_base(path, dtype or "auto")
+    return model.to(PartialState().device).eval(), load_processor(base)
 
 
-def _load_adapters(path: str | os.PathLike, dtype: torch.dtype | None):
+def is_adapters(path: str | os.PathLike) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def base_of_adapters(path: str | os.PathLike) -> tuple[str, BitsAndBytesConfig | None, torch.dtype]:
+    """Folder or Hub id of what adapters were trained on, how it was quantised, and its dtype.
+
+    Raises:
+        FileNotFoundError: the folder does not say.
+    """
     manifest = read_training_manifest(path)
     if manifest is None:
         raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
+    check_source(manifest["base"])
     quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
-    base = load_base(manifest["base"], dtype or getattr(torch, manifest["dtype"]), quantization)
+    return manifest["base"], quantization, getattr(torch, manifest["dtype"])
+
+
+def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel:
+    """`base` with the adapters of a folder, and with what was trained in full beside them, in `dtype`.
+
+    Raises:
+        ValueError: adapters that lack a tensor or have one too many for this base.
+    """
     peft_config = PeftConfig.from_pretrained(path)
     peft_config.inference_mode = False  # so that what was trained can be told by requires_grad
     model = get_peft_model(base, peft_config)
     for parameter in model.parameters():
         if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
-            parameter.data = parameter.data.to(dtype or torch.float32)
+            parameter.data = parameter.data.to(dtype)
     weights, expected = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(model)
     if weights.keys() != expected.keys():
         missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
         raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")
     set_peft_model_state_dict(model, weights)
-    return model.get_base_model()
+    return model

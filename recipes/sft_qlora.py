@@ -1,4 +1,4 @@
-"""Fine-tune a SmolDriver on scene rows: full, frozen in parts, LoRA or QLoRA, by the YAML.
+"""Fine-tune a SmolDriver, or SmolVLM as the baseline, on scene rows: full, in parts, LoRA or QLoRA, by the YAML.
 
 accelerate launch recipes/sft_qlora.py --config recipes/configs/tiny_drivelm_sample.yaml
 
@@ -17,13 +17,19 @@ import torch
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
-from modeling_smoldriver import SmolDriverProcessor
-from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
+from modeling_smoldriver.trainer_smoldriver import (
+    SmolDriverSFTConfig,
+    SmolDriverSFTTrainer,
+    activation_dtype,
+    modules_to_save,
+)
 from recipes.checkpoints import (
     check_source,
     errors_in_one_line,
     last_whole_checkpoint,
     load_base,
+    load_model,
+    load_processor,
     nf4,
     write_training_manifest,
 )
@@ -61,7 +67,8 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
     loaded_as = torch.float32 if source == checkpoint else dtype
     model = load_base(source, loaded_as, quantization, attn_implementation=model_args.attn_implementation)
-    processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
+    processor = load_processor(model_args.model_name_or_path)
+    teacher = training_args.teacher_model and load_model(training_args.teacher_model, activation_dtype(training_args))
     if peft_config is not None:
         peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
         peft_config.modules_to_save = modules_to_save(training_args)
@@ -81,6 +88,7 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
         train_dataset=shuffled,
         eval_dataset=evaluation,
         processing_class=processor,
+        teacher=teacher,
         peft_config=peft_config,
     )
     if source == checkpoint:

@@ -398,6 +398,141 @@ def test_only_content_keys_let_the_picture_steer_attention(tokenizer, keys):
     assert linear == (keys == "position")
 
 
+# Position keys: attention that does not look at the picture is computed once
+
+
+@pytest.fixture
+def counted(make_model, image_processor):
+    """A vision model with position keys, and how often it has computed keys."""
+    model, _ = make_model(image_processor, resampler_keys="position")
+    vision, calls = model.model.vision_model.eval(), []
+    vision.resampler.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    return vision, calls
+
+
+PIXELS, EVERY_CAMERA = torch.rand(6, 3, 48, 48), torch.arange(6)
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_position_attention_is_computed_once_a_budget_and_patch_grid(counted):
+    vision, calls = counted
+    for pixels, cameras, side, computed in (
+        (PIXELS, EVERY_CAMERA, 6, 1),
+        (PIXELS.flip(0), EVERY_CAMERA, 6, 1),
+        (PIXELS[:2], torch.tensor([4, 1]), 6, 1),  # other cameras
+        (PIXELS, EVERY_CAMERA, 2, 2),  # another budget
+        (PIXELS[:, :, :32, :32], EVERY_CAMERA, 2, 3),  # another patch grid
+        (PIXELS, EVERY_CAMERA, 6, 3),
+    ):
+        reused = vision(pixels, cameras, side)
+        assert len(calls) == computed
+        kept, vision.resampler._reused = vision.resampler._reused, None
+        fresh = vision(pixels, cameras, side)
+        vision.resampler._reused = kept
+        calls.pop()
+        assert torch.equal(reused, fresh)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("name", ["query", "k_proj.weight", "feature_norm.bias", "q_proj.bias", "query_norm.weight"])
+@torch.no_grad()
+def test_position_attention_is_computed_again_after_a_weight_changed(counted, name):
+    vision, calls = counted
+    before = vision(PIXELS, EVERY_CAMERA)
+    vision.resampler.get_parameter(name).mul_(1.5).add_(0.3)
+    after = vision(PIXELS, EVERY_CAMERA)
+    assert len(calls) == 2 and not torch.equal(after, before)
+    vision.load_state_dict(vision.state_dict())
+    vision(PIXELS, EVERY_CAMERA)
+    assert len(calls) == 3
+
+
+@pytest.mark.contract
+def test_position_attention_is_never_kept_in_training(counted):
+    vision, calls = counted
+    with torch.no_grad():
+        vision(PIXELS, EVERY_CAMERA)
+    vision.train()
+    for number in (2, 3):
+        vision.zero_grad()
+        vision(PIXELS, EVERY_CAMERA).sum().backward()
+        assert len(calls) == number and vision.resampler.query.grad.abs().sum() > 0
+        assert vision.resampler._reused is None
+    with torch.no_grad():
+        vision(PIXELS, EVERY_CAMERA)  # dropout may be on: nothing is kept
+        assert len(calls) == 4 and vision.resampler._reused is None
+
+
+# Cheap: one call for all views, none for padding, in the model's dtype
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("keys", ["content", "position"])
+@torch.no_grad()
+def test_every_layer_runs_once_for_all_cameras_and_in_bfloat16(make_model, image_processor, keys):
+    model, _ = make_model(image_processor, resampler_keys=keys)
+    vision = model.to(torch.bfloat16).model.vision_model
+    calls, dtypes = {}, set()
+
+    def watch(name):
+        def hook(module, arguments, output):
+            calls[name] = calls.get(name, 0) + 1
+            dtypes.update(value.dtype for value in (*arguments, output) if torch.is_tensor(value))
+
+        return hook
+
+    for name, module in vision.named_modules():
+        module.register_forward_hook(watch(name))
+    output = vision(PIXELS.repeat(2, 1, 1, 1), EVERY_CAMERA.repeat(2))
+    assert output.dtype == torch.bfloat16
+    calls = {name: count for name, count in calls.items() if "dropout" not in name}
+    twice = {"resampler.feature_norm"} if keys == "position" else set()  # of pictures and of positions
+    assert {name for name, count in calls.items() if count > 1} == twice
+    assert "tower" in calls and "resampler.k_proj" in calls
+    assert dtypes <= {torch.bfloat16, torch.int64, torch.float32}
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_padded_views_do_not_enter_the_vision_model(model, processor, frames):
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side="right")
+    real = batch["camera_ids"] >= 0
+    assert not real.all()
+    entered = []
+    model.model.vision_model.register_forward_pre_hook(lambda module, arguments: entered.append(arguments[0]))
+    model(**batch)
+    assert [len(pixels) for pixels in entered] == [int(real.sum())]
+    assert torch.equal(entered[0], batch["pixel_values"][real])
+
+
+# Rows that share their pictures
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_rows_of_one_frame_share_its_pictures(model, processor, frames):
+    batch = encode(processor, frames[:2] + frames[:1], QUESTIONS[:3], padding=True, padding_side="right")
+    real = batch["attention_mask"].bool()
+    expected = model(**batch).logits[real]
+    views = []
+    model.model.vision_model.tower.register_forward_pre_hook(lambda module, arguments: views.append(len(arguments[0])))
+    batch["pixel_values"], batch["camera_ids"] = batch["pixel_values"][:2], batch["camera_ids"][:2]
+    assert_same(model(**batch, frame_index=torch.tensor([0, 1, 0])).logits[real], expected)
+    assert views == [int((batch["camera_ids"] >= 0).sum())]
+    with pytest.raises(ValueError, match="image tokens and pictures do not match"):
+        model(**batch, frame_index=torch.tensor([0, 1, 1]))
+
+
+@pytest.mark.contract
+@torch.no_grad()
+def test_logits_of_a_mask_are_those_positions_of_each_row(model, processor, frames):
+    batch = encode(processor, frames, QUESTIONS[:3], padding=True, padding_side="right")
+    mask = torch.rand(batch["input_ids"].shape) < 0.3
+    expected = model(**batch).logits[mask]
+    assert_same(model(**batch, logits_to_keep=mask).logits[0], expected)
+
+
 class PassThrough(nn.Module):
     def forward(self, hidden, cameras):
         return hidden

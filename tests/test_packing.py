@@ -5,16 +5,21 @@ import itertools
 
 import pytest
 import torch
-from conftest import picture, tiny_config, tiny_model
+from conftest import assert_same, picture, tiny_config, tiny_model
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from data_scripts.schema import SCENE_FEATURES
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, group_questions
-from modeling_smoldriver.packing_smoldriver import block_mask
+from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
+from recipes.checkpoints import load_base, nf4
+from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
 
 QA = [
     ("Are there barriers to the front of the ego car?", "Yes."),
@@ -141,6 +146,7 @@ def test_frame_split_into_packs_equals_one_by_one(make_trainer, processor, max_p
     packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=max_pack_length)(rows)
     assert len(packed["input_ids"]) > len(rows)  # several packs of a frame
     assert packed["input_ids"].shape[1] <= max_pack_length
+    assert len(packed["pixel_values"]) == len(packed["camera_ids"]) == len(rows)  # but its pictures once
     single = SmolDriverCollator(processor)
     alone = [single([row]) for row in one_by_one(rows)]
     assert_same_training(loss_and_gradients(trainer, [packed]), loss_and_gradients(trainer, alone))
@@ -163,6 +169,66 @@ def test_packing_equals_one_by_one_with_gradient_checkpointing(make_trainer, pro
     trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     packed = SmolDriverCollator(processor, scene_packing=True)([frame(0)])
     assert_same_training(loss_and_gradients(trainer, [packed]), expected)
+
+
+def test_packing_in_bfloat16_is_near_one_by_one(make_trainer, processor):
+    """Autocast rounds to 8 bits: losses agree to 1%, gradients to 5% of their norm."""
+    trainer = make_trainer(scene_packing=True, bf16=True)
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=260)([frame(0)])
+    assert "frame_index" in packed
+    single = SmolDriverCollator(processor)
+    alone = [single([row]) for row in one_by_one([frame(0)])]
+    exact, exact_gradients = loss_and_gradients(trainer, alone)  # called by hand: without autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, gradients = loss_and_gradients(trainer, [packed])
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+    together, difference = (
+        torch.cat([value.flatten() for value in values])
+        for values in (exact_gradients.values(), [gradients[name] - exact_gradients[name] for name in gradients])
+    )
+    assert 0 < difference.norm() < 0.05 * together.norm()
+
+
+def test_packing_equals_one_by_one_under_qlora(config, processor, tmp_path):
+    """An NF4 language model with adapters, vision in full: the rounding of the weights is the same either way."""
+    folder = tmp_path / "base"
+    tiny_model(config).save_pretrained(folder)
+    model = load_base(folder, torch.float32, nf4(torch.float32, double=True))
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    adapters = LoraConfig(
+        r=4,
+        lora_alpha=4,
+        lora_dropout=0.0,
+        target_modules=LANGUAGE_MODEL_LINEARS,
+        modules_to_save=["vision_model"],
+        init_lora_weights=False,
+    )
+    trainer = SmolDriverSFTTrainer(
+        model,
+        SmolDriverSFTConfig(scene_packing=True, **options),
+        train_dataset=dataset([frame(0)]),
+        processing_class=processor,
+        peft_config=adapters,
+    )
+    packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=260)([frame(0)])
+    single = SmolDriverCollator(processor)
+    alone = [single([row]) for row in one_by_one([frame(0)])]
+    one, other = (trained_loss_and_gradients(trainer, batches) for batches in ([packed], alone))
+    assert any("lora_B" in name for name in one[1]) and any("resampler.query" in name for name in one[1])
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    for name, gradient in one[1].items():
+        if not name.endswith(("k_proj.bias", "key.bias")):  # rounding noise alone, see assert_same_training
+            assert (gradient - other[1][name]).norm() <= 1e-4 * other[1][name].norm(), name
+
+
+def trained_loss_and_gradients(trainer, batches):
+    trainer.model.train()
+    trainer.model.zero_grad()
+    losses = [trainer.compute_loss(trainer.model, batch) / len(batches) for batch in batches]
+    sum(losses).backward()
+    parameters = trainer.model.named_parameters()
+    return sum(losses).detach(), {name: value.grad.clone() for name, value in parameters if value.grad is not None}
 
 
 def test_one_by_one_loss_is_the_models_own(make_trainer, processor):
@@ -272,6 +338,55 @@ def test_packing_copies_no_prefix_and_runs_the_tower_once(make_trainer, processo
     assert views == [12] and tokens == [packed["input_ids"].shape]
 
 
+def test_frame_in_several_packs_goes_through_the_tower_once(make_trainer, processor):
+    trainer = make_trainer(scene_packing=True)
+    rows = [frame(0), frame(1, QA[:1], missing=("CAM_BACK",)), frame(2, missing=CAMERAS[2:])]
+    packed = SmolDriverCollator(processor, scene_packing=True, max_pack_length=230)(rows)
+    packs = [packed["frame_tokens"].count(row["frame_token"]) for row in rows]
+    assert packs[0] > 1 and packs[1] == 1
+    assert packed["frame_index"].tolist() == [number for number, count in enumerate(packs) for _ in range(count)]
+    assert packed["pixel_values"].shape[:2] == packed["camera_ids"].shape == (3, 6)
+    views = []
+    trainer.model.model.vision_model.tower.register_forward_pre_hook(
+        lambda module, arguments: views.append(len(arguments[0]))
+    )
+    trainer.compute_loss(trainer.model, packed)
+    assert views == [6 + 5 + 2]
+
+
+def test_batch_says_which_frame_a_sequence_shows_only_where_frames_have_several(processor):
+    rows = [frame(0), frame(1)]
+    assert "frame_index" not in SmolDriverCollator(processor, scene_packing=True)(rows)
+    assert "frame_index" not in SmolDriverCollator(processor)([{**row, "qa": row["qa"][:1]} for row in rows])
+    assert SmolDriverCollator(processor)([frame(0)])["frame_index"].tolist() == [0] * len(QA)
+
+
+def test_a_pack_keeps_no_copy_of_the_prefix_for_a_question(make_trainer, processor):
+    """Activations kept for the backward pass, in numbers: a question more costs its own tokens, not a prefix."""
+    trainer = make_trainer(scene_packing=True)
+    prefix, branches = token_counts(processor, frame(0, QA[:1] * 16))
+
+    def kept(questions):
+        numbers = {}
+
+        def pack(tensor):
+            numbers[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+            return tensor
+
+        batch = SmolDriverCollator(processor, scene_packing=True)([frame(0, QA[:1] * questions)])
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        return sum(numbers.values())
+
+    config = trainer.model.config.text_config
+    widths = 20 * config.hidden_size + 8 * config.intermediate_size
+    scores = 3 * config.num_attention_heads * (prefix + branches[0])
+    a_token = config.num_hidden_layers * (widths + scores) + 4 * config.vocab_size
+    assert kept(16) - kept(4) <= 12 * branches[0] * a_token
+    assert 12 * branches[0] * a_token < 12 * prefix * config.num_hidden_layers * widths  # what copies would take
+
+
 def test_branches_see_the_prefix_and_themselves(processor):
     batch = SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1, QA[:2])])
     mask = block_mask(batch["segment_ids"])
@@ -290,6 +405,34 @@ def test_branches_see_the_prefix_and_themselves(processor):
         for branch in range(1, int(segments.max()) + 1):
             positions = batch["position_ids"][row][segments == branch]
             assert torch.equal(positions, torch.arange(len(positions)) + prefix[row])
+
+
+@torch.no_grad()  # on a CPU flex_attention has no backward pass
+def test_flex_attention_has_the_same_mask_and_output(processor):
+    batch = SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1, QA[:2])])
+    segments = batch["segment_ids"]
+    count, length = segments.shape
+    boolean, tiles = block_mask(segments), flex_block_mask(segments)
+    assert tiles.shape == (count, 1, length, length)
+    assert torch.equal(create_mask(tiles.mask_mod, count, None, length, length, device="cpu"), boolean)
+    assert sum(tensor.nbytes for tensor in tiles.as_tuple() if torch.is_tensor(tensor)) < boolean.nbytes / 50
+    states = torch.randn(3, count, 2, length, 8)
+    assert_same(flex_attention(*states, block_mask=tiles), sdpa(*states, attn_mask=boolean))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_packed_loss_through_flex_attention_equals_sdpa(make_trainer, config, processor):
+    """Compiled, as transformers calls it."""
+    batch = SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1, QA[:2])])
+    losses = []
+    for attention in ("sdpa", "flex_attention"):
+        model = tiny_model(config)
+        model.set_attn_implementation({"text_config": attention})
+        trainer = make_trainer(model, scene_packing=True, packed_attention="mask")
+        trainer.model.eval()
+        losses.append(trainer.compute_loss(trainer.model, batch))
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
 
 
 def test_every_question_and_answer_is_in_the_batch_word_for_word(processor):
@@ -356,6 +499,78 @@ def test_prefix_longer_than_a_pack_is_refused_with_both_lengths(processor, packi
         collator = SmolDriverCollator(processor, scene_packing=packing, max_pack_length=limit)
         with pytest.raises(ValueError, match=rf"frame0: the prefix takes {prefix} tokens, max_pack_length is {limit}"):
             collator([frame(0)])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_prefix_longer_than_the_context_is_refused_with_both_lengths(make_trainer, tokenizer, packing):
+    config = tiny_config(tokenizer)
+    config.text_config.max_position_embeddings = 120
+    trainer = make_trainer(tiny_model(config), [frame(0)], scene_packing=packing, max_steps=1)
+    prefix, _ = token_counts(trainer.processing_class, frame(0))
+    with pytest.raises(
+        ValueError, match=rf"frame0: the prefix takes {prefix} tokens, the model's context is 120: choose"
+    ):
+        trainer.train()
+
+
+def test_question_that_ends_beyond_the_context_is_dropped_but_a_pack_may_be_longer(processor):
+    """Positions of every branch continue from the prefix: a pack needs no more of them than its longest question."""
+    prefix, branches, longest = lengths_of(processor, frame(0))
+    collator = SmolDriverCollator(processor, scene_packing=True, context_length=prefix + longest)
+    batch = collator([frame(0)])
+    assert collator.too_long == 0 and batch["input_ids"].shape == (1, prefix + sum(branches))
+    assert batch["position_ids"].max() == prefix + longest - 1
+    collator = SmolDriverCollator(processor, scene_packing=True, context_length=prefix + longest - 1)
+    assert collator([frame(0)])["loss_weights"].sum().item() == pytest.approx(len(QA) - 1)
+    assert collator.too_long == 1
+
+
+def test_frames_without_questions_are_left_out_and_refused_where_none_is_left(processor):
+    collator = SmolDriverCollator(processor, scene_packing=True)
+    batch = collator([frame(0, []), frame(1)])
+    assert batch["frame_tokens"] == ["frame1"] and len(batch["pixel_values"]) == 1
+    with pytest.raises(ValueError, match=r"no question of the frames \['frame0'\] is left: they have none"):
+        collator([frame(0, [])])
+
+
+def test_a_long_frame_is_split_where_that_saves_padding(processor):
+    rows = [frame(0, QA * 6), frame(1, QA[:1])]
+    batch = SmolDriverCollator(processor, scene_packing=True)(rows)
+    counts = [token_counts(processor, row) for row in rows]
+    together = len(rows) * max(prefix + sum(branches) for prefix, branches in counts)
+    assert batch["input_ids"].numel() < 0.85 * together
+    assert batch["frame_tokens"].count("frame0") > 1 and batch["frame_tokens"].count("frame1") == 1
+    assert batch["loss_weights"].sum().item() == pytest.approx(31)
+    alone = SmolDriverCollator(processor, scene_packing=True)(rows[:1])
+    assert len(alone["input_ids"]) == 1  # there is nothing to save
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    frames=st.lists(
+        st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), min_size=1, max_size=9)), min_size=1, max_size=4
+    ),
+    limit=st.one_of(st.none(), st.integers(70, 140)),
+)
+def test_packs_of_a_batch_are_whole_within_the_limit_and_never_more_padded_than_unsplit(frames, limit):
+    from modeling_smoldriver.collator_smoldriver import _balance, _packs
+
+    frames = [(prefix, [([n] * (size - 1), [n]) for n, size in enumerate(sizes)]) for prefix, sizes in frames]
+    packs = _packs(frames, limit)
+    for (_, branches), of_frame in zip(frames, packs, strict=True):
+        assert sorted(branch[1][0] for pack in of_frame for branch in pack) == list(range(len(branches)))
+
+    def padded(packs):
+        lengths = [
+            prefix + sum(len(question) + len(answer) for question, answer in pack)
+            for (prefix, _), of_frame in zip(frames, packs, strict=True)
+            for pack in of_frame
+        ]
+        assert limit is None or max(lengths) <= limit
+        return len(lengths) * max(lengths)
+
+    fewest = [_balance(branches, (limit or 10**6) - prefix) for prefix, branches in frames]
+    assert padded(packs) <= padded(fewest)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

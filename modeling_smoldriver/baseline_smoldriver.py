@@ -1,0 +1,183 @@
+"""The baseline: transformers' own SmolVLM behind the same scene rows, prompt, collator, trainer and evaluation.
+
+It has SmolVLM's weights and nothing else, and its folders stay SmolVLM folders that transformers loads without us.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, SmolVLMForConditionalGeneration, SmolVLMModel
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMBaseModelOutputWithPast
+from transformers.utils import cached_file
+
+from .modeling_smoldriver import SmolDriverForConditionalGeneration
+from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
+from .scene_smoldriver import SceneAnswerMixin
+
+try:
+    from transformers import ViTImageProcessorPil as ViTImageProcessor
+except ImportError:  # its name in transformers 4.57
+    from transformers import ViTImageProcessor
+
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILES = (
+    IMAGE_PROCESSOR_FILE,
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+class SmolVLMSceneModel(SmolVLMModel):
+    """SmolVLMModel that is told which views are padding, and takes pictures that several rows share.
+
+    SmolVLM itself takes a view for padding when it is zero everywhere, which a uniform picture may be too.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        camera_ids: torch.LongTensor | None = None,
+        frame_index: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> SmolVLMBaseModelOutputWithPast:
+        """
+        Args:
+            camera_ids (`torch.LongTensor` of shape `(frames, views)`, *optional*): -1 for padding; which camera it is
+                makes no difference here. Without it, everything is SmolVLM's own.
+            frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): the frame that each row shows; default:
+                a frame a row.
+
+        The other arguments are SmolVLM's; `attention_mask` may be bool `(batch, 1, length, keys)` for packed frames.
+
+        Raises:
+            ValueError: if pictures and `<image>` tokens do not match.
+        """
+        if pixel_values is not None and camera_ids is not None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            placeholders = input_ids == self.config.image_token_id
+            visual = self.visual_tokens(pixel_values, camera_ids, frame_index).to(inputs_embeds.dtype)
+            if int(placeholders.sum()) != len(visual):
+                raise ValueError(
+                    f"image tokens and pictures do not match: the rows hold {int(placeholders.sum())} <image> tokens,"
+                    f" their pictures give {len(visual)}, {self.image_seq_len} each"
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), visual)
+            input_ids = pixel_values = None
+        packed = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
+        if packed and self.text_model.config._attn_implementation == "eager":
+            blocked = torch.finfo(self.text_model.dtype).min  # eager attention adds its mask
+            attention_mask = torch.zeros_like(attention_mask, dtype=self.text_model.dtype).masked_fill(
+                ~attention_mask, blocked
+            )
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            **kwargs,
+        )
+
+    def visual_tokens(
+        self, pixel_values: torch.FloatTensor, camera_ids: torch.LongTensor, frame_index: torch.LongTensor | None
+    ) -> torch.Tensor:
+        """`(tokens of all rows' views, in order, width)`; each picture goes through the tower once."""
+        real = camera_ids >= 0
+        hidden = self.vision_model(pixel_values=pixel_values[real].to(self.vision_model.dtype)).last_hidden_state
+        # a trained vision model may be kept in a wider dtype than a frozen connector
+        tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
+        if frame_index is not None:
+            views = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)[frame_index]
+            tokens = tokens[views[views >= 0]]
+        return tokens.flatten(0, 1)
+
+
+class SmolVLMForScenes(SceneAnswerMixin, SmolVLMForConditionalGeneration):
+    """SmolVLM with `encode_scene` and `answer`, for packed frames too; same weights, same names."""
+
+    def __init__(self, config):
+        # not SmolVLMForConditionalGeneration's own beginning, which makes a plain SmolVLMModel
+        super(SmolVLMForConditionalGeneration, self).__init__(config)
+        self.model = SmolVLMSceneModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    forward = SmolDriverForConditionalGeneration.forward  # the head is the same
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
+        if inputs.get("scene") is not None:  # a row's positions continue from the scene
+            inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
+        return inputs
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, under the name of transformers' own class."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["architectures"] = [SmolVLMForConditionalGeneration.__name__]
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+
+
+class SmolVLMSceneProcessor(SmolDriverProcessor):
+    """SmolDriver's prompt for a SmolVLM: each camera one picture of the tower's size, not split into tiles.
+
+    There is one budget, the tower's own number of tokens. Saving copies the files of the folder that it was loaded
+    from, byte for byte, so that transformers' own SmolVLMProcessor finds what it found there.
+    """
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, **kwargs) -> "SmolVLMSceneProcessor":
+        """From a SmolVLM folder or Hub id; normalisation is 0.5 where the folder does not say."""
+        config = AutoConfig.from_pretrained(source)
+        vision = config.vision_config
+        files = {
+            name: path
+            for name in PROCESSOR_FILES
+            if (path := cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)) is not None
+        }
+        arguments = {"size": {"height": vision.image_size, "width": vision.image_size}}
+        if IMAGE_PROCESSOR_FILE in files:
+            own = json.loads(Path(files[IMAGE_PROCESSOR_FILE]).read_text(encoding="utf-8"))
+            arguments |= {name: own[name] for name in ("image_mean", "image_std", "resample") if name in own}
+        processor = cls(
+            ViTImageProcessor(**arguments),
+            AutoTokenizer.from_pretrained(source),
+            grid_size=vision.image_size // vision.patch_size,
+            scale_factor=config.scale_factor,
+        )
+        processor.visual_token_budgets = processor.visual_token_budgets[:1]
+        processor.files = files
+        return processor
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in self.files.items():
+            aside = folder / f"{name}.tmp"
+            shutil.copyfile(path, aside)
+            os.replace(aside, folder / name)
+
+
+def end_answers_with_turns(model: SmolVLMForScenes, processor: SmolVLMSceneProcessor) -> None:
+    """Let `generate` stop where a turn ends, whatever the folder's generation settings say."""
+    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id

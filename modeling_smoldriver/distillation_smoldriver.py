@@ -1,0 +1,458 @@
+"""Stage 1: SmolDriver's vision model learns to give what the base VLM's own vision tower gives.
+
+The language model is loaded but never run, so that each checkpoint is a whole SmolDriver.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModel
+
+from .processing_smoldriver import SmolDriverProcessor, to_rgb
+from .resampler_smoldriver import resize_grid
+from .trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, freeze_parts
+
+STATISTICS = "teacher_statistics.safetensors"
+EXPLAINED_VARIANCE = "explained_variance.json"
+DEFINITION = (
+    "1 - sum |student - target|^2 / sum |target - mean|^2 over held-out views, positions and channels; target: the"
+    " teacher's features pooled to the budget's grid; mean: of each channel over the training views. Predicting that"
+    " mean is 0 by definition."
+)
+
+
+@dataclass
+class VisionDistillationConfig(SmolDriverSFTConfig):
+    """SmolDriverSFTConfig plus the terms of the loss; connector and language model stay as they are."""
+
+    train_connector: bool = field(default=False, metadata={"help": "Always false here."})
+    train_language_model: bool = field(default=False, metadata={"help": "Always false here."})
+    frozen_tower_steps: int = field(
+        default=0, metadata={"help": "Steps at the beginning in which projection and resamplers learn alone."}
+    )
+    cosine_weight: float = field(default=1.0, metadata={"help": "Weight of 1 - cosine of standardised features."})
+    connector_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the squared error after the connector, over its target's variance."}
+    )
+    statistics_frames: int = field(
+        default=128, metadata={"help": "Training frames from which the features' mean and deviation are estimated."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("train_connector", "train_language_model"):
+            if getattr(self, name):
+                raise ValueError(f"{name}=True: knowledge transfer trains the vision model only; leave {name} out")
+        if not self.train_vision:
+            raise ValueError("train_vision=False leaves nothing to train; leave train_vision out")
+        for name, least in (("frozen_tower_steps", 0), ("statistics_frames", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("cosine_weight", "connector_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
+
+
+class VisionTeacher(nn.Module):
+    """A base VLM's vision tower, frozen, at its own picture size and normalisation.
+
+    Args:
+        tower: the VLM's `vision_model`; `forward` gives one feature a patch.
+        image_processor: makes square pictures of the tower's size; gets that size here.
+        name (`str`): where it came from, for manifests.
+    """
+
+    def __init__(self, tower: nn.Module, image_processor, name: str):
+        super().__init__()
+        self.tower = tower.eval().requires_grad_(False)
+        self.name = name
+        self.image_size, self.width = tower.config.image_size, tower.config.hidden_size
+        self.grid_size = tower.config.image_size // tower.config.patch_size
+        image_processor.size = {"height": self.image_size, "width": self.image_size}
+        self.image_processor = image_processor
+        self.fingerprint = self._fingerprint()
+
+    @classmethod
+    def from_pretrained(cls, base: str, image_processor) -> "VisionTeacher":
+        """The vision tower of a SmolVLM folder or Hub id, without the rest of the VLM, in its stored dtype.
+
+        Raises:
+            ValueError: if the model has no vision tower of SmolVLM's kind.
+        """
+        config = AutoConfig.from_pretrained(base)
+        if not hasattr(config, "vision_config"):
+            raise ValueError(f"the teacher {base} is a {config.model_type}: give a SmolVLM, which has a vision tower")
+        tower, info = AutoModel.from_pretrained(
+            base,
+            config=config.vision_config,
+            key_mapping={r"^model\.vision_model\.": ""},
+            dtype="auto",
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"the teacher {base} lacks {', '.join(sorted(info['missing_keys']))}")
+        return cls(tower, image_processor, str(base))
+
+    def _fingerprint(self) -> str:
+        """SHA-256 of the weights as they are stored, so that it is the same on every device and for every dtype."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tower.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def description(self) -> dict:
+        """What features depend on: a cache is of this teacher if and only if these are equal."""
+        processor = self.image_processor
+        preprocessing = {
+            "image_mean": list(processor.image_mean),
+            "image_std": list(processor.image_std),
+            "resample": int(processor.resample),
+        }
+        sizes = {"image_size": self.image_size, "grid_size": self.grid_size, "width": self.width}
+        return {"weights_sha256": self.fingerprint, **sizes, "preprocessing": preprocessing}
+
+    def pixels(self, pictures: list) -> torch.Tensor:
+        """PIL pictures -> `(views, 3, image_size, image_size)` float32."""
+        return self.image_processor([to_rgb(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(views, 3, S, S)` -> features `(views, grid, grid, width)` in bfloat16, as a cache keeps them."""
+        with torch.autocast(pixel_values.device.type, enabled=False):  # the same features in training and in a cache
+            features = self.tower(pixel_values.to(self.tower.dtype)).last_hidden_state
+        return features.unflatten(1, (self.grid_size, self.grid_size)).bfloat16()
+
+
+@dataclass
+class VisionDistillationCollator:
+    """Batches scene rows for knowledge transfer.
+
+    Args:
+        processor ([`SmolDriverProcessor`]): the student's.
+        teacher ([`VisionTeacher`]): prepares its own pictures.
+        budgets (`list[int]`): tokens a camera; one is drawn a batch, by `seed` and the batch's frames alone; a
+            budget named twice is drawn twice as often.
+        seed (`int`): for the draws.
+        cached_features: `(frame_token, camera names) -> (views, grid * grid, width)`, in place of pictures for the
+            teacher.
+        all_budgets (`bool`): every budget in every batch, to evaluate.
+    """
+
+    processor: SmolDriverProcessor
+    teacher: VisionTeacher
+    budgets: list[int]
+    seed: int = 0
+    cached_features: Callable[[str, list[str]], torch.Tensor] | None = None
+    all_budgets: bool = False
+
+    def __call__(self, rows: list[dict]) -> dict:
+        """
+        Returns:
+            `camera_ids` `(frames, views)`, -1 for padding; `pixel_values` {side in pixels: `(frames, views, 3, S, S)`}
+            for the student; `budgets` {tokens a camera: side in pixels}; for the teacher, of present views in order,
+            `teacher_pixels` `(n, 3, T, T)` or `teacher_features` `(n, grid * grid, width)`; `frame_tokens`.
+        """
+        views = [
+            self.processor.scene_views({camera: row[camera] for camera in self.processor.cameras}) for row in rows
+        ]
+        tokens = [row["frame_token"] for row in rows]
+        batch = {"frame_tokens": tokens, "budgets": {}, "pixel_values": {}}
+        default_size = self.processor.image_processor.size["height"]
+        for budget in sorted(set(self.budgets), reverse=True) if self.all_budgets else [self._draw(tokens)]:
+            size = self.processor.budget_image_sizes.get(str(budget), default_size)
+            batch["budgets"][budget] = size
+            if size not in batch["pixel_values"]:
+                encoded = self.processor.encode_images(views, budget)
+                batch["pixel_values"][size], batch["camera_ids"] = encoded["pixel_values"], encoded["camera_ids"]
+        if self.cached_features is None:
+            batch["teacher_pixels"] = self.teacher.pixels([picture for scene in views for _, picture in scene])
+        else:
+            features = [
+                self.cached_features(token, [camera for camera, _ in scene])
+                for token, scene in zip(tokens, views, strict=True)
+            ]
+            batch["teacher_features"] = torch.cat(features)
+        return batch
+
+    def _draw(self, frame_tokens: list[str]) -> int:
+        digest = hashlib.sha256(f"{self.seed}-{'|'.join(frame_tokens)}".encode()).digest()
+        return self.budgets[int.from_bytes(digest[:8], "big") % len(self.budgets)]
+
+
+class RunningMoments:
+    """Mean and variance a channel over all rows seen, in float64."""
+
+    def __init__(self):
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: torch.Tensor):
+        """`values` `(..., channels)`"""
+        values = values.flatten(0, -2).double().cpu()
+        self.count += len(values)
+        self.total = self.total + values.sum(0)
+        self.squares = self.squares + values.square().sum(0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.total / self.count
+
+    @property
+    def variance(self) -> torch.Tensor:
+        return (self.squares / self.count - self.mean.square()).clamp_min(1e-12)
+
+
+def student_forward(model, pixel_values, camera_ids, budgets, frozen_tower: bool = False) -> dict[int, torch.Tensor]:
+    """The vision model alone, at several budgets; arguments as of [`VisionDistillationCollator`].
+
+    Args:
+        frozen_tower (`bool`): give the tower no gradient. It stays among the optimizer's parameters, which pass over
+            those without a gradient: no weight decay, no moments before its phase.
+
+    Returns:
+        {tokens a camera: `(present views, (s k)^2, C)`}
+    """
+    vision, real = model.model.vision_model, camera_ids >= 0
+    features = {}
+    for size, pixels in pixel_values.items():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_tower):
+            patches = vision.tower_features(pixels[real])
+        features[size] = vision.projection(patches)
+    sides = {tokens: model.config.scale_factor * math.isqrt(tokens) for tokens in budgets}
+    return {
+        tokens: vision.resampler(features[size], camera_ids[real], sides[tokens]) for tokens, size in budgets.items()
+    }
+
+
+class VisionDistillationTrainer(SmolDriverSFTTrainer):
+    """SmolDriverSFTTrainer whose target is the teacher's features, not answers.
+
+    What it changes, and why: rows are frames without their questions; the model's forward is that of the vision model
+    alone (also for the wrappers of several processes, which see calls of the whole model only); the loss is an error
+    of features; `evaluate` measures explained variance.
+
+    Args:
+        teacher ([`VisionTeacher`]): its grid and width must be those of the student.
+        cached_features: see [`VisionDistillationCollator`].
+
+    Raises:
+        ValueError: a teacher that does not fit the student, or a budget that the student does not have.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: VisionDistillationConfig,
+        teacher: VisionTeacher,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        cached_features=None,
+        **kwargs,
+    ):
+        vision = model.config.vision_config
+        if (teacher.grid_size, teacher.width) != (vision.grid_size, vision.hidden_size):
+            raise ValueError(
+                f"the teacher {teacher.name} gives {teacher.grid_size}x{teacher.grid_size} features of width"
+                f" {teacher.width}, the student {vision.grid_size}x{vision.grid_size} of {vision.hidden_size}:"
+                " take the VLM that the student was built from"
+            )
+        budgets = args.train_visual_tokens or processing_class.visual_token_budgets[:1]
+        unknown = sorted(set(budgets) - set(processing_class.visual_token_budgets))
+        if unknown:
+            raise ValueError(
+                f"train_visual_tokens names {unknown}; the budgets are {processing_class.visual_token_budgets}"
+            )
+        freeze_parts(model, args)
+        collator = VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features)
+        columns = ["frame_token", *processing_class.cameras]
+        # not SmolDriverSFTTrainer's own beginning, which makes sequences of questions
+        super(SmolDriverSFTTrainer, self).__init__(
+            model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset.select_columns(columns),
+            eval_dataset=None if eval_dataset is None else eval_dataset.select_columns(columns),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self.model.forward = MethodType(student_forward, self.model)
+        self.teacher = teacher.to(self.args.device, self._activation_dtype())
+        with self.accelerator.main_process_first():  # the others read what it wrote
+            self.statistics = self._statistics()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        target = self._target(inputs)
+        frozen = self.state.global_step < self.args.frozen_tower_steps
+        outputs = model(inputs["pixel_values"], inputs["camera_ids"], inputs["budgets"], frozen_tower=frozen)
+        ((tokens, student),) = outputs.items()
+        parts = self._errors(student, target, tokens)  # each (views,)
+        losses = (
+            parts["mse"]
+            + self.args.cosine_weight * parts["cosine"]
+            + self.args.connector_weight * parts["connector_error"]
+        )
+        loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step} for the frames"
+                f" {', '.join(inputs['frame_tokens'])}; the last checkpoint in {self.args.output_dir} is good. Lower"
+                " the learning rate or look at the data."
+            )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the count of all processes
+        for name, values in parts.items():
+            self._metrics["train"][name].append(self.accelerator.gather(values.detach().mean()).mean().item())
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Explained variance of each trained budget and camera on held-out frames, see `DEFINITION`.
+
+        Writes `<output_dir>/explained_variance.json`: {"explained_variance": {tokens: {camera or "all": value}},
+        "views": {camera: count}, ...}; a camera that the split does not have is left out.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        collator = replace(self.data_collator, all_budgets=True)
+        workers = {"num_workers": self.args.dataloader_num_workers}
+        loader = DataLoader(rows, self.args.per_device_eval_batch_size, collate_fn=collator, **workers)
+        cameras, budgets = self.processing_class.cameras, sorted(set(collator.budgets), reverse=True)
+        sums = torch.zeros(len(cameras), 1 + 2 * len(budgets), dtype=torch.float64)  # views; error, variance a budget
+        training = self.model.training
+        self.model.eval()
+        for batch in self.accelerator.prepare(loader):
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad():
+                frames = self._frame_sums(batch)
+            sums += self.accelerator.gather_for_metrics(frames).double().cpu().sum(0)
+        values = explained_variance(sums, cameras, budgets)
+        metrics = {f"{metric_key_prefix}_explained_variance_{tokens}": row["all"] for tokens, row in values.items()}
+        self.log(metrics)
+        self.model.train(training)
+        if self.is_world_process_zero():
+            result = {
+                "definition": DEFINITION,
+                "teacher": self.teacher.name,
+                "step": self.state.global_step,
+                "resampler_keys": self.model.config.vision_config.resampler_keys,
+                "resampler_residual": self.model.config.vision_config.resampler_residual,
+                "views": {camera: int(count) for camera, count in zip(cameras, sums[:, 0], strict=True) if count},
+                "explained_variance": values,
+            }
+            path = Path(self.args.output_dir) / EXPLAINED_VARIANCE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            os.replace(path.with_suffix(".tmp"), path)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _frame_sums(self, batch: dict) -> torch.Tensor:
+        """`(frames, cameras, 1 + 2 * budgets)`: present views, then squared error and variance of each budget."""
+        target, camera_ids = self._target(batch), batch["camera_ids"]
+        outputs = self.model_wrapped(batch["pixel_values"], camera_ids, batch["budgets"])
+        columns = [target.new_ones(len(target))]
+        for tokens, student in outputs.items():
+            wanted = self._pooled(target, tokens)
+            columns.append((student.float() - wanted).square().sum((1, 2)))
+            columns.append((wanted - self.statistics["mean"]).square().sum((1, 2)))
+        frame, _ = (camera_ids >= 0).nonzero(as_tuple=True)
+        sums = target.new_zeros(len(camera_ids), len(self.processing_class.cameras), len(columns))
+        sums[frame, camera_ids[camera_ids >= 0]] = torch.stack(columns, dim=1)
+        return sums
+
+    def _target(self, inputs: dict) -> torch.Tensor:
+        """The teacher's features of the batch's views, `(views, grid, grid, width)` float32."""
+        if "teacher_features" in inputs:
+            return inputs["teacher_features"].float().unflatten(1, (self.teacher.grid_size, -1))
+        return self.teacher(inputs["teacher_pixels"]).float()
+
+    def _pooled(self, target: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Features at a budget: `(views, grid, grid, width)` -> `(views, (s k)^2, width)`."""
+        return resize_grid(target, self.model.config.scale_factor * math.isqrt(tokens)).flatten(1, 2)
+
+    def _errors(self, student: torch.Tensor, target: torch.Tensor, tokens: int) -> dict[str, torch.Tensor]:
+        """Terms of the loss, `(views,)` each; 1 is what predicting the mean feature gets."""
+        mean, deviation = self.statistics["mean"], self.statistics[f"deviation.{tokens}"]
+        wanted = (self._pooled(target, tokens) - mean) / deviation
+        given = (student.float() - mean) / deviation
+        # The connector is linear: the error after it is what it makes of the error.
+        after = self._connector((given - wanted) * deviation)
+        return {
+            "mse": (given - wanted).square().mean((1, 2)),
+            "cosine": 1 - F.cosine_similarity(given, wanted, dim=-1).mean(1),
+            "connector_error": after.square().mean((1, 2)) / self.statistics[f"connector_variance.{tokens}"],
+        }
+
+    def _connector(self, visual: torch.Tensor) -> torch.Tensor:
+        connector = self.accelerator.unwrap_model(self.model).model.connector
+        return connector(visual.to(connector.modality_projection.proj.weight.dtype)).float()
+
+    @torch.no_grad()
+    def _statistics(self) -> dict[str, torch.Tensor]:
+        """Of the teacher's features over a sample of training frames; kept in the run's folder and read again.
+
+        `mean` `(width,)`, and for each budget `deviation.<tokens>` `(width,)` and `connector_variance.<tokens>` `()`.
+        """
+        path = Path(self.args.output_dir) / STATISTICS
+        rows, count = self.train_dataset, min(self.args.statistics_frames, len(self.train_dataset))
+        chosen = [index * len(rows) // count for index in range(count)]
+        kept = {"teacher": json.dumps(self.teacher.description()), "frames": json.dumps(chosen)}
+        budgets = sorted(set(self.data_collator.budgets))
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                if file.metadata() == kept and all(f"deviation.{tokens}" in file.keys() for tokens in budgets):
+                    return {name: file.get_tensor(name).to(self.args.device) for name in file.keys()}
+        whole = RunningMoments()
+        features = {tokens: RunningMoments() for tokens in budgets}
+        connected = {tokens: RunningMoments() for tokens in budgets}
+        for index in chosen:
+            target = self._target(self._prepare_inputs(self.data_collator([rows[index]])))
+            whole.add(target)
+            for tokens in budgets:
+                pooled = self._pooled(target, tokens)
+                features[tokens].add(pooled)
+                connected[tokens].add(self._connector(pooled))
+        statistics = {"mean": whole.mean}
+        for tokens in budgets:
+            statistics[f"deviation.{tokens}"] = features[tokens].variance.sqrt()
+            statistics[f"connector_variance.{tokens}"] = connected[tokens].variance.mean()
+        statistics = {name: tensor.float() for name, tensor in statistics.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(statistics, path.with_suffix(".tmp"), metadata=kept)
+        os.replace(path.with_suffix(".tmp"), path)
+        return {name: tensor.to(self.args.device) for name, tensor in statistics.items()}
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        views = sum((batch["camera_ids"] >= 0).sum() for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices:
+            views = self.accelerator.gather(views.reshape(1)).sum()
+        return views
+
+
+def explained_variance(sums: torch.Tensor, cameras: list[str], budgets: list[int]) -> dict[str, dict[str, float]]:
+    """{tokens: {camera or "all": value}}; `sums` `(cameras, 1 + 2 * budgets)`: views, error and variance a budget."""
+    values = {}
+    for number, tokens in enumerate(budgets):
+        error, variance = sums[:, 1 + 2 * number], sums[:, 2 + 2 * number]
+        row = {
+            camera: 1 - (error[index] / variance[index]).item()
+            for index, camera in enumerate(cameras)
+            if sums[index, 0] > 0
+        }
+        row["all"] = 1 - (error.sum() / variance.sum()).item()
+        values[str(tokens)] = row
+    return values

@@ -1,0 +1,154 @@
+"""Teach a SmolDriver's vision model what its base VLM's own vision tower sees, before any question is asked.
+
+accelerate launch recipes/distill_vision.py --config recipes/configs/distill_demo.yaml
+
+The teacher is the tower of `teacher`, frozen, run as it goes or read from a cache (`feature_cache`, made by
+recipes/teacher_features.py). The tower of the student stays frozen for `frozen_tower_steps`, then learns too. It ends
+with the explained variance on the scenes of `eval_split`, by budget and camera; `reference` names another run to show
+beside it, e.g. that of a model built with `--resampler-keys position --no-resampler-residual`, the paper's resampler.
+A run that was stopped goes on from its last checkpoint when the same command is given again.
+"""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import recipes  # noqa: F401 - first, since it silences libraries while they are imported
+
+# isort: split
+import torch
+from transformers import logging
+from trl import ModelConfig, TrlParser
+
+from data_scripts.schema import load_scenes
+from modeling_smoldriver import SmolDriverProcessor
+from modeling_smoldriver.distillation_smoldriver import (
+    EXPLAINED_VARIANCE,
+    VisionDistillationConfig,
+    VisionDistillationTrainer,
+)
+from recipes.checkpoints import (
+    check_source,
+    errors_in_one_line,
+    last_whole_checkpoint,
+    load_base,
+    write_training_manifest,
+)
+from recipes.teacher_features import TeacherFeatures, load_teacher
+
+
+@dataclass
+class DataArguments:
+    scenes: str = field(metadata={"help": "Folder of prepared scene rows (data_scripts/prepare_drivelm.py)."})
+    teacher: str = field(metadata={"help": "The SmolVLM that the model was built from: Hub id or folder."})
+    feature_cache: str | None = field(default=None, metadata={"help": "Folder of recipes/teacher_features.py."})
+    eval_split: str = field(default="eval", metadata={"help": "Split to measure the explained variance on."})
+    eval_frames: int | None = field(default=None, metadata={"help": "Frames of it, evenly spread; default: all."})
+    reference: str | None = field(default=None, metadata={"help": "Another run's folder, to show beside this one."})
+
+
+def load(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
+    """-> trainer, training rows, checkpoint to go on from or None"""
+    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+        raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
+    # Models
+    check_source(model_args.model_name_or_path)
+    checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
+    dtype = getattr(torch, str(model_args.dtype), torch.float32)
+    # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
+    model = load_base(
+        checkpoint or model_args.model_name_or_path,
+        torch.float32 if checkpoint else dtype,
+        attn_implementation=model_args.attn_implementation,
+    )
+    processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
+    teacher = load_teacher(data_args.teacher)
+
+    # Data
+    cache = None
+    if data_args.feature_cache:
+        cache = TeacherFeatures(data_args.feature_cache, teacher, data_args.scenes)
+    train, evaluation = (load_scenes(data_args.scenes, split) for split in ("train", data_args.eval_split))
+    count = min(data_args.eval_frames or len(evaluation), len(evaluation))
+    evaluation = evaluation.select([index * len(evaluation) // count for index in range(count)])
+
+    trainer = VisionDistillationTrainer(
+        model,
+        args=training_args,
+        teacher=teacher,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=processor,
+        cached_features=cache,
+    )
+    if checkpoint:
+        # The weights are there already, and strictly: the trainer would read the file without the renames of
+        # from_pretrained, and so leave a ViT's layers as they were before training.
+        trainer._load_from_checkpoint = lambda *arguments: None
+        for parameter in trainer.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+    return trainer, train, checkpoint
+
+
+def read_explained_variance(run: str) -> dict[str, dict[str, float]]:
+    return json.loads((Path(run) / EXPLAINED_VARIANCE).read_text(encoding="utf-8"))["explained_variance"]
+
+
+def table(runs: dict[str, dict]) -> str:
+    """Explained variance in percent, a row a run and budget, a column a camera."""
+    columns = list(dict.fromkeys(name for run in runs.values() for row in run.values() for name in row))
+    names = [name.removeprefix("CAM_").lower() for name in columns]
+    width = max(len(name) for name in runs)
+    lines = [f"{'explained variance, %':{width}s} tokens " + " ".join(f"{name:>11s}" for name in names)]
+    for name, run in runs.items():
+        for tokens, row in run.items():
+            values = " ".join(f"{100 * row[column]:11.1f}" if column in row else f"{'-':>11s}" for column in columns)
+            lines.append(f"{name:{max(width, 21)}s} {tokens:>6s} {values}")
+    return "\n".join([*lines, "the training views' mean feature explains 0 by definition"])
+
+
+def main(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
+    logging.set_verbosity_error()  # what the VLM has beyond its tower is no news
+    with errors_in_one_line("distill_vision"):
+        trainer, train, checkpoint = load(data_args, training_args, model_args)
+        runs = {}
+        if data_args.reference:
+            runs[Path(data_args.reference).name] = read_explained_variance(data_args.reference)
+
+    # Training
+    started = time.time()
+    if checkpoint:
+        trainer.accelerator.print(f"going on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"distill_vision: {error}")
+    seconds = round(time.time() - started)
+    trainer.save_model(training_args.output_dir)
+    trainer.evaluate()
+    if trainer.is_world_process_zero():
+        explained = read_explained_variance(training_args.output_dir)
+        manifest = {
+            "base": model_args.model_name_or_path,
+            "teacher": trainer.teacher.description(),
+            "dtype": str(model_args.dtype),
+            "quantization": None,
+            "scenes": data_args.scenes,
+            "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),
+            "steps": trainer.state.global_step,
+            "seconds": seconds,
+            "explained_variance": explained,
+            "arguments": {**asdict(data_args), **asdict(model_args), **training_args.to_dict()},
+        }
+        write_training_manifest(training_args.output_dir, manifest)
+        print(table({"this run": explained, **runs}))
+        print(f"model saved in {training_args.output_dir}")
+
+
+if __name__ == "__main__":
+    with errors_in_one_line("distill_vision"):
+        arguments = TrlParser((DataArguments, VisionDistillationConfig, ModelConfig)).parse_args_and_config()
+    main(*arguments)
