@@ -3,9 +3,10 @@
 python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot outputs/benchmark.png
 
 Weights are random, pictures are noise, questions have DriveLM's wording and lengths. Contestants take turns,
-`--repeats` times; the table shows medians, with the fastest and the slowest. Each row is held against the least time
-that this machine's matrix products and memory traffic allow for its multiply-adds and bytes. Preparing pictures and
-text is not timed. Rows marked `x N` were measured on one question and multiplied.
+`--repeats` times; the table shows medians, with the fastest and the slowest. SmolVLM2-2.2B's tower, the paper's, is
+measured at every size but the tiny one, beside SmolDriver's vision model of those dimensions. Each row is held against
+the least time that this machine's matrix products and memory traffic allow for its multiply-adds and bytes. Preparing
+pictures and text is not timed. Rows marked `x N` were measured on one question and multiplied.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.benchmark_counts import LimitProbe, limit_of
 from recipes.benchmark_inference import NEW_TOKENS, InferenceBench, take_turns
 from recipes.benchmark_inference import estimate_bytes as estimate_inference
@@ -28,13 +30,14 @@ from recipes.benchmark_report import draw, print_table, ratios
 from recipes.benchmark_training import CONTESTANTS, TrainingBench, name_of, peak_of_step
 from recipes.benchmark_training import estimate_bytes as estimate_training
 
+PAPER_SIZE = "2.2b"
 PARTS = ("vision", "prefill", "answers", "training", "limits")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="256m", choices=tuple(SIZES))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what is faster on the device")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="default: all of them")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the first also warms up")
@@ -42,6 +45,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--plot", type=Path, help="PNG file")
     parsed = parser.parse_args(arguments)
+    if parsed.dtype is None:
+        parsed.dtype = "bfloat16" if bfloat16_is_fast(parsed.device) else "float32"
     if parsed.repeats < 1:
         parser.error(f"--repeats {parsed.repeats} must be at least 1")
     if parsed.tower_image_size is not None and (parsed.tower_image_size < 16 or parsed.tower_image_size % 16):
@@ -67,11 +72,7 @@ def measure_inference(
     size: Size, parts: list[str], device: str, dtype: torch.dtype, repeats: int, probe: LimitProbe
 ) -> list[dict]:
     bench = InferenceBench(size, device, dtype)
-    rows = []
-    for part in parts:
-        print(f"measuring {part} ...", flush=True)
-        rows += take_turns(getattr(bench, part)(), repeats, probe, device)
-    return rows
+    return [row for part in parts for row in take_turns(getattr(bench, part)(), repeats, probe, device)]
 
 
 def measure_training(
@@ -87,12 +88,11 @@ def measure_training(
             peaks[questions, packs] = peak
     if not peaks:
         return [], left_out
-    print("measuring training ...", flush=True)
     bench = TrainingBench(size, device, dtype)
     rows = take_turns([bench.contestant(*one) for one in peaks], repeats, probe, device)
     for row in rows:
         row["peak_bytes"] = peaks[row["questions"], row["packs"]]
-        row["estimated_bytes"] = estimate_training(size, row["questions"], row["packs"], dtype)
+        row["estimated_bytes"] = estimate_training(size, row["questions"], dtype)
     return rows, left_out
 
 
@@ -115,18 +115,23 @@ def main(arguments: list[str] | None = None):
         rows += measure_inference(size, inference, device, dtype, arguments.repeats, probe)
     if "training" in arguments.parts:
         chosen = [
-            one for one in CONTESTANTS if fits(f"training, {name_of(*one)}", estimate_training(size, *one, dtype))
+            one for one in CONTESTANTS if fits(f"training, {name_of(*one)}", estimate_training(size, one[0], dtype))
         ]
         trained, stopped = measure_training(size, chosen, device, dtype, arguments.repeats, probe)
         rows += trained
         left_out += stopped
+    rows = [{"size": arguments.size, **row} for row in rows]
+    paper = SIZES[PAPER_SIZE].without_language_model()
+    if "vision" in arguments.parts and arguments.size not in ("tiny", PAPER_SIZE):
+        if fits(f"vision at {PAPER_SIZE} dimensions", estimate_inference(paper, dtype)):
+            at_papers = measure_inference(paper, ["vision"], device, dtype, arguments.repeats, probe)
+            rows += [{"size": PAPER_SIZE, **row} for row in at_papers]
     while len(probe.copies) < max(3, arguments.repeats):
         probe.probe()
 
     machine = describe(arguments, size, probe)
     rows = [finish(row, machine) for row in rows]
-    report = {"ratios": ratios(rows, size.budgets[0], size.small_budget), "rows": rows, "machine": machine}
-    report["left_out"] = left_out
+    report = {"ratios": ratios(rows, arguments.size), "rows": rows, "machine": machine, "left_out": left_out}
     print_table(rows)
     print(
         f"limits of {machine['device']}: {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s in {arguments.dtype} products"

@@ -64,17 +64,19 @@ class Counter:
         layer = tokens * (4 * width**2 + 2 * width * config.intermediate_size) + 2 * tokens**2 * width
         return patches * 3 * config.patch_size**2 * width + config.num_hidden_layers * layer
 
-    def vision_macs(self, image_size: int, budget: int, frames: int = 1) -> int:
+    def vision_macs(self, image_size: int, budget: int, frames: int = 1, training: bool = False) -> int:
         """SmolDriver's vision model without the connector, six views a frame."""
         config, width = self.vision, self.vision.hidden_size
         patches = (image_size // config.tower_config.patch_size) ** 2
         queries = budget * self.scale_factor**2
-        of_keys = frames if config.resampler_keys == "content" else 1  # positions are the same for every picture
+        # The attention of position keys is the same for every picture, and at inference kept from an earlier call.
+        content = config.resampler_keys == "content"
+        of_keys, of_queries = (frames, 1) if content else (training, training)
         keys = patches * width**2 + queries * patches * width
         values = (patches + queries) * width**2 + queries * patches * width
         projection = patches * config.tower_config.hidden_size * width
         tower = self.tower_macs(config.tower_config, image_size, prefix_tokens=1)
-        return self.views * (frames * (tower + projection + values) + of_keys * keys + queries * width**2)
+        return self.views * (frames * (tower + projection + values) + of_keys * keys + of_queries * queries * width**2)
 
     def connector_macs(self, budget: int, frames: int = 1) -> int:
         width = self.vision.hidden_size * self.scale_factor**2
@@ -131,7 +133,7 @@ class Counter:
 
     def training_phases(self, image_size, budget, frames, tokens, pairs, heads, trained_weights: int) -> list[Phase]:
         """Forward and backward (twice the forward), then AdamW on float32 weights: 28 bytes a weight."""
-        forward = self.vision_macs(image_size, budget, frames) + self.connector_macs(budget, frames)
+        forward = self.vision_macs(image_size, budget, frames, training=True) + self.connector_macs(budget, frames)
         forward += self.text_macs(tokens, pairs, heads)
         return [Phase(macs=3 * forward), Phase(bytes=28 * trained_weights)]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from modeling_smoldriver.scene_smoldriver import SceneCache
@@ -43,10 +44,13 @@ class Contestant:
 def take_turns(contestants: list[Contestant], repeats: int, probe: LimitProbe, device: str) -> list[dict]:
     """Time every contestant, and the machine's limits, once a round; returns the report's rows."""
     seconds = [[] for _ in contestants]
+    progress = tqdm(total=repeats * len(contestants), desc=f"measuring {contestants[0].row['part']}")
     for _ in range(repeats):
         probe.probe()
         for contestant, times in zip(contestants, seconds, strict=True):
             times.append(seconds_of(contestant.run, device))
+            progress.update()
+    progress.close()
     return [
         _row(contestant, times, number)
         for contestant, times in zip(contestants, seconds, strict=True)

@@ -1,7 +1,7 @@
 """What the benchmark compares: SmolDriver and SmolVLM of four sizes with random weights, and inputs for them."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,9 @@ class Size:
     def small_budget(self) -> int:
         """9 tokens a camera; in the tiny model, where 9 is the full budget, 4."""
         return 9 if self.budgets[0] > 9 else 4
+
+    def without_language_model(self) -> "Size":
+        return replace(self, text_layers=0, vocabulary=1024)
 
 
 SIGLIP_BASE = {

@@ -5,8 +5,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from recipes.benchmark_models import SIZES
+
 COLUMNS = (
-    "part",
+    "part, size",
     "what",
     "budget",
     "px",
@@ -17,6 +19,8 @@ COLUMNS = (
     "fastest..slowest",
     "limit",
     "bound",
+    "questions/s",
+    "peak GiB",
 )
 
 
@@ -32,14 +36,14 @@ def find(rows: list[dict], part: str, what: str, **wanted) -> dict | None:
     return None
 
 
-def ratios(rows: list[dict], full: int, small: int) -> dict[str, float]:
+def ratios(rows: list[dict], size: str) -> dict[str, float]:
     """How many times faster; `prefill_9_vs_81` and `scene_9_vs_81` are shares of time, `matmul_share...` of the limit.
 
-    Args:
-        full, small: budgets of tokens a camera: the largest, and 9 (4 in the tiny model).
+    "81" stands for the largest budget of tokens a camera and "9" for 9 (4 in the tiny model). The vision model's
+    ratios hold at SmolVLM2-2.2B's dimensions where those were measured; those of the run's own have its size in the
+    name.
     """
-    siglip, whole = find(rows, "vision", "siglip"), find(rows, "vision", "smoldriver", budget=full)
-    vision_small = find(rows, "vision", "smoldriver", budget=small)
+    full, small = SIZES[size].budgets[0], SIZES[size].small_budget
     single = find(rows, "training", "one question")
     packed = {count: fastest_pack(rows, count) for count in (32, 93)}
     scene = find(rows, "answers", "scene, smoldriver", budget=full, questions=93)
@@ -50,13 +54,27 @@ def ratios(rows: list[dict], full: int, small: int) -> dict[str, float]:
         "train_packed_93": (single, packed[93], 93),
         "answers_93_vs_generate": (find(rows, "answers", "generate, smoldriver", budget=full, questions=93), scene, 1),
         "answers_93_vs_smolvlm": (find(rows, "answers", "generate, smolvlm", budget=full, questions=93), scene, 1),
-        "vision_vs_siglip": (siglip, whole, 1),
-        "vision_budget_9_vs_siglip": (siglip, vision_small, 1),
-        "vision_vs_camera_loop": (find(rows, "vision", "camera loop"), whole, 1),
-        "vision_siglips_patches_vs_siglip": (siglip, find(rows, "vision", "smoldriver, siglip's patches"), 1),
         "prefill_9_vs_81": (*prefill, 1),
         "scene_9_vs_81": (*encode, 1),
     }
+    of_vision = list(dict.fromkeys(row["size"] for row in rows if row["part"] == "vision"))
+    for measured in of_vision:
+        after = "" if measured == of_vision[-1] else f"_{measured}"
+        full, small = SIZES[measured].budgets[0], SIZES[measured].small_budget
+        siglip, whole, loop, as_many_patches = (
+            find(rows, "vision", what, size=measured, budget=full)
+            for what in ("siglip", "smoldriver", "camera loop", "smoldriver, siglip's patches")
+        )
+        pairs |= {
+            f"vision_vs_siglip{after}": (siglip, whole, 1),
+            f"vision_budget_9_vs_siglip{after}": (
+                siglip,
+                find(rows, "vision", "smoldriver", size=measured, budget=small),
+                1,
+            ),
+            f"vision_vs_camera_loop{after}": (loop, whole, 1),
+            f"vision_siglips_patches_vs_siglip{after}": (siglip, as_many_patches, 1),
+        }
     found = {
         name: times * slow["seconds"] / fast["seconds"] for name, (slow, fast, times) in pairs.items() if slow and fast
     }
@@ -80,7 +98,7 @@ def print_table(rows: list[dict]):
         times = f" x {row['multiplied_by']}" if row["multiplied_by"] > 1 else ""
         lines.append(
             (
-                row["part"],
+                f"{row['part']}, {row['size']}",
                 row["what"] + times,
                 str(row.get("budget", "")),
                 str(row.get("image_size", "")),
@@ -91,6 +109,8 @@ def print_table(rows: list[dict]):
                 f"{row['seconds_min']:.4g}..{row['seconds_max']:.4g}",
                 f"{row['limit_share']:.0%}",
                 row["bound"],
+                f"{row['questions'] / row['seconds']:.3g}" if row["part"] in ("answers", "training") else "",
+                f"{row['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in row else "",
             )
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
@@ -105,10 +125,10 @@ def print_table(rows: list[dict]):
 def draw(report: dict, path):
     """One panel a part that was measured; written aside and renamed by the caller."""
     rows = report["rows"]
-    parts = [part for part in ("vision", "prefill", "answers", "training") if any(row["part"] == part for row in rows)]
+    parts = list(dict.fromkeys((row["part"], row["size"]) for row in rows))
     figure, axes = plt.subplots(1, max(1, len(parts)), figsize=(5.5 * max(1, len(parts)), 4.2), squeeze=False)
-    for axis, part in zip(axes[0], parts, strict=False):
-        of_part = [row for row in rows if row["part"] == part]
+    for axis, (part, size) in zip(axes[0], parts, strict=False):
+        of_part = [row for row in rows if (row["part"], row["size"]) == (part, size)]
         if part in ("vision", "prefill"):
             labels = [f"{row['what']}, {row['budget']}" for row in of_part]
             low = [row["seconds"] - row["seconds_min"] for row in of_part]
@@ -123,7 +143,7 @@ def draw(report: dict, path):
                 axis.plot([row["questions"] for row in series], rates, "o-", label=f"{what}, {budget}")
             axis.set(xscale="log", yscale="log", xlabel="questions a scene", ylabel="questions a second")
             axis.legend(fontsize=7)
-        axis.set_title(part)
+        axis.set_title(f"{part}, {size}")
     machine = report["machine"]
     figure.suptitle(f"{machine['size']}, {machine['dtype']}, {machine['device']}")
     figure.tight_layout()

@@ -21,7 +21,7 @@ from recipes.benchmark_counts import Counter, Phase
 from recipes.benchmark_inference import QUESTION_COUNTS, Contestant
 from recipes.benchmark_models import Size, make_processor, make_smoldriver, scene_row
 
-CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2), (QUESTION_COUNTS[-1], 3))
+CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
 """(questions a step, sequences they are packed in)"""
 
 
@@ -51,7 +51,7 @@ class TrainingBench:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
     def batch(self, questions: int, packs: int = 1) -> dict:
-        """One frame with `questions` questions in `packs` sequences, each with the pictures of its own."""
+        """One frame with `questions` questions in `packs` sequences."""
         row = scene_row(questions)
         collate = SmolDriverCollator(self.processor, scene_packing=questions > 1)
         if packs > 1:
@@ -86,7 +86,7 @@ class TrainingBench:
 
     def counts(self, batch: dict) -> tuple[int, list[Phase]]:
         """Tokens through the language model, padding included, and the work of a step."""
-        frames, length = batch["input_ids"].shape
+        sequences, length = batch["input_ids"].shape
         if "segment_ids" in batch:
             layout = PackedLayout.from_segments(batch["segment_ids"], torch.float32)
             pairs = layout.prefix**2
@@ -94,25 +94,24 @@ class TrainingBench:
                 pairs += group.branches * group.branch * (layout.prefix + group.branch)
         else:
             pairs = length**2
-        answers = int((batch["labels"][:, 1:] != -100).any(0).sum())  # positions that go through lm_head, in every row
         counter = Counter(self.config, self.smolvlm_config, item=4)
         phases = counter.training_phases(
             image_size=batch["pixel_values"].shape[-1],
             budget=self.size.budgets[0],
-            frames=frames,
-            tokens=frames * length,
-            pairs=frames * pairs,
-            heads=frames * answers,
+            frames=len(batch["pixel_values"]),
+            tokens=sequences * length,
+            pairs=sequences * pairs,
+            heads=int((batch["labels"][:, 1:] != -100).sum()),  # positions that go through lm_head
             trained_weights=sum(parameter.numel() for parameter in self.model.parameters()),
         )
-        return frames * length, phases
+        return sequences * length, phases
 
 
 def name_of(questions: int, packs: int) -> str:
     return f"{questions} questions in {packs}"
 
 
-def estimate_bytes(size: Size, questions: int, packs: int, dtype: torch.dtype) -> int:
+def estimate_bytes(size: Size, questions: int, dtype: torch.dtype) -> int:
     """Memory of one training step: weights, gradients, two moments, autocast's copies and activations.
 
     Activations follow from what a layer keeps for its backward pass: about 20 values of its width a token in a tower,
@@ -122,7 +121,7 @@ def estimate_bytes(size: Size, questions: int, packs: int, dtype: torch.dtype) -
     item = 2 if dtype == torch.bfloat16 else 4
     weights = make_smoldriver(config, "meta", torch.float32).num_parameters()
     vision, text = config.vision_config, config.text_config
-    views = packs * len(vision.cameras)
+    views = len(vision.cameras)
     patches = views * (vision.tower_image_size // vision.tower_config.patch_size) ** 2
     tower = patches * vision.tower_config.num_hidden_layers * vision.tower_config.hidden_size * 20
     resampler = views * vision.grid_size**2 * vision.hidden_size * 20
@@ -135,7 +134,7 @@ def estimate_bytes(size: Size, questions: int, packs: int, dtype: torch.dtype) -
 
 
 def peak_of_step(size: Size, device: str, dtype: torch.dtype, questions: int, packs: int) -> int | None:
-    """Peak memory in bytes of two steps in a process of its own, everything included; None where it was killed."""
+    """Peak memory in bytes of a step in a process of its own, everything included; None where it was killed."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak, args=(sender, size, device, dtype, questions, packs))
@@ -151,8 +150,7 @@ def peak_of_step(size: Size, device: str, dtype: torch.dtype, questions: int, pa
 
 def _send_peak(sender, size: Size, device: str, dtype: torch.dtype, questions: int, packs: int):
     bench = TrainingBench(size, device, dtype)
-    batch = bench.batch(questions, packs)
-    for _ in range(2):
+    for batch in (bench.batch(1), bench.batch(questions, packs)):  # the first step makes the optimizer's moments
         bench.step(batch)
     sender.send(torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes())
 

@@ -57,7 +57,9 @@ def test_vision_counts_are_torchs_for_several_frames(bench, keys):
     try:
         cameras = torch.arange(6).repeat(3)
         with torch.no_grad():
-            counted = multiply_adds(lambda: vision(torch.rand(18, 3, 64, 64), cameras, 4))
+            pixels = torch.rand(18, 3, 64, 64)
+            vision(pixels, cameras, 4)  # position keys are computed once
+            counted = multiply_adds(lambda: vision(pixels, cameras, 4))
         assert bench.counter.vision_macs(64, budget=4, frames=3) == counted
     finally:
         vision.config.resampler_keys = vision.resampler.config.resampler_keys = before
@@ -84,7 +86,7 @@ def test_training_counts_are_torchs(questions, packs):
     assert len(batch["input_ids"]) == packs
     tokens, (step, optimizer) = bench.counts(batch)
     counted = multiply_adds(lambda: bench.step(batch))
-    patch_embedding = packs * 6 * 36 * 3 * 16**2 * 128  # pictures need no gradient, the count is a third less
+    patch_embedding = 6 * 36 * 3 * 16**2 * 128  # pictures need no gradient, the count is a third less
     assert step.macs - patch_embedding == counted
     assert tokens == batch["input_ids"].numel()
     assert optimizer.bytes == 28 * sum(parameter.numel() for parameter in bench.model.parameters())
@@ -175,7 +177,8 @@ def test_tiny_run_writes_table_json_and_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "CONTESTANTS", ((1, 1), (93, 1)))
     json_file, plot = tmp_path / "new" / "benchmark.json", tmp_path / "benchmark.png"
     benchmark.main(
-        ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--json", str(json_file), "--plot", str(plot)]
+        ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--dtype", "float32"]
+        + ["--json", str(json_file), "--plot", str(plot)]
     )
     report = json.loads(json_file.read_text())
     assert RATIOS <= set(report["ratios"]) and "train_packed_32" not in report["ratios"]
@@ -191,7 +194,7 @@ def test_tiny_run_writes_table_json_and_plot(tmp_path, monkeypatch, capsys):
     trained = [row for row in report["rows"] if row["part"] == "training"]
     assert all(row["peak_bytes"] > 2**27 for row in trained)  # two processes of their own
     loop = next(row for row in report["rows"] if row["what"] == "camera loop")
-    assert loop["largest_difference"] < 0.05  # bfloat16
+    assert loop["largest_difference"] < 1e-3
     assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "one question" in printed and "generate, smolvlm x 93" in printed and "train_packed_93" in printed
@@ -207,7 +210,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(monkeypatch, tmp_pat
     assert len(report["left_out"]) == 1 + len(benchmark.CONTESTANTS)
     printed = capsys.readouterr().out
     assert (
-        "left out: vision, prefill, answers: about" in printed and "left out: training, 93 questions in 3" in printed
+        "left out: vision, prefill, answers: about" in printed and "left out: training, 93 questions in 2" in printed
     )
 
 
