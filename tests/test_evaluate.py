@@ -16,17 +16,22 @@ from test_training import scene_row
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
+from recipes.checkpoints import write_training_manifest
 
 ROOT = Path(__file__).parents[1]
 CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]
 NEW_TOKENS = 6
 
 
-def write_scenes(folder: Path, frames: list[dict]) -> Path:
-    with open_shard(shard_path(folder, "train", 0)) as writer:
-        writer.write_table(scene_table(frames))
-    count = {"scenes": len({row["scene_token"] for row in frames}), "frames": len(frames), "shards": 1}
-    counts = {"train": {**count, "questions": sum(len(row["qa"]) for row in frames)}}
+def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = ()) -> Path:
+    """A prepared folder with `frames` for training and others held out."""
+    counts = {}
+    for split, rows in (("train", frames), ("test", list(test))):
+        if rows:
+            with open_shard(shard_path(folder, split, 0)) as writer:
+                writer.write_table(scene_table(rows))
+            count = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": 1}
+            counts[split] = {**count, "questions": sum(len(row["qa"]) for row in rows)}
     write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": counts, "report": {}})
     return folder
 
@@ -55,6 +60,7 @@ def arguments(model_folder, scenes, tmp_path):
         "output-dir": tmp_path / "eval",
         "max-new-tokens": NEW_TOKENS,
         "bootstrap-samples": 20,
+        "bertscore-model": "none",
     }
 
 
@@ -158,7 +164,8 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(arguments, monkeypatch, tm
         again, same = evaluate(patch, arguments, *controls)
     assert asked == [2, 3] and same == predictions
     assert again["results"] == metrics["results"]
-    assert sorted(path.name for path in arguments["output-dir"].iterdir()) == ["metrics.json", "predictions.parquet"]
+    left = sorted(path.name for path in arguments["output-dir"].iterdir())
+    assert left == ["figures", "metrics.json", "predictions.parquet", "report.html"]
 
 
 def test_other_weights_or_settings_do_not_go_on_from_old_answers(arguments, config, processor, monkeypatch, tmp_path):
@@ -192,6 +199,7 @@ def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tm
         ({"model": "nowhere/at/all"}, "evaluate_drivelm: there is no model folder nowhere/at/all"),
         ({"scenes": "nowhere"}, "evaluate_drivelm: there is no folder nowhere"),
         ({"split": "test"}, "evaluate_drivelm: split 'test' of"),
+        ({"budgets": 5}, "evaluate_drivelm: --budgets 5: the model has no such budget; choose of [9, 4, 1]"),
         ({"visual-tokens": 5}, "evaluate_drivelm: visual_tokens=5 is not a budget; choose one of [9, 4, 1]"),
     ],
 )
@@ -199,6 +207,83 @@ def test_bad_input_is_one_line(changed, message, arguments, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         evaluate(monkeypatch, {**arguments, **changed})
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+def test_one_checkpoint_one_curve(arguments, config, processor, scenes, monkeypatch, capsys):
+    """Scores and latency at each budget; answers at a budget are those of the model asked at that budget alone."""
+    small, _ = evaluate(monkeypatch, {**arguments, "visual-tokens": 4}, "--controls")
+    arguments["output-dir"] = arguments["output-dir"].with_name("curve")
+    metrics, predictions = evaluate(monkeypatch, arguments, "--controls", "majority", "--budgets", "9", "4", "1")
+    budgets = metrics["budgets"]
+    assert list(budgets) == ["9", "4", "1"]
+    for name, results in (("9", metrics["results"]), ("4", small["results"])):
+        scores = results["smoldriver"]
+        assert budgets[name]["closed_accuracy"] == scores["overall"]["accuracy"]
+        assert budgets[name]["closed_accuracy_ci"] == scores["overall"]["accuracy_ci"]
+        assert budgets[name]["yes_no"] == scores["yes_no"]["accuracy"]
+        assert budgets[name]["status"] == scores["status"]["accuracy"]
+        assert budgets[name]["listing_f1"] == scores["listing"]["listing_f1"]
+        assert budgets[name]["bleu"] == scores["overall"]["bleu"]
+    for entry in budgets.values():
+        assert entry["encode_seconds_per_frame"] > 0 and entry["answer_seconds_per_question"] > 0
+        assert (entry["frames"], entry["questions"]) == (4, 10)
+    assert {row["model"] for row in predictions} == {"smoldriver", "majority"}  # the curve is the plain model's alone
+    assert "visual tokens a camera" in capsys.readouterr().out
+    assert (arguments["output-dir"] / "figures" / "elastic.png").is_file()
+
+
+def test_a_run_bears_its_name(arguments, monkeypatch, capsys):
+    metrics, predictions = evaluate(monkeypatch, {**arguments, "name": "SmolVLM-FT"}, "--controls", "majority")
+    assert list(metrics["results"]) == ["SmolVLM-FT", "majority"] and predictions[0]["model"] == "SmolVLM-FT"
+    for name in ("text_only", "a/b", "a@4"):
+        with pytest.raises(SystemExit):
+            evaluate(monkeypatch, {**arguments, "name": name})
+        assert "no control's name" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained(config, processor, tmp_path):
+    """A model folder, its manifest, and that of the stage that it went on from."""
+    stages = {}
+    for name in ("first", "second"):
+        stages[name] = tmp_path / name
+        tiny_model(config).save_pretrained(stages[name])
+        processor.save_pretrained(stages[name])
+
+    def write(first: list[str], second: list[str]) -> Path:
+        write_training_manifest(stages["first"], {"base": "nowhere/base", "scene_tokens": first})
+        write_training_manifest(stages["second"], {"base": str(stages["first"]), "scene_tokens": second})
+        return stages["second"]
+
+    return write
+
+
+@pytest.mark.parametrize("first, second", [(["a"], ["b", "scene1"]), (["scene1", "a"], ["b"])])
+def test_scene_of_the_training_fails_the_run(first, second, trained, arguments, monkeypatch, tmp_path):
+    """Whichever stage it was trained in."""
+    frames = [scene_row(number, 2) for number in range(4)]
+    arguments |= {"model": trained(first, second), "scenes": write_scenes(tmp_path / "s", frames[:2], frames[2:])}
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, {**arguments, "split": "test"})
+    message = f"evaluate_drivelm: 1 of the 1 scenes of split 'test' are training scenes of {arguments['model']}"
+    assert str(stopped.value).startswith(message) and "scene1" in str(stopped.value)
+    assert not (arguments["output-dir"] / "metrics.json").exists()
+
+
+def test_training_frames_are_called_so_and_others_cleared(trained, arguments, monkeypatch, capsys, tmp_path):
+    frames = [scene_row(number, 2) for number in range(4)]
+    scenes = write_scenes(tmp_path / "s", frames[:2], frames[2:])
+    arguments |= {"model": trained(["scene0"], ["b"]), "scenes": scenes}
+    metrics, _ = evaluate(monkeypatch, arguments, "--controls")
+    assert metrics["info"]["leakage"].startswith("TRAINING FRAMES: 1 of the 1 scenes")
+    assert "TRAINING FRAMES" in capsys.readouterr().out
+    metrics, _ = evaluate(monkeypatch, {**arguments, "split": "test"}, "--controls")
+    assert metrics["info"]["leakage"].startswith("none: the 1 scenes are not among the 2 training scenes (2 stages)")
+
+
+def test_unknown_training_is_called_unknown(arguments, monkeypatch, capsys):
+    metrics, _ = evaluate(monkeypatch, arguments, "--controls")
+    assert metrics["info"]["leakage"].startswith("unknown: ") and "unknown: " in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -220,4 +305,5 @@ def test_two_processes_give_the_predictions_of_one(arguments, monkeypatch, tmp_p
     assert done.returncode == 0, done.stderr[-3000:]
     two_metrics, two_predictions = written(tmp_path / "two")
     assert two_predictions == predictions and two_metrics["results"] == metrics["results"]
+    assert (tmp_path / "two" / "report.html").is_file()
     assert done.stdout.count("closed accuracy") == 1

