@@ -1,9 +1,11 @@
-"""Size of a SmolDriver by part, the memory that training it takes, and, on request, a run on random weights.
+"""Size of a SmolDriver or SmolVLM by part, the memory that training it takes, and, on request, a run of a SmolDriver.
 
 python recipes/model_report.py
+python recipes/model_report.py --smolvlm
 python recipes/model_report.py --run --dtype bfloat16
 
-Without `--model` the dimensions are SmolVLM2-2.2B's with ViT-B/16 at 432 pixels. Memory is computed, not measured.
+Without `--model` the dimensions are SmolVLM2-2.2B's, for SmolDriver with ViT-B/16 at 432 pixels. Memory is computed,
+not measured. `--run` is on random weights; SmolVLM's times beside SmolDriver's are those of recipes/benchmark.py.
 """
 
 import argparse
@@ -12,10 +14,11 @@ import time
 
 import torch
 from accelerate import init_empty_weights
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMConfig
 
-from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration
+from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
 from recipes.build_checkpoint import parameter_table
-from recipes.checkpoints import check_source, errors_in_one_line
+from recipes.checkpoints import CLASSES, check_source, errors_in_one_line
 
 TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
 HALF = 2  # bytes of a frozen bf16 or fp16 weight
@@ -23,15 +26,49 @@ HALF = 2  # bytes of a frozen bf16 or fp16 weight
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LORA_RANK = 16
 TEXT_TOKENS = 70
+SIGLIP = {  # SmolVLM2-2.2B's tower
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
 
 
-def training_memory(model: SmolDriverForConditionalGeneration, tokens: int) -> dict[str, dict[str, float]]:
+def smolvlm_config() -> SmolVLMConfig:
+    """SmolVLM2-2.2B's, whose language model is that of SmolDriver's defaults."""
+    text_config = SmolDriverConfig().text_config.to_dict()
+    return SmolVLMConfig(
+        vision_config=SIGLIP, text_config=text_config, scale_factor=3, image_token_id=49190, tie_word_embeddings=False
+    )
+
+
+def views_patches_tower(config: PretrainedConfig) -> tuple[int, int, PretrainedConfig]:
+    """-> views a frame, patches a view, the tower's configuration"""
+    vision = config.vision_config
+    if isinstance(config, SmolDriverConfig):
+        tower, size, views = vision.tower_config, vision.tower_image_size, len(vision.cameras)
+    else:
+        tower, size, views = vision, vision.image_size, len(CAMERAS)
+    return views, (size // tower.patch_size) ** 2, tower
+
+
+def smolvlm_table(model: PreTrainedModel) -> str:
+    """As `parameter_table`."""
+    parts = {"tower": model.model.vision_model, "connector": model.model.connector}
+    parts |= {"text model": model.model.text_model, "whole model": model}
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return "\n".join(f"  {name:12s} {count:>15,}" for name, count in counts.items())
+
+
+def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, float]]:
     """Bytes by part for each way to train.
 
     Args:
         model: on any device, `meta` too.
         tokens: length of the sequence of a step. Activations are estimated for gradient checkpointing: the inputs of
-            every layer of tower and text model, and what one layer of the text model keeps for its backward pass.
+            every layer of tower and text model, and what the larger of their layers keeps for its backward pass.
     """
 
     def count(part) -> int:
@@ -44,12 +81,14 @@ def training_memory(model: SmolDriverForConditionalGeneration, tokens: int) -> d
     language = count(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
     vision, connector = count(model.model.vision_model), count(model.model.connector)
 
-    tower, config = model.config.vision_config.tower_config, text.config
-    views = len(model.config.vision_config.cameras)
-    patches = views * (model.config.vision_config.tower_image_size // tower.patch_size) ** 2
+    (views, patches, tower), config = views_patches_tower(model.config), text.config
+    patches *= views
     inputs = patches * tower.hidden_size * tower.num_hidden_layers
     inputs += tokens * config.hidden_size * config.num_hidden_layers
-    in_layer = tokens * (6 * config.hidden_size + 3 * config.intermediate_size)
+    in_layer = max(
+        tokens * (6 * config.hidden_size + 3 * config.intermediate_size),
+        patches * (6 * tower.hidden_size + 2 * getattr(tower, "intermediate_size", 4 * tower.hidden_size)),
+    )
     activations = HALF * (inputs + in_layer) + 12 * TEXT_TOKENS * config.vocab_size  # logits thrice, in float32
     return {
         "full": {
@@ -113,17 +152,24 @@ def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id whose configuration to take")
+    parser.add_argument("--smolvlm", action="store_true", help="without --model: SmolVLM2-2.2B's dimensions")
     parser.add_argument("--tokens", type=int, default=1024, help="tokens a training sequence has")
     parser.add_argument("--run", action="store_true", help="run a forward pass and an answer on random weights")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
     with errors_in_one_line("model_report"):
+        config = smolvlm_config() if arguments.smolvlm else SmolDriverConfig()
         if arguments.model:
             check_source(arguments.model)
-        config = SmolDriverConfig.from_pretrained(arguments.model) if arguments.model else SmolDriverConfig()
+            config = AutoConfig.from_pretrained(arguments.model)
+        if config.model_type not in CLASSES:
+            raise ValueError(f"{arguments.model} is a {config.model_type!r}; the report knows {', '.join(CLASSES)}")
+        ours = isinstance(config, SmolDriverConfig)
+        if arguments.run and not ours:
+            raise ValueError("--run is for SmolDriver: recipes/benchmark.py times SmolVLM beside it")
     with init_empty_weights():
-        model = SmolDriverForConditionalGeneration(config)
-    print(f"parameters\n{parameter_table(model)}")
+        model = CLASSES[config.model_type][0](config)
+    print(f"parameters\n{parameter_table(model) if ours else smolvlm_table(model)}")
     memory = memory_table(training_memory(model, arguments.tokens))
     print(f"memory for training on {arguments.tokens} tokens a step\n{memory}")
     if arguments.run:

@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     LlamaConfig,
     LlamaForCausalLM,
     SiglipConfig,
@@ -192,6 +193,17 @@ def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_pat
     sizes = [float(size) for size in re.findall(r"(?:vision|connector|language model) +([\d.]+)", full)]
     assert sum(sizes) == pytest.approx(16 * model.num_parameters() / 1e9, abs=0.015)
     assert "forward of 6 views, 124 tokens" in printed and "answer of 16 tokens" in printed
+
+
+def test_report_counts_smolvlm_too(base, monkeypatch, capsys):
+    model = AutoModelForImageTextToText.from_pretrained(base / "vlm")
+    monkeypatch.setattr(sys, "argv", ["model_report.py", "--model", str(base / "vlm")])
+    model_report.main()
+    printed = capsys.readouterr().out
+    assert re.search(rf"whole model +{model.num_parameters():,}\n", printed) and "QLoRA and vision" in printed
+    monkeypatch.setattr(sys, "argv", ["model_report.py", "--smolvlm", "--run"])
+    with pytest.raises(SystemExit, match="model_report: --run is for SmolDriver"):
+        model_report.main()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,167 @@
+"""Publish a trained SmolDriver with its card, figures and report on the Hugging Face Hub, in one commit.
+
+python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation outputs/eval-2b \
+    --repo-id user/smoldriver --data drivelm --dry-run
+
+The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
+model_card.md, filled from the evaluation's metrics.json, the training manifests and the model's config. A headline
+number without its controls is refused, and so are numbers of other weights.
+"""
+
+import argparse
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
+
+from recipes.checkpoints import TRAINING_MANIFEST, errors_in_one_line
+from recipes.model_card import DATA, write_card
+from recipes.provenance import training_stages, weights_digest
+
+# What a user needs to load the model. Whatever else lies in the folder belongs to its training and stays at home.
+MODEL_FILES = (
+    *("*.safetensors", "model.safetensors.index.json", "*_smoldriver.py", "chat_template.jinja"),
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+)
+OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # stale ones go with the next push
+
+
+def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """-> ({name in the repository: path}, names that stay at home).
+
+    Raises:
+        FileNotFoundError: no such folder, or a file that the model cannot be loaded without is missing.
+        ValueError: a folder of adapters.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder}")
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds adapters: merge them first, with recipes/merge_checkpoint.py")
+    files = {
+        path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _is_one(path.name, MODEL_FILES)
+    }
+    needed = ["config.json", "processor_config.json", "tokenizer_config.json", "*.safetensors"]
+    if (folder / "config.json").is_file():
+        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+        if not auto_map:
+            raise ValueError(
+                f"{folder}/config.json names no code (auto_map): save the model with save_pretrained again"
+            )
+        needed += sorted({f"{target.split('.')[0]}.py" for target in auto_map.values()})
+        needed += sorted({f"{name}.py" for path in files.values() for name in _siblings(path)})
+    if (folder / "model.safetensors.index.json").is_file():
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        needed += sorted(set(index["weight_map"].values()))
+    missing = [name for name in dict.fromkeys(needed) if not any(fnmatch(found, name) for found in files)]
+    if missing:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: it is not a whole model folder")
+    return files, sorted(path.name for path in folder.iterdir() if path.name not in files)
+
+
+def _siblings(path: Path) -> list[str]:
+    """The modules beside it that a shipped file imports."""
+    return re.findall(r"^from \.(\w+) import", path.read_text(encoding="utf-8"), re.M) if path.suffix == ".py" else []
+
+
+def _is_one(name: str, patterns) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def slim_manifest(stages: list[dict]) -> dict:
+    """What others may know of the training: its scenes, for their own leakage check, and its size. No paths."""
+    return {
+        "scene_tokens": sorted({token for stage in stages for token in stage.get("scene_tokens", ())}),
+        "steps": sum(stage.get("steps", 0) for stage in stages),
+        "seconds": sum(stage.get("seconds", 0) for stage in stages),
+    }
+
+
+def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> tuple[dict[str, Path | bytes], list]:
+    """-> ({name in the repository: path or content}, names in the model folder that stay at home)
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing from either folder, or does not belong together.
+    """
+    files, left = model_files(model)
+    if not (evaluation / "metrics.json").is_file():
+        raise FileNotFoundError(f"{evaluation} is no finished evaluation: it has no metrics.json")
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    if metrics["info"].get("weights_sha256") != weights_digest(model):
+        raise ValueError(
+            f"{evaluation} is an evaluation of {metrics['info']['settings']['model']} with other weights than those in"
+            f" {model}: run recipes/evaluate_drivelm.py --model {model} first"
+        )
+    files |= {f"figures/{path.name}": path for path in sorted((evaluation / "figures").glob("*.png"))}
+    if (evaluation / "report.html").is_file():
+        files["report.html"] = evaluation / "report.html"
+    stages = training_stages(model, local_files_only=True)
+    if stages:
+        files[TRAINING_MANIFEST] = json.dumps(slim_manifest(stages), indent=1).encode()
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    figures = sorted(name for name in files if name.startswith("figures/"))
+    files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data).encode()
+    return files, left
+
+
+def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:
+    """One commit with all files, into a repository that is made if need be -> the commit's address.
+
+    Raises:
+        ValueError: the repository is there and is not as private, or as public, as was asked for.
+        ConnectionError: the push broke off.
+    """
+    try:
+        api.create_repo(repo_id, private=not public, exist_ok=True)
+        there = api.model_info(repo_id)
+        if there.private == public:
+            seen, asked = ("private", "leave out") if public else ("public", "give")
+            raise ValueError(f"{repo_id} exists and is {seen}: {asked} --public, or give another --repo-id")
+        stale = [file.rfilename for file in there.siblings or () if _is_one(file.rfilename, OWN_FILES)]
+        operations = [CommitOperationDelete(name) for name in stale if name not in files]
+        operations += [CommitOperationAdd(name, content) for name, content in files.items()]
+        return api.create_commit(repo_id, operations, commit_message="SmolDriver with its evaluation").commit_url
+    except ValueError:
+        raise
+    except Exception as error:  # of the client's HTTP library, which differs between its versions
+        causes = f"{error} {error.__cause__ or ''}".strip()
+        raise ConnectionError(
+            f"the push to {repo_id} broke off: {causes} (a push is one commit: all of it is published or nothing)"
+        ) from error
+
+
+def listing(files: dict[str, Path | bytes]) -> str:
+    sizes = {name: len(entry) if isinstance(entry, bytes) else entry.stat().st_size for name, entry in files.items()}
+    lines = [f"{size:>15,}  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{sum(sizes.values()):>15,}  bytes in {len(files)} files"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, type=Path, help="whole model folder, as save_pretrained leaves it")
+    parser.add_argument("--evaluation", required=True, type=Path, help="--output-dir of recipes/evaluate_drivelm.py")
+    parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
+    parser.add_argument("--data", required=True, choices=list(DATA), help="what it was trained on: gives the licence")
+    parser.add_argument("--public", action="store_true", help="make the repository public; default private")
+    parser.add_argument("--dry-run", action="store_true", help="list what would go, and contact nobody")
+    arguments = parser.parse_args()
+    with errors_in_one_line("push_to_hub"):
+        validate_repo_id(arguments.repo_id)
+        if "/" not in arguments.repo_id:
+            raise ValueError(f"--repo-id {arguments.repo_id!r} names no owner: give user/name")
+        files, left = repository_files(arguments.model, arguments.evaluation, arguments.repo_id, arguments.data)
+        print(listing(files))
+        print(f"stays at home: {', '.join(left) or 'nothing'}")
+        visibility = "public" if arguments.public else "private"
+        if arguments.dry_run:
+            print(f"dry run: nothing was sent to {arguments.repo_id} ({visibility})")
+        else:
+            print(f"{visibility}: {push(files, arguments.repo_id, arguments.public, HfApi())}")
+
+
+if __name__ == "__main__":
+    main()

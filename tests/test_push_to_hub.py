@@ -1,0 +1,351 @@
+"""What is pushed loads again from the Hub, is private and whole or not there at all, and is what was evaluated.
+
+The Hub is `hub_server.py` on loopback; the client is huggingface_hub's own, over HTTP.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUESTIONS, picture, tiny_model
+from hub_server import TOKEN, Hub
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.utils import _http
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from test_baselines import prompt_of
+from test_evaluate import command_line, evaluate, write_scenes
+from test_training import scene_row
+
+from modeling_smoldriver import CAMERAS
+from recipes import push_to_hub
+from recipes.checkpoints import load_model, write_training_manifest
+from recipes.provenance import check_leakage, training_stages
+
+pytestmark = pytest.mark.contract
+
+ROOT = Path(__file__).parents[1]
+REPO = "user/smoldriver"
+CONTROLS = ("majority", "other_scene_images", "text_only")
+
+# Runs on its own, in a folder with a picture a camera: `python -c CLEAN_PROCESS out`. The card's own example loads.
+CLEAN_PROCESS = """
+import json, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts"):
+            raise ImportError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from safetensors.torch import load_file, save_file
+
+torch.set_num_threads(1)
+scope = {}
+exec(open("example.py").read(), scope)
+model, processor = scope["model"], scope["processor"]
+answers = model.answer(scope["scene"], processor, json.load(open("questions.json")), max_new_tokens=6)
+with torch.no_grad():
+    save_file({"logits": model(**load_file("inputs.safetensors")).logits}, "logits.safetensors")
+result = {"answers": answers, "module": type(model).__module__, "from": model.config._name_or_path}
+json.dump(result, open("result.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(config, processor, tmp_path_factory):
+    """A model folder with what training leaves in it, and its evaluation on scenes held out."""
+    root = tmp_path_factory.mktemp("trained")
+    frames = [scene_row(number, 4) for number in range(8)]
+    scenes = write_scenes(root / "scenes", frames[:4], tuple(frames[4:]))
+    tiny_model(config).save_pretrained(root / "base")
+    processor.save_pretrained(root / "base")
+    for part in load_model(root / "base"):  # as training saves them, who know where they were loaded from
+        part.save_pretrained(root / "model")
+    for left_over in ("training_args.bin", "samples.json", "README.md"):
+        (root / "model" / left_over).write_text("{}")
+    (root / "model" / "checkpoint-2").mkdir()
+    manifest = {"base": "user/base", "scenes": str(scenes), "scene_tokens": ["scene0", "scene1"], "steps": 7}
+    write_training_manifest(root / "model", {**manifest, "seconds": 90, "arguments": {"output_dir": str(root)}})
+    arguments = {"model": root / "model", "scenes": scenes, "split": "test", "output-dir": root / "eval"}
+    arguments |= {"max-new-tokens": 6, "bootstrap-samples": 20, "bertscore-model": "none"}
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate(patch, arguments, "--controls", *CONTROLS)
+    return root
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with Hub() as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if hasattr(_http, "reset_sessions"):  # huggingface_hub 0.36 keeps a session that was made offline
+            _http.reset_sessions()
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(push_to_hub, "HfApi", lambda: HfApi(hub.endpoint, token=TOKEN))
+        yield hub
+
+
+@pytest.fixture
+def arguments(trained):
+    return {"model": trained / "model", "evaluation": trained / "eval", "repo-id": REPO, "data": "synthetic"}
+
+
+def push(monkeypatch, arguments: dict, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *command_line(arguments, *more)])
+    push_to_hub.main()
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """For a process of its own: the Hub on loopback, the token, and nothing of this project or of an older cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return kept | own | {"OMP_NUM_THREADS": "1"}
+
+
+def run(command: list, folder: Path, **options) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True, timeout=300, **options
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory):
+    """The command line pushed to a Hub; then a process without our packages loaded it by the card's own example."""
+    home, work = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
+    pushed = {"model": trained / "model", "evaluation": trained / "eval", "repo-id": REPO, "data": "synthetic"}
+    with Hub() as hub:
+        command = ["recipes/push_to_hub.py", *command_line(pushed)]
+        printed = run(command, ROOT, env=environment(hub, home) | {"PYTHONPATH": str(ROOT)})
+        card = hub.files(REPO)["README.md"].decode()
+        (work / "example.py").write_text(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
+        (work / "questions.json").write_text(json.dumps(QUESTIONS))
+        for number, camera in enumerate(CAMERAS):
+            picture(number).save(work / f"{camera}.jpg")
+        images = {camera: Image.open(work / f"{camera}.jpg") for camera in CAMERAS}
+        model, processor = load_model(trained / "model")
+        inputs = prompt_of(processor, images, QUESTIONS[0])
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, work / "inputs.safetensors")
+        run(["-c", CLEAN_PROCESS], work, env=environment(hub, home))
+    scene = model.encode_scene(**processor.encode_scene(images))
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    answers = model.answer(scene, processor, QUESTIONS, max_new_tokens=6)
+    return {"hub": hub, "printed": printed, "card": card, "work": work, "logits": logits, "answers": answers}
+
+
+# The round trip
+
+
+def test_clean_process_gets_the_same_model_from_the_hub_by_the_cards_example(published):
+    result = json.loads((published["work"] / "result.json").read_text())
+    assert result["module"].startswith("transformers_modules.user.smoldriver.") and result["from"] == REPO
+    assert result["answers"] == published["answers"] and len(set(result["answers"])) == len(QUESTIONS)
+    assert torch.equal(load_file(published["work"] / "logits.safetensors")["logits"], published["logits"])
+
+
+def test_push_is_one_commit_into_a_private_repository(published):
+    repo = published["hub"].repos[REPO]
+    assert repo["private"] and len(repo["commits"]) == 1
+    assert f"private: {published['hub'].endpoint}/{REPO}/commit/" in published["printed"]
+
+
+def test_what_is_published_is_what_loading_needs_and_what_shows_the_evaluation(published, trained):
+    files = published["hub"].files(REPO)
+    roles = ("configuration", "resampler", "scene", "modeling", "processing")
+    expected = {f"{role}_smoldriver.py" for role in roles}
+    expected |= {"README.md", "model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"}
+    expected |= {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "training_manifest.json"}
+    expected |= {"report.html", "figures/scores.png", "figures/question_types.png"}
+    allowed = {"preprocessor_config.json", "special_tokens_map.json"}  # which transformers 4.57 saves
+    assert expected <= files.keys() <= expected | allowed
+    assert files["model.safetensors"] == (trained / "model" / "model.safetensors").read_bytes()
+    for name, content in files.items():
+        assert name.endswith((".safetensors", ".png")) or str(trained).encode() not in content, name
+    for left in ("checkpoint-2", "samples.json", "training_args.bin"):
+        assert left in published["printed"].partition("stays at home: ")[2]
+
+
+def test_published_manifest_names_the_training_scenes_alone(published):
+    manifest = json.loads(published["hub"].files(REPO)["training_manifest.json"])
+    assert manifest == {"scene_tokens": ["scene0", "scene1"], "steps": 7, "seconds": 90}
+
+
+def test_card_holds_the_numbers_of_the_evaluation_with_intervals_and_controls(published, trained):
+    results = json.loads((trained / "eval" / "metrics.json").read_text())["results"]
+    found = {entry.metric_name: entry for entry in ModelCard(published["card"]).data.eval_results}
+    assert list(found) == ["closed accuracy", "yes/no accuracy", "listing F1", "BLEU"]
+    overall = found["BLEU"]
+    assert overall.metric_value == round(results["smoldriver"]["overall"]["bleu"], 4)
+    assert overall.metric_args["interval_95"] == [
+        round(bound, 4) for bound in results["smoldriver"]["overall"]["bleu_ci"]
+    ]
+    assert overall.metric_args["controls"] == {name: round(results[name]["overall"]["bleu"], 4) for name in CONTROLS}
+    for name in CONTROLS:
+        assert re.search(rf"^\| `{name}` \|( [\d.]+ \([\d.]+ to [\d.]+\) \|)+", published["card"], re.MULTILINE)
+
+
+def test_published_model_names_its_training_scenes_to_who_evaluates_it(published, hub, monkeypatch, tmp_path):
+    hub.repos = published["hub"].repos
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    address = constants.HUGGINGFACE_CO_URL_TEMPLATE  # made from the endpoint when the client was imported
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + address[address.index("/{") :])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert training_stages(REPO, local_files_only=True) == [] and hub.requests == []
+    with pytest.raises(ValueError, match="1 of the 2 scenes of split 'test' are training scenes of user/smoldriver"):
+        check_leakage(REPO, ["scene1", "scene7"], "test")
+    assert training_stages(REPO, local_files_only=True)[0]["scene_tokens"] == ["scene0", "scene1"]
+
+
+# What a push must not do
+
+
+def test_dry_run_lists_the_files_and_contacts_nobody(arguments, hub, monkeypatch, capsys, published):
+    """Not even for the manifest of the base, which is a Hub id."""
+
+    def refuse(*_):
+        raise AssertionError("something was contacted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    push(monkeypatch, arguments, "--dry-run")
+    printed = capsys.readouterr().out
+    assert re.findall(r"^ *[\d,]+  (\S+)$", printed, re.MULTILINE) == list(published["hub"].files(REPO))
+    assert "dry run: nothing was sent to user/smoldriver (private)" in printed
+    assert hub.requests == [] and hub.repos == {}
+
+
+@pytest.mark.parametrize("where", ["PUT", "commit"])
+def test_push_that_breaks_off_publishes_nothing_and_can_be_given_again(where, arguments, hub, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's own tries
+    hub.broken = where
+    with pytest.raises(SystemExit) as stopped:
+        push(monkeypatch, arguments)
+    assert str(stopped.value).startswith("push_to_hub: the push to user/smoldriver broke off: ")
+    assert "\n" not in str(stopped.value)
+    assert any(method == ("PUT" if where == "PUT" else "POST") for method, _ in hub.requests)
+    assert hub.repos[REPO]["commits"] == [] and hub.repos[REPO]["private"]
+    hub.broken = None
+    push(monkeypatch, arguments)
+    assert len(hub.repos[REPO]["commits"]) == 1
+
+
+def test_next_push_replaces_its_own_files_and_leaves_others(arguments, hub, monkeypatch):
+    hub.repos[REPO] = {"private": True, "commits": []}
+    old = {"figures/old.png": b"old", "notes.txt": b"mine", "model-00001-of-00002.safetensors": b"old"}
+    hub.repos[REPO]["commits"].append({"oid": "0" * 40, "summary": "first", "files": old})
+    push(monkeypatch, arguments)
+    files = hub.files(REPO)
+    assert len(hub.repos[REPO]["commits"]) == 2 and files["notes.txt"] == b"mine"
+    assert {name for name in files if name.startswith("figures/")} == {
+        "figures/scores.png",
+        "figures/question_types.png",
+    }
+    assert {name for name in files if name.endswith(".safetensors")} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "private, more, message", [(False, (), "is public: give"), (True, ("--public",), "leave out")]
+)
+def test_repository_of_the_other_visibility_is_refused(private, more, message, arguments, hub, monkeypatch):
+    hub.repos[REPO] = {"private": private, "commits": []}
+    with pytest.raises(SystemExit, match=f"push_to_hub: user/smoldriver exists and .*{message}"):
+        push(monkeypatch, arguments, *more)
+    assert hub.repos[REPO]["commits"] == []
+
+
+def test_public_must_be_asked_for(arguments, hub, monkeypatch, capsys):
+    push(monkeypatch, arguments, "--public")
+    assert not hub.repos[REPO]["private"] and "public: http" in capsys.readouterr().out
+
+
+def test_wrong_token_ends_with_one_line(arguments, hub, monkeypatch):
+    monkeypatch.setattr(push_to_hub, "HfApi", lambda: HfApi(hub.endpoint, token="hf_wrong"))
+    with pytest.raises(SystemExit, match="^push_to_hub: the push to user/smoldriver broke off: .*401") as stopped:
+        push(monkeypatch, arguments)
+    assert "\n" not in str(stopped.value) and hub.repos == {}
+
+
+def other_weights(model: Path, evaluation: Path, config):
+    tiny_model(config, seed=1).save_pretrained(model)
+    return "is an evaluation of .* with other weights than those in .*evaluate_drivelm.py --model"
+
+
+def adapters(model: Path, evaluation: Path, config):
+    (model / "adapter_config.json").write_text("{}")
+    return "holds adapters: merge them first, with recipes/merge_checkpoint.py"
+
+
+def no_tokenizer(model: Path, evaluation: Path, config):
+    (model / "tokenizer_config.json").unlink()
+    (model / "scene_smoldriver.py").unlink()
+    (model / "resampler_smoldriver.py").unlink()
+    return "lacks tokenizer_config.json.*resampler_smoldriver.py.*scene_smoldriver.py"
+
+
+def no_shard(model: Path, evaluation: Path, config):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "lacks model-00002-of-00002.safetensors"
+
+
+def unfinished(model: Path, evaluation: Path, config):
+    (evaluation / "metrics.json").unlink()
+    return "is no finished evaluation: it has no metrics.json"
+
+
+def change_metrics(evaluation: Path, change) -> None:
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    change(metrics)
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+
+
+def no_control(model: Path, evaluation: Path, config):
+    change_metrics(evaluation, lambda metrics: metrics["results"].pop("text_only"))
+    return "the headline number 'closed accuracy' lacks its control 'text_only': evaluate with --controls majority"
+
+
+def training_frames(model: Path, evaluation: Path, config):
+    change_metrics(evaluation, lambda metrics: metrics["info"]["settings"].update(split="train"))
+    return "asked about training frames"
+
+
+@pytest.mark.parametrize(
+    "damage", [other_weights, adapters, no_tokenizer, no_shard, unfinished, no_control, training_frames]
+)
+def test_what_does_not_belong_together_is_refused_before_anybody_is_asked(
+    damage, trained, arguments, hub, config, monkeypatch, tmp_path
+):
+    for name in ("model", "eval"):
+        shutil.copytree(trained / name, tmp_path / name)
+    arguments |= {"model": tmp_path / "model", "evaluation": tmp_path / "eval"}
+    message = damage(tmp_path / "model", tmp_path / "eval", config)
+    with pytest.raises(SystemExit, match=f"^push_to_hub: .*{message}") as stopped:
+        push(monkeypatch, arguments)
+    assert "\n" not in str(stopped.value) and hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"repo-id": "smoldriver"}, "--repo-id 'smoldriver' names no owner: give user/name"),
+        ({"repo-id": "a/b/c"}, "Repo id must be"),
+        ({"model": "nowhere"}, "there is no model folder nowhere"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anybody_is_asked(changed, message, arguments, hub, monkeypatch):
+    with pytest.raises(SystemExit, match=f"^push_to_hub: .*{message}"):
+        push(monkeypatch, {**arguments, **changed})
+    assert hub.requests == []
