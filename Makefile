@@ -7,7 +7,7 @@ WORLD ?= outputs/demo/world
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy style quality demo demo-short sample benchmark devkit-check
+.PHONY: setup test test-slow test-legacy style quality demo demo-short compare compare-short sample benchmark devkit-check
 
 setup: .venv/.ready
 
@@ -28,7 +28,7 @@ setup: .venv/.ready
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
@@ -68,6 +68,14 @@ demo: setup
 # The same steps in about two minutes, for a check that they run: outputs/demo-short
 demo-short: setup
 	$(BIN)/python recipes/demo.py --short --output-dir outputs/demo-short
+
+# The paper's comparison with every stage, on the synthetic world: outputs/compare
+compare: setup
+	$(BIN)/python recipes/compare.py
+
+# The same steps in minutes, for a check that they run: outputs/compare-short
+compare-short: setup
+	$(BIN)/python recipes/compare.py --short --output-dir outputs/compare-short
 
 benchmark: setup
 	$(BIN)/python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot outputs/benchmark.png

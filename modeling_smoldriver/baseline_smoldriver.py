@@ -118,14 +118,6 @@ class SmolVLMForScenes(SceneAnswerMixin, SmolVLMForConditionalGeneration):
 
     forward = SmolDriverForConditionalGeneration.forward  # the head is the same
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
-        if inputs.get("scene") is not None:  # a row's positions continue from the scene
-            inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
-        return inputs
-
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, under the name of transformers' own class."""
         super().save_pretrained(save_directory, *args, **kwargs)

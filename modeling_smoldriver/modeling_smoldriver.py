@@ -404,16 +404,6 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
-        )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
-        if inputs.get("scene") is not None:  # a row's positions continue from the scene
-            inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
-        return inputs
-
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the folder also names the classes for every Auto class of transformers 4.57 and 5.x."""
         entry = f"modeling_smoldriver.{type(self).__name__}"

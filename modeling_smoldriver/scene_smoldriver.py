@@ -118,6 +118,16 @@ class ScenePenalty(LogitsProcessor):
 class SceneAnswerMixin:
     """`encode_scene` and `answer` for a model with `model.text_model` and `generate`."""
 
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+        )
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
+        if inputs.get("scene") is not None:  # a row's positions continue from the scene
+            inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
+        return inputs
+
     @torch.no_grad()
     def encode_scene(self, input_ids, attention_mask, pixel_values=None, camera_ids=None) -> list[SceneCache]:
         """Encode scenes once, to be asked many times.

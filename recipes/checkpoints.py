@@ -145,6 +145,18 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
     return model
 
 
+def keep_loaded_weights(trainer, frozen_dtype: torch.dtype) -> None:
+    """Let a trainer go on with a model that was loaded from its checkpoint; what does not train gets its dtype back.
+
+    The weights are there already, and strictly: the trainer would read the file without the renames of
+    `from_pretrained`, and so leave a ViT's layers as they were before training.
+    """
+    trainer._load_from_checkpoint = lambda *arguments: None
+    for parameter in trainer.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen_dtype)
+
+
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
     """A SmolDriver or SmolVLM and its processor, from a model folder, a Hub id or a folder of adapters.
 

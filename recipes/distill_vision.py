@@ -32,6 +32,7 @@ from modeling_smoldriver.distillation_smoldriver import (
 from recipes.checkpoints import (
     check_source,
     errors_in_one_line,
+    keep_loaded_weights,
     last_whole_checkpoint,
     load_base,
     write_training_manifest,
@@ -84,12 +85,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
         cached_features=cache,
     )
     if checkpoint:
-        # The weights are there already, and strictly: the trainer would read the file without the renames of
-        # from_pretrained, and so leave a ViT's layers as they were before training.
-        trainer._load_from_checkpoint = lambda *arguments: None
-        for parameter in trainer.model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+        keep_loaded_weights(trainer, dtype)
     return trainer, train, checkpoint
 
 

@@ -1,18 +1,23 @@
-"""The demo's stand-ins for downloads: a tokenizer, a tiny SmolVLM with random weights, and a tiny pretrained ViT.
+"""The demo's stand-ins for downloads: a tokenizer, a tiny SmolVLM, and a tiny pretrained ViT.
 
 python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs/demo/scenes \
     --output-dir outputs/demo/base
 
 The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets a minute of
-dense supervision from the world's own boxes: which classes, and whether moving, stopped or parked, show in each patch.
+dense supervision from the world's own boxes: which classes, and whether moving, stopped or parked, show in each patch;
+and, of the view as a whole, which traffic light and which arrow on the lane show in it.
 So the demo's SmolDriver has seen box labels of the training scenes, and the demo says nothing about learning to see
-from questions alone.
+from questions alone. The SmolVLM has random weights; with `--both-towers` its vision tower gets the same supervision,
+apart from the ViT's, before recipes/sft_qlora.py pretrains the whole on single views (`--captions`: the tokenizer
+knows their words too).
 """
 
 import argparse
 import json
+import math
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +27,16 @@ from torch import nn
 from tqdm import tqdm
 
 from data_scripts.schema import CAMERAS, load_scenes
+from data_scripts.world_captions import ARROWS
 from modeling_smoldriver.processing_smoldriver import to_rgb
+from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.tiny_base import IMAGE_SIZE, PATCH_SIZE, scene_texts, tiny_tower, tiny_vlm, train_tokenizer
 
 GRID = IMAGE_SIZE // PATCH_SIZE
+LANGUAGE_MODEL = {"width": 128, "layers": 3, "heads": 4}  # what reads most questions in minutes on two slow cores
+LEARNING_RATE = 2e-3
+POSITIVE_WEIGHT = 4.0  # of what shows: most patches and views show none of a kind
+SIGN_WEIGHT = 0.3
 SUBCELLS = 4  # labels are painted at 4 x 4 points a patch
 STATUSES = ("moving", "stopped", "parked", "standing", "with_rider")
 CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
@@ -114,38 +125,82 @@ class BoxLabels:
         return labels
 
 
+class SignLabels:
+    """Which traffic light and which arrow shows somewhere in each view, from a world's captions."""
+
+    def __init__(self, world: Path):
+        self.captions = json.loads((world / "captions.json").read_text(encoding="utf-8"))
+        signs = [(colour, "light") for colour in ("red", "yellow", "green")]
+        self.signs = signs + [(direction, "arrow") for direction in ARROWS.values()]
+
+    def __call__(self, sample_token: str) -> np.ndarray:
+        """float32 `(cameras, signs)`, NaN for a view without a caption."""
+        labels = np.full((len(CAMERAS), len(self.signs)), np.nan, dtype=np.float32)
+        for camera, items in self.captions[sample_token].items():
+            shown = {(attribute, noun) for _, attribute, noun in items}
+            labels[CAMERAS.index(camera)] = [sign in shown for sign in self.signs]
+        return labels
+
+
 def frame_pixels(row: dict) -> np.ndarray:
     """uint8 `(cameras, IMAGE_SIZE, IMAGE_SIZE, 3)`."""
     return np.stack([np.asarray(to_rgb(row[camera]).resize((IMAGE_SIZE, IMAGE_SIZE))) for camera in CAMERAS])
 
 
-def pretrain(tower, scenes, labels: BoxLabels, frames: int, steps: int, batch_size: int, seed: int) -> float:
-    """Dense supervision of the tower's patch features; returns the mean loss of the last tenth of the steps."""
-    chosen = scenes.select([index * len(scenes) // frames for index in range(min(frames, len(scenes)))])
-    pixels, targets = [], []
-    for row in tqdm(chosen, desc="reading frames", unit="frame"):
-        pixels.append(frame_pixels(row))
-        targets.append(labels(row["frame_token"]))
-    pixels = torch.from_numpy(np.concatenate(pixels)).permute(0, 3, 1, 2)
-    targets = torch.from_numpy(np.concatenate(targets)).flatten(1, 2)  # (view, patch, channel)
+@dataclass
+class Views:
+    """What the towers are supervised with."""
 
+    pixels: torch.Tensor  # (views, 3, S, S) uint8
+    patches: torch.Tensor  # (views, patches, channels) bool
+    signs: torch.Tensor  # (views, signs) float32, NaN where nobody knows
+
+    @classmethod
+    def read(cls, world: Path, scenes, frames: int) -> "Views":
+        """The views of evenly spread frames."""
+        box_labels, sign_labels = BoxLabels(world), SignLabels(world)
+        count = min(frames, len(scenes))
+        pixels, patches, signs = [], [], []
+        for row in tqdm(
+            scenes.select([index * len(scenes) // count for index in range(count)]), desc="reading frames"
+        ):
+            pixels.append(frame_pixels(row))
+            patches.append(box_labels(row["frame_token"]))
+            signs.append(sign_labels(row["frame_token"]))
+        pixels, patches, signs = (torch.from_numpy(np.concatenate(part)) for part in (pixels, patches, signs))
+        return cls(pixels.permute(0, 3, 1, 2), patches.flatten(1, 2), signs)
+
+
+def supervision_loss(logits: torch.Tensor, patches: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+    """`logits` `(views, patches, channels + signs)`; a sign is where its largest patch logits are."""
+    of_patches, of_signs = logits.float().split([patches.shape[-1], signs.shape[-1]], dim=-1)
+    weight = torch.tensor(POSITIVE_WEIGHT)
+    loss = F.binary_cross_entropy_with_logits(of_patches, patches.float(), pos_weight=weight)
+    known = ~signs[:, 0].isnan()
+    if not known.any():
+        return loss
+    of_view = of_signs.logsumexp(1) - math.log(of_signs.shape[1])
+    return loss + SIGN_WEIGHT * F.binary_cross_entropy_with_logits(of_view[known], signs[known], pos_weight=weight)
+
+
+def pretrain(tower, views: Views, steps: int, batch_size: int, seed: int) -> float:
+    """Dense supervision of the tower's patch features; returns the mean loss of the last tenth of the steps."""
     torch.manual_seed(seed)
-    head = nn.Linear(tower.config.hidden_size, targets.shape[-1])
+    patches = views.patches.shape[1]
+    head = nn.Linear(tower.config.hidden_size, views.patches.shape[-1] + views.signs.shape[-1])
     parameters = [*tower.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     generator = torch.Generator().manual_seed(seed)
-    positive_weight = torch.tensor(4.0)
     last = []
     progress = tqdm(range(steps), desc="pretraining the tower", unit="step")
     for step in progress:
-        batch = torch.randint(len(pixels), (batch_size,), generator=generator)
-        pictures = pixels[batch].float() / 127.5 - 1
-        wanted = targets[batch].float()
-        with torch.autocast("cpu", torch.bfloat16):
-            features = tower(pictures).last_hidden_state[:, 1:]
+        batch = torch.randint(len(views.pixels), (batch_size,), generator=generator)
+        pictures = views.pixels[batch].float() / 127.5 - 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast("cpu")):
+            features = tower(pixel_values=pictures).last_hidden_state[:, -patches:]  # without a ViT's CLS
             logits = head(features)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), wanted, pos_weight=positive_weight)
+        loss = supervision_loss(logits, views.patches[batch], views.signs[batch])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -162,6 +217,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", required=True, type=Path, help="folder of data_scripts/synthesize_world.py")
     parser.add_argument("--scenes", required=True, help="the same world as prepared scene rows")
+    parser.add_argument("--captions", help="folder of data_scripts/prepare_captions.py, for the tokenizer")
+    parser.add_argument("--both-towers", action="store_true", help="pretrain SmolVLM's tower too, not only the ViT")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--frames", type=int, default=2500, help="training frames to pretrain on")
     parser.add_argument("--steps", type=int, default=500)
@@ -170,19 +227,23 @@ def main():
     arguments = parser.parse_args()
     started = time.perf_counter()
     scenes = load_scenes(arguments.scenes, "train")
-    texts = scenes.select_columns(["scene_description", "qa"]).select(range(min(1000, len(scenes))))
-    tokenizer = train_tokenizer(scene_texts(texts))
-    vlm = tiny_vlm(tokenizer, arguments.seed)
+    rows = [scenes.select(range(min(1000, len(scenes))))]
+    if arguments.captions:
+        rows.append(load_scenes(arguments.captions, "train"))
+    texts = (text for part in rows for text in scene_texts(part.select_columns(["scene_description", "qa"])))
+    tokenizer = train_tokenizer(texts, whole=CAMERAS)
+    vlm, tower = tiny_vlm(tokenizer, arguments.seed, **LANGUAGE_MODEL), tiny_tower(arguments.seed)
+    views = Views.read(arguments.world, scenes, arguments.frames)
+    towers = {"ViT": tower} | ({"SmolVLM's tower": vlm.model.vision_model} if arguments.both_towers else {})
+    for number, (name, trained) in enumerate(towers.items()):
+        loss = pretrain(trained, views, arguments.steps, arguments.batch_size, arguments.seed + number)
+        print(f"{name}: {trained.num_parameters():,} weights pretrained on boxes, loss {loss:.4f}")
     vlm.save_pretrained(arguments.output_dir / "vlm")
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
-    tower = tiny_tower(arguments.seed)
-    labels = BoxLabels(arguments.world)
-    loss = pretrain(tower, scenes, labels, arguments.frames, arguments.steps, arguments.batch_size, arguments.seed)
     tower.save_pretrained(arguments.output_dir / "tower")
     print(
-        f"demo base in {arguments.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} random"
-        f" weights, ViT of {tower.num_parameters():,} pretrained on boxes (loss {loss:.4f}) in"
-        f" {time.perf_counter() - started:.0f} s"
+        f"demo base in {arguments.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} weights,"
+        f" in {time.perf_counter() - started:.0f} s"
     )
 
 

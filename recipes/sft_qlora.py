@@ -26,6 +26,7 @@ from modeling_smoldriver.trainer_smoldriver import (
 from recipes.checkpoints import (
     check_source,
     errors_in_one_line,
+    keep_loaded_weights,
     last_whole_checkpoint,
     load_base,
     load_model,
@@ -92,12 +93,7 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
         peft_config=peft_config,
     )
     if source == checkpoint:
-        # The weights are there already, and strictly: the trainer would read the file without the renames of
-        # from_pretrained, and so leave a ViT's layers as they were before training.
-        trainer._load_from_checkpoint = lambda *arguments: None
-        for parameter in trainer.model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+        keep_loaded_weights(trainer, dtype)
     return trainer, train, quantization, checkpoint
 
 

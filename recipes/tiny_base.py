@@ -6,10 +6,11 @@ Writes `<output-dir>/vlm` (SmolVLM with its tokenizer and image processor) and `
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -19,18 +20,22 @@ from transformers import (
     ViTModel,
 )
 
-from data_scripts.schema import load_scenes
+from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
 
-TEXT_WIDTH = 192
 VISION_WIDTH = 128
 IMAGE_SIZE = 96  # pixels
 PATCH_SIZE = 16  # pixels
 SCALE_FACTOR = 2
 
 
-def train_tokenizer(texts, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of SmolLM2's kind with SmolVLM's special tokens, trained on an iterator of texts."""
+def train_tokenizer(texts, vocab_size: int = 1024, whole: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of SmolLM2's kind with SmolVLM's special tokens, trained on an iterator of texts.
+
+    Args:
+        whole: words that get a token each on top of `vocab_size`. Of a camera's name, which no question holds, BPE
+            would know the letters only: fifteen tokens before each picture.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -43,6 +48,7 @@ def train_tokenizer(texts, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
@@ -64,8 +70,11 @@ def scene_texts(scenes):
             yield f" {qa['answer']}"
 
 
-def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForConditionalGeneration:
-    """A SmolVLM of about 4 million random weights: 96-pixel views in 36 patches, 9 tokens a view."""
+def tiny_vlm(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, width: int = 192, layers: int = 4, heads: int = 3
+) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM of some million random weights: 96-pixel views in 36 patches, 9 tokens a view; `width`, `layers` and
+    `heads` are its language model's."""
     torch.manual_seed(seed)
     config = SmolVLMConfig(
         vision_config={
@@ -77,15 +86,15 @@ def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForCon
             "patch_size": PATCH_SIZE,
         },
         text_config=LlamaConfig(
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=3,
-            num_key_value_heads=3,
+            hidden_size=width,
+            intermediate_size=8 * width // 3,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             vocab_size=len(tokenizer),
             max_position_embeddings=4096,
             rms_norm_eps=1e-5,
-            initializer_range=TEXT_WIDTH**-0.5,  # 0.02 is right for a width of 2048; here it delays learning threefold
+            initializer_range=width**-0.5,  # 0.02 is right for a width of 2048; here it delays learning threefold
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -123,7 +132,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tokenizer = train_tokenizer(
-        scene_texts(load_scenes(arguments.scenes, "train").select_columns(["scene_description", "qa"]))
+        scene_texts(load_scenes(arguments.scenes, "train").select_columns(["scene_description", "qa"])), whole=CAMERAS
     )
     vlm = tiny_vlm(tokenizer, arguments.seed)
     tower = tiny_tower(arguments.seed)

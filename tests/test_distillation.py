@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TOWERS, assert_same, picture, tiny_config, tiny_model
+from processes import killed_recipe
 from safetensors.torch import load_file
 from test_training import command_line, scene_row
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, TrainerCallback
@@ -244,28 +245,7 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(options, monkeypatc
         assert_same(one, other, name)
 
 
-KILLED = """
-import os, signal, sys
-from transformers import TrainerCallback
-from trl import ModelConfig, TrlParser
-from modeling_smoldriver.distillation_smoldriver import VisionDistillationConfig
-from recipes import distill_vision
-
-class Kill(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-load = distill_vision.load
-def load_and_kill(*arguments):
-    trainer, *rest = load(*arguments)
-    trainer.add_callback(Kill())
-    return trainer, *rest
-
-distill_vision.load = load_and_kill
-parser = TrlParser((distill_vision.DataArguments, VisionDistillationConfig, ModelConfig))
-distill_vision.main(*parser.parse_args_and_config(args=sys.argv[2:]))
-"""
+KILLED = killed_recipe("distill_vision", "distillation_smoldriver.VisionDistillationConfig")
 
 
 @pytest.mark.parametrize("killed_at", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])

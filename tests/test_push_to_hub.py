@@ -20,6 +20,7 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
 from PIL import Image
+from processes import HIDE_PROJECT
 from safetensors.torch import load_file, save_file
 from test_baselines import prompt_of
 from test_evaluate import command_line, evaluate, write_scenes
@@ -37,15 +38,11 @@ REPO = "user/smoldriver"
 CONTROLS = ("majority", "other_scene_images", "text_only")
 
 # Runs on its own, in a folder with a picture a camera: `python -c CLEAN_PROCESS out`. The card's own example loads.
-CLEAN_PROCESS = """
+CLEAN_PROCESS = (
+    HIDE_PROJECT
+    + """
 import json, sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts"):
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocker())
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -59,6 +56,7 @@ with torch.no_grad():
 result = {"answers": answers, "module": type(model).__module__, "from": model.config._name_or_path}
 json.dump(result, open("result.json", "w"))
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import QUESTIONS, assert_same, picture, tiny_model
+from processes import HIDE_PROJECT
 from safetensors.torch import load_file, save_file
 
 import modeling_smoldriver
@@ -24,15 +25,11 @@ QUERY = "model.vision_model.resampler.query"
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 # Runs on its own: `python -c CLEAN_PROCESS job.json`; the keys of a job are those that `run_clean` writes.
-CLEAN_PROCESS = """
+CLEAN_PROCESS = (
+    HIDE_PROJECT
+    + """
 import json, sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts"):
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocker())
 try:
     import modeling_smoldriver
 except ImportError:
@@ -97,6 +94,7 @@ if job["saved"]:
     processor.save_pretrained(job["saved"])
 json.dump(result, open(job["result"], "w"))
 """
+)
 
 
 def run_clean(python, folder, work, damaged=None, saved=None):

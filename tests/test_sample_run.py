@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from processes import HIDE_PROJECT
 
 ROOT = Path(__file__).parents[1]
 FASTER = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # as the Makefile sets them
 
 # Runs where our package cannot be imported: python -c CLEAN_PROCESS <model folder> <shard> <answers.json>
-CLEAN_PROCESS = """
+CLEAN_PROCESS = (
+    HIDE_PROJECT
+    + """
 import io, json, sys
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts"):
-            raise ImportError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocker())
 import pyarrow.parquet as pq
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -39,6 +36,7 @@ for row in pq.read_table(shard).to_pylist():
         answers[f"{row['frame_token']}_{number}"] = answer
 json.dump(answers, open(path, "w"))
 """
+)
 
 
 def run(*command, cwd=ROOT, **environment) -> str:

@@ -14,6 +14,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import QUESTIONS, assert_same, picture, tiny_model
 from peft import PeftModel
+from processes import killed_recipe
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
@@ -235,28 +236,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-KILLED = """
-import os, signal, sys
-from transformers import TrainerCallback
-from trl import ModelConfig, TrlParser
-from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
-from recipes import sft_qlora
-
-class Kill(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-load = sft_qlora.load
-def load_and_kill(*arguments):
-    trainer, *rest = load(*arguments)
-    trainer.add_callback(Kill())
-    return trainer, *rest
-
-sft_qlora.load = load_and_kill
-parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))
-sft_qlora.main(*parser.parse_args_and_config(args=sys.argv[2:]))
-"""
+KILLED = killed_recipe("sft_qlora", "trainer_smoldriver.SmolDriverSFTConfig")
 
 
 @pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 5))])

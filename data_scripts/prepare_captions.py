@@ -1,0 +1,141 @@
+"""Single views of a synthetic world + general questions about them -> Parquet shards of scene rows.
+
+    python data_scripts/prepare_captions.py --world outputs/demo/world --output-dir outputs/compare/captions
+
+What a small base VLM is pretrained on, in the place of the pictures and captions of the web that SmolVLM2 saw: one
+picture at a time, and questions in other words than DriveLM's. Source: the world's `captions.json` (see
+`world_captions.py`), drawn by the project itself. A row is a scene row (`schema.py`) with the picture of one camera:
+
+    {"scene_token": "f0f1...", "frame_token": "4a07.../CAM_BACK", "CAM_BACK": {"bytes": b"<JPEG>", ...}, others None,
+     "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
+            {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
+
+Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from data_scripts.camera_images import read_image_file, usable_image
+from data_scripts.drivelm_json import read_drivelm
+from data_scripts.prepare_drivelm import plan_splits
+from data_scripts.schema import CAMERAS
+from data_scripts.shards import format_report, write_splits
+from data_scripts.world_captions import NUMBERS
+from data_scripts.world_questions import CLASSES, PLURALS
+
+FORMAT = 1  # raised when the same input would give other rows
+SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
+THINGS = (  # what a question asks for that the picture need not show
+    *[("", kind) for kind in CLASSES],
+    *[(status, kind) for kind in ("car", "truck", "bus") for status in ("moving", "stopped", "parked")],
+    *[("moving", "pedestrian"), ("standing", "pedestrian"), ("ridden", "bicycle"), ("empty", "bicycle")],
+    *[("red", "light"), ("green", "light")],
+)
+
+
+def caption(items: list[list[str]]) -> str:
+    """`[["two", "moving", "cars"], ["one", "red", "light"]]` -> "Two moving cars, one red light."."""
+    text = ", ".join(" ".join(word for word in item if word) for item in items) or "nothing"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def general_questions(items: list[list[str]], rng: random.Random) -> list[dict]:
+    """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
+
+    As many questions are answered with yes as with no, for each view that shows something.
+    """
+    shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
+    there = {("", noun) for _, _, noun in shown} | {(attribute, noun) for _, attribute, noun in shown}
+    absent = [thing for thing in THINGS if thing not in there]
+    asked = [("What does the picture show?", caption(items))]
+    for answer, things in (("Yes.", sorted(there)), ("No.", absent)):
+        for attribute, noun in rng.sample(things, min(2, len(there))):
+            thing = f"{attribute} {noun}".strip()
+            article = "an" if thing[0] in "aeiou" else "a"
+            asked.append((f"Does the picture show {article} {thing}?", answer))
+    counts = Counter()
+    for number, _, noun in shown:
+        counts[noun] += NUMBERS.index(number) + 1
+    for noun in rng.sample(sorted(counts), min(1, len(counts))):
+        number = NUMBERS[min(counts[noun], len(NUMBERS)) - 1]
+        asked.append((f"How many of this kind does the picture show: {noun}?", f"{number.capitalize()}."))
+        attributes = {attribute for _, attribute, other in shown if other == noun}
+        if len(attributes) == 1 and attributes != {""}:
+            asked.append((f"Which word describes the {noun}?", f"{attributes.pop().capitalize()}."))
+    return [{"task": "general", "question": question, "answer": answer, "tag": []} for question, answer in asked]
+
+
+def single_views(world: Path, views_per_frame: int, seed: int) -> tuple[list[dict], dict]:
+    """Rows to be, in the order of the world's frames, and the sha256 of the files that they come from.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no finished world.
+    """
+    path = world / "captions.json"
+    if not (world / "world.json").is_file() or not path.is_file():
+        raise FileNotFoundError(f"{world} is no finished world: make it with data_scripts/synthesize_world.py")
+    seen = json.loads(path.read_text(encoding="utf-8"))
+    frames, digests = read_drivelm([world / "drivelm.json"], drop_object_tags=True, keep_unlabelled=False)
+    views = []
+    for frame in frames:
+        rng = random.Random(f"{seed}-{frame['frame_token']}")
+        captions = seen[frame["frame_token"]]
+        for camera in sorted(rng.sample(sorted(captions), min(views_per_frame, len(captions)))):
+            views.append(
+                {
+                    "scene_token": frame["scene_token"],
+                    "frame_token": f"{frame['frame_token']}/{camera}",
+                    "camera": camera,
+                    "path": frame["image_paths"][camera],
+                    "qa": general_questions(captions[camera], rng),
+                }
+            )
+    return views, digests
+
+
+def prepare(arguments: argparse.Namespace) -> dict:
+    """Do what the command line asks for; returns the manifest."""
+    views, digests = single_views(arguments.world, arguments.views_per_frame, arguments.seed)
+
+    def make_row(view: dict) -> tuple[dict, dict]:
+        picture = {
+            "bytes": usable_image(read_image_file(arguments.world, view["path"])),
+            "path": PurePosixPath(view["path"]).name,
+        }
+        row = {name: view[name] for name in ("scene_token", "frame_token", "qa")} | {"scene_description": None}
+        return row | {camera: picture if camera == view["camera"] else None for camera in CAMERAS}, {}
+
+    return write_splits(
+        arguments.output_dir,
+        plan_splits(views, "auto"),
+        make_row,
+        source={"json sha256": digests, "world": str(arguments.world)},
+        options={"format": FORMAT, "views_per_frame": arguments.views_per_frame, "seed": arguments.seed},
+        workers=arguments.workers,
+        frames_a_shard=1024,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--world", type=Path, required=True, help="folder of data_scripts/synthesize_world.py")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--views-per-frame", type=int, choices=range(1, 7), default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read pictures")
+    arguments = parser.parse_args(argv)
+    try:
+        manifest = prepare(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare_captions: {error}")
+    print(format_report(manifest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The paper's comparison on the synthetic world, every stage, from nothing: SmolVLM, SmolVLM-FT and SmolDriver.
+
+python recipes/compare.py --output-dir outputs/compare
+
+1. A tiny SmolVLM is pretrained on single views and general questions: it plays the part of SmolVLM2.
+2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
+   own resampler learns the same, to compare.
+3. Vision stage (language model frozen), then QLoRA, merged: SmolDriver. SmolVLM goes through the same two stages with
+   the same data, steps and seeds: SmolVLM-FT.
+4. All three answer the same questions of held-out scenes, with every control; report and card.
+
+Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
+an interruption the same command goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from recipes.checkpoints import errors_in_one_line
+from recipes.eval_controls import CONTROLS
+from recipes.pipeline import LOGS, Step, aside, build_step, check_settings, run_steps, training_step, world_steps
+
+FULL = {
+    "scenes": 600,
+    "every": 4,
+    "tower_frames": 3000,
+    "tower_steps": 300,
+    "pretraining_steps": 600,
+    "distillation_steps": 250,
+    "vision_steps": 250,
+    "qlora_steps": 500,
+    "test_frames": 80,
+}
+SHORT = {
+    "scenes": 40,
+    "every": 8,
+    "tower_frames": 100,
+    "tower_steps": 10,
+    "pretraining_steps": 10,
+    "distillation_steps": 10,
+    "vision_steps": 4,
+    "qlora_steps": 4,
+    "test_frames": 4,
+}
+CONFIGS = "recipes/configs"
+PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
+
+
+def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
+    """The tiny SmolVLM and the tiny ViT."""
+    base, captions = out / "base", out / "captions"
+    return [
+        Step(
+            "captions",
+            ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions, "--seed", seed],
+            seconds=30,
+        ),
+        Step(
+            "towers",
+            ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
+            + ["--captions", captions, "--frames", size["tower_frames"], "--steps", size["tower_steps"]]
+            + ["--seed", seed, "--output-dir", aside(base)],
+            seconds=240,
+            result=base,
+        ),
+        training_step(
+            "smolvlm",
+            "recipes/sft_qlora.py",
+            f"{CONFIGS}/compare_pretrain.yaml",
+            base / "vlm",
+            out / "smolvlm",
+            240,
+            *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
+        ),
+    ]
+
+
+def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
+    """SmolDriver built and taught by SmolVLM's vision tower; before it the paper's resampler, shown beside it."""
+    smolvlm, tower = out / "smolvlm", out / "base" / "tower"
+
+    def distill(built: str, distilled: str, *options) -> Step:
+        return training_step(
+            distilled,
+            "recipes/distill_vision.py",
+            f"{CONFIGS}/distill_demo.yaml",
+            out / built,
+            out / distilled,
+            150,
+            *("--teacher", smolvlm, "--scenes", out / "scenes", "--max_steps", size["distillation_steps"]),
+            *("--seed", seed, *options),
+        )
+
+    return [
+        build_step(smolvlm, tower, out / "built-paper", seed, *PAPERS_RESAMPLER),
+        distill("built-paper", "distilled-paper"),
+        build_step(smolvlm, tower, out / "built", seed),
+        distill("built", "distilled", "--reference", out / "distilled-paper"),
+    ]
+
+
+def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> list[Step]:
+    """Vision stage, QLoRA and merge: the same for both contestants."""
+    folders = {stage: out / f"{name}-{stage}" for stage in ("vision", "qlora")}
+
+    def tune(stage: str, model: Path, seconds: int) -> Step:
+        return training_step(
+            f"{name}-{stage}",
+            "recipes/sft_qlora.py",
+            f"{CONFIGS}/compare_{stage}.yaml",
+            model,
+            folders[stage],
+            seconds,
+            *("--scenes", out / "scenes", "--max_steps", size[f"{stage}_steps"], "--seed", seed),
+        )
+
+    return [
+        tune("vision", start, 150),
+        tune("qlora", folders["vision"], 330),
+        Step(
+            f"{name}-merged",
+            ["recipes/merge_checkpoint.py", "--adapters", folders["qlora"], "--output-dir", out / name]
+            + ["--dtype", "float32"],
+            seconds=15,
+            done=out / name,
+        ),
+    ]
+
+
+def evaluation_steps(out: Path, size: dict) -> list[Step]:
+    """Every contestant with every control, side by side, and SmolDriver's card."""
+    contestants = {"SmolDriver": "smoldriver", "SmolVLM-FT": "smolvlm-ft", "SmolVLM": "smolvlm"}
+    steps = []
+    for name, folder in contestants.items():
+        evaluation = out / f"eval-{folder}"
+        steps.append(
+            Step(
+                evaluation.name,
+                ["recipes/evaluate_drivelm.py", "--model", out / folder, "--name", name, "--scenes", out / "scenes"]
+                + ["--max-frames", size["test_frames"], "--controls", *CONTROLS, "--output-dir", evaluation],
+                seconds=120,
+                done=evaluation / "metrics.json",
+            )
+        )
+    evaluations = [out / f"eval-{folder}" for folder in contestants.values()]
+    report = out / "comparison"
+    return [
+        *steps,
+        Step(
+            "comparison",
+            ["recipes/evaluate_drivelm.py", "--compare", *evaluations, "--output-dir", report],
+            seconds=30,
+            done=report / "comparison.json",
+        ),
+        Step(
+            "card",
+            ["recipes/push_to_hub.py", "--model", out / "smoldriver", "--evaluation", evaluations[0]]
+            + ["--repo-id", "user/smoldriver-tiny", "--data", "synthetic", "--dry-run"],
+            seconds=10,
+        ),
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/compare"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
+    arguments = parser.parse_args()
+    out, size, seed = arguments.output_dir, SHORT if arguments.short else FULL, arguments.seed
+    with errors_in_one_line("compare"):
+        check_settings(out, {"size": size, "seed": seed})
+    steps = [
+        *world_steps(out, size["scenes"], size["every"], seed),
+        *base_steps(out, size, seed),
+        *transfer_steps(out, size, seed),
+        *tuning_steps(out, size, seed, "smoldriver", out / "distilled"),
+        *tuning_steps(out, size, seed, "smolvlm-ft", out / "smolvlm"),
+        *evaluation_steps(out, size),
+    ]
+    run_steps(out, steps, estimate=not arguments.short)
+    for log in ("distilled", "comparison", "card"):
+        print(f"\n--- {log}")
+        print((out / LOGS / f"{log}.log").read_text(encoding="utf-8").replace("\r", "\n").strip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A run of several scripts, each done once: what demo.py and compare.py share.
+
+A step that is done is not done again, and scripts that were stopped go on where they were: after an interruption the
+same command continues the run.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SETTINGS = "settings.json"
+LOGS = "logs"
+TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json")  # stay with the training
+
+
+@dataclass
+class Step:
+    """One script.
+
+    Args:
+        name (`str`): for the progress line and the log, `<out>/logs/<name>.log`.
+        command (`list`): script and arguments.
+        seconds (`int`): what it takes of two idle cores, for the estimate of what remains.
+        done (`Path`, *optional*): exists when the script has finished; default: a mark that is left beside the log.
+        result (`Path`, *optional*): a folder that the script writes as `<result>.tmp`, put in its place when it is
+            whole; serves as `done`.
+        before (`Callable`, *optional*): called before the script.
+    """
+
+    name: str
+    command: list
+    seconds: int
+    done: Path | None = None
+    result: Path | None = None
+    before: Callable[[], None] | None = None
+
+
+def aside(folder: Path) -> Path:
+    """Where a step writes what becomes `folder`."""
+    return folder.with_name(folder.name + ".tmp")
+
+
+def check_settings(out: Path, settings: dict) -> None:
+    """Refuse a folder that holds a run with other settings; note them in a new one.
+
+    Raises:
+        ValueError: names the settings that differ.
+    """
+    (out / LOGS).mkdir(parents=True, exist_ok=True)
+    record = out / SETTINGS
+    if record.is_file():
+        old = json.loads(record.read_text(encoding="utf-8"))
+        changed = {name: (old.get(name), value) for name, value in settings.items() if old.get(name) != value}
+        if changed:
+            told = "; ".join(f"{name} was {before}, now {now}" for name, (before, now) in changed.items())
+            raise ValueError(f"{out} holds a run with other settings ({told}): delete it or give another --output-dir")
+        return
+    new = record.with_suffix(".tmp")
+    new.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    new.replace(record)
+
+
+def run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
+    """Do what is not done yet, a progress line a step; a failure ends the program with the last lines of the log."""
+    for step in steps:
+        step.done = step.done or step.result or out / LOGS / f"{step.name}.done"
+    for number, step in enumerate(steps, start=1):
+        head = f"[{number:2d}/{len(steps)}] {step.name:18s}"
+        if step.done.exists():
+            print(f"{head} done already", flush=True)
+            continue
+        remains = sum(later.seconds for later in steps[number - 1 :] if not later.done.exists())
+        print(f"{head} ...{f' (about {remains / 60:.0f} min remain)' if estimate else ''}", end="", flush=True)
+        started = time.perf_counter()
+        _run(step, out / LOGS / f"{step.name}.log")
+        print(f"\r{head} {time.perf_counter() - started:6.0f} s" + " " * 30, flush=True)
+
+
+def _run(step: Step, log: Path) -> None:
+    if step.before is not None:
+        step.before()
+    if step.result is not None:
+        shutil.rmtree(aside(step.result), ignore_errors=True)
+    with log.open("w", encoding="utf-8") as output:
+        command = [sys.executable, *map(str, step.command)]
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+    if code:
+        last = log.read_text(encoding="utf-8").replace("\r", "\n").strip().splitlines()[-8:]
+        sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(last))
+    if step.result is not None:
+        aside(step.result).rename(step.result)
+    elif step.done.parent == log.parent:
+        step.done.touch()
+
+
+def export(training: Path, model: Path) -> None:
+    """The trained model without what belongs to its training: the folder that could go to the Hub."""
+    new = aside(model)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(training, new, ignore=shutil.ignore_patterns(*TRAINING_FILES))
+    shutil.rmtree(model, ignore_errors=True)
+    new.rename(model)
+
+
+def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
+    """The synthetic world and its scene rows, without the questions on object tags, as in the paper."""
+    world, rows = out / "world", out / "scenes"
+    return [
+        Step(
+            "world",
+            ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", scenes]
+            + ["--frames-every", every, "--seed", seed, "--workers", 2],
+            seconds=80,
+            done=world / "world.json",
+        ),
+        Step(
+            "scenes",
+            ["data_scripts/prepare_drivelm.py", "--json", world / "drivelm.json", "--image-root", world]
+            + ["--output-dir", rows, "--object-tags", "drop", "--workers", 2],
+            seconds=30,
+        ),
+    ]
+
+
+def build_step(base: Path, tower: Path, built: Path, seed: int, *options: str) -> Step:
+    """A SmolDriver from a base VLM and a vision tower."""
+    command = ["recipes/build_checkpoint.py", "--base", base, "--tower", tower, "--seed", seed, *options]
+    return Step(built.name, [*command, "--output-dir", aside(built)], seconds=10, result=built)
+
+
+def training_step(name: str, script: str, config: str, model: Path, output: Path, seconds: int, *options) -> Step:
+    """One training stage by a recipe's YAML, `options` over it."""
+    command = [script, "--config", config, "--model_name_or_path", model, "--output_dir", output, *options]
+    return Step(name, command, seconds, done=output / "training_manifest.json")

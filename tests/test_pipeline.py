@@ -1,0 +1,118 @@
+"""Runs of several scripts: each step once, failures told, settings kept; and the captions for a base's pretraining."""
+
+import json
+import random
+import sys
+
+import pytest
+
+from data_scripts.prepare_captions import caption, general_questions, main
+from data_scripts.schema import CAMERAS, load_scenes, split_of
+from data_scripts.synthesize_world import synthesize
+from recipes import compare, demo
+from recipes.pipeline import Step, aside, check_settings, run_steps
+
+WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
+
+
+# Steps
+
+
+@pytest.fixture
+def out(tmp_path):
+    check_settings(tmp_path / "run", {"size": {"scenes": 3}, "seed": 0})
+    return tmp_path / "run"
+
+
+def test_a_step_that_is_done_is_not_done_again(out, capsys):
+    def steps():
+        folder = out / "model"
+        return [
+            Step("model", ["-c", WRITE, aside(folder)], 60, result=folder),
+            Step("check", ["-c", f"assert __import__('pathlib').Path({str(folder)!r}).is_dir()"], 60),
+        ]
+
+    run_steps(out, steps(), estimate=True)
+    assert (out / "model").is_dir() and not aside(out / "model").exists()
+    assert "made" in (out / "logs" / "model.log").read_text()
+    printed = capsys.readouterr().out
+    assert "[ 1/2] model" in printed and "about 2 min remain" in printed and "done already" not in printed
+    run_steps(out, steps(), estimate=True)
+    assert capsys.readouterr().out.count("done already") == 2
+
+
+def test_what_a_stopped_step_left_is_made_anew(out):
+    folder = out / "model"
+    aside(folder).mkdir()
+    (aside(folder) / "half").touch()
+    run_steps(out, [Step("model", ["-c", WRITE, aside(folder)], 1, result=folder)], estimate=False)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_failure_ends_with_the_last_lines_of_its_log(out):
+    step = Step("broken", ["-c", "import sys; print('first'); sys.exit('no such scene')"], 1)
+    with pytest.raises(SystemExit, match=r"(?s)step 'broken' failed \(see .*broken.log\):.*no such scene"):
+        run_steps(out, [step], estimate=False)
+    assert not (out / "logs" / "broken.done").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(out):
+    check_settings(out, {"size": {"scenes": 3}, "seed": 0})
+    with pytest.raises(ValueError, match="seed was 0, now 1.*another --output-dir"):
+        check_settings(out, {"size": {"scenes": 3}, "seed": 1})
+
+
+@pytest.mark.parametrize("program", [demo, compare])
+def test_every_script_and_config_of_a_run_exists(program, monkeypatch, tmp_path, pytestconfig):
+    monkeypatch.setattr(sys, "argv", ["run", "--output-dir", str(tmp_path)])
+    planned = []
+    monkeypatch.setattr(program, "run_steps", lambda out, steps, estimate: planned.extend(steps))
+    with pytest.raises(FileNotFoundError):  # nothing has run, so that there is no result to show
+        program.main()
+    files = {str(word) for step in planned for word in step.command if str(word).endswith((".py", ".yaml"))}
+    assert len(files) > 5 and all((pytestconfig.rootpath / name).is_file() for name in files)
+    assert len({step.name for step in planned}) == len(planned)
+
+
+# Captions
+
+ITEMS = [["two", "moving", "cars"], ["one", "", "barrier"], ["one", "red", "light"]]
+
+
+def test_captions_are_sentences():
+    assert caption(ITEMS) == "Two moving cars, one barrier, one red light."
+    assert caption([]) == "Nothing."
+
+
+def test_yes_and_no_are_equally_many_and_true():
+    answers = []
+    for seed in range(40):
+        for qa in general_questions(ITEMS, random.Random(seed)):
+            if qa["question"].startswith("Does"):
+                thing = qa["question"].removeprefix("Does the picture show ").split(" ", 1)[1][:-1]
+                true = thing in ("car", "moving car", "barrier", "light", "red light")
+                assert qa["answer"] == ("Yes." if true else "No."), qa
+                answers.append(qa["answer"])
+    assert answers.count("Yes.") == answers.count("No.") > 0
+    assert [qa["answer"] for qa in general_questions([], random.Random(0))] == ["Nothing."]
+
+
+def test_rows_hold_one_view_and_keep_the_splits_of_their_scenes(tmp_path, capsys):
+    world, folder = tmp_path / "world", tmp_path / "captions"
+    synthesize(world, scenes=12, seed=1, size=(96, 54), every=8, workers=1)
+    main(["--world", str(world), "--output-dir", str(folder), "--views-per-frame", "2"])
+    assert "train" in capsys.readouterr().out
+    seen = json.loads((world / "captions.json").read_text())
+    for split in ("train", "eval", "test"):
+        if not (folder / split).is_dir():
+            continue
+        for row in load_scenes(folder, split):
+            shown = [camera for camera in CAMERAS if row[camera] is not None]
+            frame, camera = row["frame_token"].split("/")
+            assert shown == [camera] and row[camera].size == (96, 54) and split_of(row["scene_token"]) == split
+            assert row["qa"][0]["answer"] == caption(seen[frame][camera])
+
+
+def test_a_folder_without_a_world_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no finished world"):
+        main(["--world", str(tmp_path), "--output-dir", str(tmp_path / "captions")])
