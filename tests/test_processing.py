@@ -594,7 +594,7 @@ def test_opened_but_truncated_picture_is_refused_by_camera(processor, images):
         np.full((4, 5, 3), np.nan),
         b"x",
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_what_is_no_picture_is_refused_by_camera(processor, images, broken):
