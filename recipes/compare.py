@@ -32,10 +32,10 @@ FULL = {
     "test_frames": 80,
 }
 SHORT = {
-    "scenes": 40,
+    "scenes": 60,  # the fewest, about, of which each split gets one
     "every": 8,
     "tower_frames": 100,
-    "tower_steps": 10,
+    "tower_steps": 20,
     "pretraining_steps": 10,
     "distillation_steps": 10,
     "vision_steps": 4,
