@@ -14,11 +14,12 @@ from types import MethodType
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .processing_smoldriver import SmolDriverProcessor, to_rgb
 from .resampler_smoldriver import resize_grid
@@ -86,7 +87,7 @@ class VisionTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(cls, base: str, image_processor) -> "VisionTeacher":
-        """The vision tower of a SmolVLM folder or Hub id, without the rest of the VLM, in its stored dtype.
+        """The vision tower of a SmolVLM folder or Hub id, in its stored dtype.
 
         Raises:
             ValueError: if the model has no vision tower of SmolVLM's kind.
@@ -94,15 +95,17 @@ class VisionTeacher(nn.Module):
         config = AutoConfig.from_pretrained(base)
         if not hasattr(config, "vision_config"):
             raise ValueError(f"the teacher {base} is a {config.model_type}: give a SmolVLM, which has a vision tower")
-        tower, info = AutoModel.from_pretrained(
-            base,
-            config=config.vision_config,
-            key_mapping={r"^model\.vision_model\.": ""},
-            dtype="auto",
-            output_loading_info=True,
-        )
-        if info["missing_keys"]:
-            raise ValueError(f"the teacher {base} lacks {', '.join(sorted(info['missing_keys']))}")
+        arguments = {"dtype": "auto", "output_loading_info": True}
+        if transformers.__version__.startswith("4."):  # whose key_mapping does not reach into a part of a checkpoint
+            vlm, info = AutoModelForImageTextToText.from_pretrained(base, **arguments)
+            tower = vlm.model.vision_model
+            missing = [name for name in info["missing_keys"] if ".vision_model." in name]
+        else:
+            names = {r"^model\.vision_model\.": ""}
+            tower, info = AutoModel.from_pretrained(base, config=config.vision_config, key_mapping=names, **arguments)
+            missing = info["missing_keys"]
+        if missing:
+            raise ValueError(f"the teacher {base} lacks {', '.join(sorted(missing))}")
         return cls(tower, image_processor, str(base))
 
     def _fingerprint(self) -> str:

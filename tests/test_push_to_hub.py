@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import QUESTIONS, picture, tiny_model
@@ -85,6 +86,7 @@ def trained(config, processor, tmp_path_factory):
 def hub(monkeypatch):
     with Hub() as hub:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)  # read by clients before 1.0
         if hasattr(_http, "reset_sessions"):  # huggingface_hub 0.36 keeps a session that was made offline
             _http.reset_sessions()
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -193,6 +195,9 @@ def test_card_holds_the_numbers_of_the_evaluation_with_intervals_and_controls(pu
         assert re.search(rf"^\| `{name}` \|( [\d.]+ \([\d.]+ to [\d.]+\) \|)+", published["card"], re.MULTILINE)
 
 
+@pytest.mark.skipif(
+    huggingface_hub.__version__.startswith("0."), reason="the older client keeps the address it was imported with"
+)
 def test_published_model_names_its_training_scenes_to_who_evaluates_it(published, hub, monkeypatch, tmp_path):
     hub.repos = published["hub"].repos
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
