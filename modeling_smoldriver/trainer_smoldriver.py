@@ -80,7 +80,7 @@ class SmolDriverSFTConfig(SFTConfig):
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         if self.bf16 is None:
             on_gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = not self.fp16 and bfloat16_is_fast("cuda" if on_gpu else "cpu")
+            self.bf16 = not self.fp16 and bfloat16_is_fast(on_gpu)
         super().__post_init__()
         if self.loss_mode not in LOSS_MODES:
             raise ValueError(f"loss_mode={self.loss_mode!r} is unknown; use one of {LOSS_MODES}")
@@ -100,12 +100,12 @@ class SmolDriverSFTConfig(SFTConfig):
 
 
 @cache
-def bfloat16_is_fast(device: str) -> bool:
+def bfloat16_is_fast(on_gpu: bool) -> bool:
     """Whether matrix products are faster in bfloat16 than in float32: GPUs since Ampere, CPUs with its instructions.
 
     Other CPUs emulate them, up to fifty times slower, so that on a CPU it is tried.
     """
-    if device == "cuda":
+    if on_gpu:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):

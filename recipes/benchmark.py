@@ -46,7 +46,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="PNG file")
     parsed = parser.parse_args(arguments)
     if parsed.dtype is None:
-        parsed.dtype = "bfloat16" if bfloat16_is_fast(parsed.device) else "float32"
+        parsed.dtype = "bfloat16" if bfloat16_is_fast(parsed.device == "cuda") else "float32"
     if parsed.repeats < 1:
         parser.error(f"--repeats {parsed.repeats} must be at least 1")
     if parsed.tower_image_size is not None and (parsed.tower_image_size < 16 or parsed.tower_image_size % 16):

@@ -197,7 +197,7 @@ def pretrain(tower, views: Views, steps: int, batch_size: int, seed: int) -> flo
     for step in progress:
         batch = torch.randint(len(views.pixels), (batch_size,), generator=generator)
         pictures = views.pixels[batch].float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast("cpu")):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(on_gpu=False)):
             features = tower(pixel_values=pictures).last_hidden_state[:, -patches:]  # without a ViT's CLS
             logits = head(features)
         loss = supervision_loss(logits, views.patches[batch], views.signs[batch])
