@@ -462,7 +462,7 @@ def questions_on_tags(important: list[Seen], rng: random.Random) -> list[tuple[s
     return asked
 
 
-YES_NO_PER_FRAME = 18  # at most, on average over a scene
+YES_NO_PER_FRAME = 8  # at most, on average over a scene
 COUNTS_PER_FRAME = 4
 
 

@@ -24,7 +24,7 @@ from recipes.pipeline import (
     world_steps,
 )
 
-FULL = {"scenes": 400, "every": 4, "frames": 2500, "tower_steps": 300, "steps": 1200, "test_frames": 80}
+FULL = {"scenes": 400, "every": 4, "frames": 2500, "tower_steps": 300, "steps": 2200, "test_frames": 64}
 SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "steps": 30, "test_frames": 8}
 
 
@@ -37,7 +37,7 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
             "base",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
-            seconds=120,
+            seconds=180,
             result=base,
         ),
         build_step(base / "vlm", base / "tower", built, seed),
@@ -47,14 +47,14 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
             "recipes/configs/demo.yaml",
             built,
             training,
-            330,
+            360,
             *("--scenes", scenes, "--max_steps", size["steps"], "--seed", seed),
         ),
         Step(
             "evaluate",
             ["recipes/evaluate_drivelm.py", "--model", training, *test, "--output-dir", out / "eval"]
             + ["--max-frames", size["test_frames"]],
-            seconds=90,
+            seconds=60,
             done=out / "eval" / "metrics.json",
         ),
         Step(

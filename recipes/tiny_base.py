@@ -27,14 +27,16 @@ VISION_WIDTH = 128
 IMAGE_SIZE = 96  # pixels
 PATCH_SIZE = 16  # pixels
 SCALE_FACTOR = 2
+EVEN_ATTENTION = 0.1  # of the width**-0.5 that the other weights start at
+CONNECTOR_STD = 0.1
 
 
 def train_tokenizer(texts, vocab_size: int = 1024, whole: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of SmolLM2's kind with SmolVLM's special tokens, trained on an iterator of texts.
 
     Args:
-        whole: words that get a token each on top of `vocab_size`. Of a camera's name, which no question holds, BPE
-            would know the letters only: fifteen tokens before each picture.
+        whole: words and phrases that get a token each on top of `vocab_size`. Of a camera's name, which no question
+            holds, BPE would know the letters only: fifteen tokens before each picture.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -104,8 +106,10 @@ def tiny_vlm(
         tie_word_embeddings=False,
     )
     model = SmolVLMForConditionalGeneration(config)
-    # Visual tokens start at the scale of the text's: far larger ones would drown what the layers add to them.
-    torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=0.01)
+    for layer in model.model.text_model.layers:  # attention starts even, and so finds the pictures many times sooner
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.weight.data.mul_(EVEN_ATTENTION)
+    torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=CONNECTOR_STD)
     return model
 
 
