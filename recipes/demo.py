@@ -24,7 +24,7 @@ from recipes.pipeline import (
     world_steps,
 )
 
-FULL = {"scenes": 400, "every": 4, "frames": 2500, "tower_steps": 300, "steps": 2200, "test_frames": 64}
+FULL = {"scenes": 400, "every": 4, "frames": 2500, "tower_steps": 300, "steps": 1700, "test_frames": 64}
 SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "steps": 30, "test_frames": 8}
 
 

@@ -3,7 +3,7 @@
 python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs/demo/scenes \
     --output-dir outputs/demo/base
 
-The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets a minute of
+The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets minutes of
 dense supervision from the world's own boxes: which classes, and whether moving, stopped or parked, show in each patch;
 and, of the view as a whole, which traffic light and which arrow on the lane show in it.
 So the demo's SmolDriver has seen box labels of the training scenes, and the demo says nothing about learning to see
@@ -34,7 +34,7 @@ from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.tiny_base import IMAGE_SIZE, PATCH_SIZE, scene_texts, tiny_tower, tiny_vlm, train_tokenizer
 
 GRID = IMAGE_SIZE // PATCH_SIZE
-LANGUAGE_MODEL = {"width": 128, "layers": 2, "heads": 4}  # what reads most questions in minutes on two slow cores
+LANGUAGE_MODEL = {"width": 128, "layers": 2, "heads": 4}  # of what was tried, it began to see soonest
 # Words that always come together get one token: a question is read in half the time.
 PHRASES = (
     *("\nQuestion:", "\nAssistant:", " What are objects", " What is the status of the", " Are there", " How many"),

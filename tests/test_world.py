@@ -25,6 +25,9 @@ from data_scripts.world_nuscenes import CATEGORIES
 from data_scripts.world_questions import CLASSES, DIRECTIONS, MIN_PIXELS, PLURALS, view_of
 from data_scripts.world_render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
 from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, Agent, simulate_scene
+from modeling_smoldriver.processing_smoldriver import END_OF_TURN
+from recipes.pretrain_demo_base import PHRASES
+from recipes.tiny_base import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "data_scripts/synthesize_world.py"
@@ -67,6 +70,18 @@ def questions_of(drivelm):
             for task, items in frame["QA"].items():
                 for item in items:
                     yield scene_token, frame_token, task, item["Q"], item["A"]
+
+
+def test_phrases_of_the_demo_are_the_world_s_and_one_token(drivelm):
+    asked = [(question, answer) for *_, question, answer in questions_of(drivelm)]
+    texts = [f"\nQuestion: {question}{END_OF_TURN}\nAssistant: {answer}" for question, answer in asked]
+    missing = [phrase for phrase in PHRASES if not any(phrase in text for text in texts)]
+    assert not missing
+    tokenizer = train_tokenizer(texts, whole=PHRASES)
+    for phrase in PHRASES:
+        assert len(tokenizer(phrase, add_special_tokens=False)["input_ids"]) == 1
+    for text in texts[:200]:
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_cameras_are_the_project_s():
