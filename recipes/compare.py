@@ -13,12 +13,10 @@ Every step is a script of its own, with its output in `<output-dir>/logs`. A ste
 an interruption the same command goes on where it stopped.
 """
 
-import argparse
 from pathlib import Path
 
-from recipes.checkpoints import errors_in_one_line
 from recipes.eval_controls import CONTROLS
-from recipes.pipeline import LOGS, Step, aside, build_step, check_settings, run_steps, training_step, world_steps
+from recipes.pipeline import LOGS, Step, aside, build_step, open_run, run_steps, training_step, world_steps
 
 FULL = {
     "scenes": 600,
@@ -162,14 +160,7 @@ def evaluation_steps(out: Path, size: dict) -> list[Step]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/compare"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
-    arguments = parser.parse_args()
-    out, size, seed = arguments.output_dir, SHORT if arguments.short else FULL, arguments.seed
-    with errors_in_one_line("compare"):
-        check_settings(out, {"size": size, "seed": seed})
+    out, size, seed, short = open_run("compare", __doc__, FULL, SHORT)
     steps = [
         *world_steps(out, size["scenes"], size["every"], seed),
         *base_steps(out, size, seed),
@@ -178,7 +169,7 @@ def main():
         *tuning_steps(out, size, seed, "smolvlm-ft", out / "smolvlm"),
         *evaluation_steps(out, size),
     ]
-    run_steps(out, steps, estimate=not arguments.short)
+    run_steps(out, steps, estimate=not short)
     for log in ("distilled", "comparison", "card"):
         print(f"\n--- {log}")
         print((out / LOGS / f"{log}.log").read_text(encoding="utf-8").replace("\r", "\n").strip())

@@ -6,19 +6,17 @@ Every step is a script of its own, with its output in `<output-dir>/logs`. A ste
 an interruption the same command goes on where it stopped.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from recipes.checkpoints import errors_in_one_line
 from recipes.eval_tables import table
 from recipes.pipeline import (
     LOGS,
     Step,
     aside,
     build_step,
-    check_settings,
     export,
+    open_run,
     run_steps,
     training_step,
     world_steps,
@@ -68,15 +66,8 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
-    arguments = parser.parse_args()
-    out, size = arguments.output_dir, SHORT if arguments.short else FULL
-    with errors_in_one_line("demo"):
-        check_settings(out, {"size": size, "seed": arguments.seed})
-    run_steps(out, steps_of(out, size, arguments.seed), estimate=not arguments.short)
+    out, size, seed, short = open_run("demo", __doc__, FULL, SHORT)
+    run_steps(out, steps_of(out, size, seed), estimate=not short)
     print(table(json.loads((out / "eval" / "metrics.json").read_text(encoding="utf-8"))["results"]))
     print((out / LOGS / "ask.log").read_text(encoding="utf-8"))
 

@@ -4,6 +4,7 @@ A step that is done is not done again, and scripts that were stopped go on where
 same command continues the run.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from recipes.checkpoints import errors_in_one_line
 
 SETTINGS = "settings.json"
 LOGS = "logs"
@@ -43,6 +46,19 @@ class Step:
 def aside(folder: Path) -> Path:
     """Where a step writes what becomes `folder`."""
     return folder.with_name(folder.name + ".tmp")
+
+
+def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path, dict, int, bool]:
+    """A run's command line -> its folder, by default `outputs/<name>`, its size, its seed, whether it is short."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs") / name)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
+    arguments = parser.parse_args()
+    size = short if arguments.short else full
+    with errors_in_one_line(name):
+        check_settings(arguments.output_dir, {"size": size, "seed": arguments.seed})
+    return arguments.output_dir, size, arguments.seed, arguments.short
 
 
 def check_settings(out: Path, settings: dict) -> None:
