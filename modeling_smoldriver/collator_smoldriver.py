@@ -9,6 +9,8 @@ import io
 import logging
 import math
 import random
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
@@ -21,40 +23,73 @@ from .processing_smoldriver import SmolDriverProcessor
 logger = logging.getLogger(__name__)
 
 
+_DIRECTION = re.compile(r"to the ((?:front|back)(?: (?:left|right))?) of the ego")
+
+
+def camera_asked(question: str) -> str | None:
+    """The camera of the one direction that a question names: "... to the front left of the ego car?", DriveLM's words.
+
+    None for a question that names no direction or several.
+    """
+    directions = set(_DIRECTION.findall(question))
+    return f"CAM_{directions.pop().upper().replace(' ', '_')}" if len(directions) == 1 else None
+
+
 def group_questions(
-    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int
+    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, single_views: bool = False
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
     The groups of a frame are drawn by `seed` and its token alone, so that they are the same in every process and after
     a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
+
+    With `single_views` only the questions are asked that name one direction (see [`camera_asked`]), those of each
+    camera in rows of their own, with its picture alone.
     """
 
-    def draw(frame_token: str, count: int) -> list[list[int]]:
-        order = list(range(count))
-        random.Random(f"{seed}-{frame_token}").shuffle(order)
-        return [sorted(order[start : start + questions_per_scene]) for start in range(0, count, questions_per_scene)]
+    def draw(row: dict) -> list[list[int]]:
+        """The groups of one frame, as places in its `qa`."""
+        order = list(range(len(row["qa"])))
+        random.Random(f"{seed}-{row['frame_token']}").shuffle(order)
+        of_camera = defaultdict(list)
+        for index in order:
+            camera = camera_asked(row["qa"][index]["question"]) if single_views else "all"
+            if camera is not None:
+                of_camera[camera].append(index)
+        return [
+            sorted(chosen[start : start + questions_per_scene])
+            for _, chosen in sorted(of_camera.items())
+            for start in range(0, len(chosen), questions_per_scene)
+        ]
+
+    def ask(row: dict, group: list[int]) -> dict:
+        """A row with one group of its questions."""
+        row = row | {"qa": [row["qa"][index] for index in group]}
+        asked = camera_asked(row["qa"][0]["question"]) if single_views else None
+        if row.get(asked) is not None:  # a frame that lacks the camera keeps its other pictures
+            row |= {name: None for name in row if name.startswith("CAM_") and name != asked}
+        return row
 
     if isinstance(scenes, IterableDataset):
 
         def split(batch: dict) -> dict:
-            groups = draw(batch["frame_token"][0], len(batch["qa"][0]))
-            rows = {name: values * len(groups) for name, values in batch.items()}
-            rows["qa"] = [[batch["qa"][0][index] for index in group] for group in groups]
-            return rows
+            row = {name: values[0] for name, values in batch.items()}
+            rows = [ask(row, group) for group in draw(row)]
+            return {name: [row[name] for row in rows] for name in batch}
 
         return scenes.map(split, batched=True, batch_size=1)
 
     frames, groups = [], []
     for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
-        for group in draw(row["frame_token"], len(row["qa"])):
+        for group in draw(row):
             frames.append(index)
             groups.append(group)
 
     def take(batch: dict) -> dict:
-        rows = scenes[batch["frame"]]
-        rows["qa"] = [[qa[index] for index in group] for qa, group in zip(rows["qa"], batch["questions"], strict=True)]
-        return rows
+        columns = scenes[batch["frame"]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [ask(row, group) for row, group in zip(rows, batch["questions"], strict=True)]
+        return {name: [row[name] for row in rows] for name in columns}
 
     return Dataset.from_dict({"frame": frames, "questions": groups}).with_transform(take)
 
@@ -164,20 +199,16 @@ class SmolDriverCollator:
 
     def _prefix(self, row: dict, cameras: list[str], visual_tokens: int | None) -> list[int]:
         description = row["scene_description"] if self.use_scene_description else None
-        return self._tokens(self.processor.scene_prompt(cameras, description, visual_tokens))
+        return self._tokens([self.processor.scene_prompt(cameras, description, visual_tokens)])[0]
 
-    def _tokens(self, text: str) -> list[int]:
-        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _branches(self, row: dict, prefix: int) -> list[tuple[list[int], list[int]]]:
         """(question tokens, answer tokens) of a row's questions that fit behind a prefix of so many tokens."""
-        branches = [
-            (
-                self._tokens(self.processor.question_prompt(qa["question"])),
-                self._tokens(self.processor.answer_text(qa["answer"])),
-            )
-            for qa in row["qa"]
-        ]
+        questions = self._tokens([self.processor.question_prompt(qa["question"]) for qa in row["qa"]])
+        answers = self._tokens([self.processor.answer_text(qa["answer"]) for qa in row["qa"]])
+        branches = list(zip(questions, answers, strict=True))
         limits = {"max_pack_length": self.max_pack_length, "the model's context": self.context_length}
         limits = {what: limit for what, limit in limits.items() if limit is not None}
         for what, limit in limits.items():

@@ -78,6 +78,7 @@ class SmolDriverProcessor(ProcessorMixin):
         missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
         if missing:
             raise ValueError(f"the tokenizer lacks SmolVLM's tokens {missing}; add them as special tokens first")
+        self._tail = None  # (chat template, what it writes after a question)
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         # ids and types of transformers' own multimodal processors, which serving engines look up
@@ -232,8 +233,9 @@ class SmolDriverProcessor(ProcessorMixin):
         Raises:
             ValueError: for an empty question or one that holds a special token.
         """
-        _, tail = self._template_parts([], None)
-        return _QUESTION + self._clean(question, "question") + tail
+        if self._tail is None or self._tail[0] != self.chat_template:
+            self._tail = (self.chat_template, self._template_parts([], None)[1])
+        return _QUESTION + self._clean(question, "question") + self._tail[1]
 
     def answer_text(self, answer: str) -> str:
         """What the model is taught to write after `question_prompt`."""

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -36,6 +36,13 @@ class SmolDriverSFTConfig(SFTConfig):
     scene_packing: bool = field(default=False, metadata={"help": "Pack a frame's questions behind its pictures."})
     questions_per_scene: int = field(
         default=16, metadata={"help": "Questions of a frame that a step takes together, with scene_packing."}
+    )
+    single_views: bool = field(
+        default=False,
+        metadata={
+            "help": "Ask only the questions that name one direction, behind that camera's picture alone: a first"
+            " stage for a language model that has yet to learn to look."
+        },
     )
     max_pack_length: int | None = field(
         default=None,
@@ -223,12 +230,13 @@ class SmolDriverSFTTrainer(SFTTrainer):
             for packed in (model, self.teacher_model):
                 if packed is not None:
                     packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
+        group = partial(group_questions, questions_per_scene=questions, seed=args.seed, single_views=args.single_views)
         super().__init__(
             model,
             args=args,
             data_collator=collator,
-            train_dataset=group_questions(train_dataset, questions, args.seed),
-            eval_dataset=None if eval_dataset is None else group_questions(eval_dataset, questions, args.seed),
+            train_dataset=group(train_dataset),
+            eval_dataset=None if eval_dataset is None else group(eval_dataset),
             processing_class=processing_class,
             **kwargs,
         )

@@ -6,10 +6,7 @@ Batches are made beforehand, as a data loader's workers make them.
 """
 
 import multiprocessing
-import resource
-import sys
 import tempfile
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -20,6 +17,7 @@ from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriv
 from recipes.benchmark_counts import Counter, Phase
 from recipes.benchmark_inference import QUESTION_COUNTS, Contestant
 from recipes.benchmark_models import Size, make_processor, make_smoldriver, scene_row
+from recipes.checkpoints import peak_resident_bytes
 
 CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
 """(questions a step, sequences they are packed in)"""
@@ -153,12 +151,3 @@ def _send_peak(sender, size: Size, device: str, dtype: torch.dtype, questions: i
     for batch in (bench.batch(1), bench.batch(questions, packs)):  # the first step makes the optimizer's moments
         bench.step(batch)
     sender.send(torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes())
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory of this process; on Linux without that of its parent, which getrusage may report."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,6 +11,7 @@ python recipes/build_checkpoint.py --language-model HuggingFaceTB/SmolLM2-135M-I
 
 import argparse
 import inspect
+import time
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from transformers import (
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import check_source, errors_in_one_line
+from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -179,6 +180,7 @@ def main():
     arguments = parser.parse_args()
     if bool(arguments.gguf_file) and not arguments.language_model:
         parser.error("--gguf-file goes with --language-model")
+    started = time.perf_counter()
     logging.set_verbosity_error()  # what a checkpoint has beyond the tower is no news
     with errors_in_one_line(parser.prog):
         model, processor = graft(arguments)
@@ -186,6 +188,7 @@ def main():
     processor.save_pretrained(arguments.output_dir)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")
     print(parameter_table(model))
+    print(f"built in {time.perf_counter() - started:.0f} s, peak memory {peak_resident_bytes() / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,3 +214,12 @@ def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel
         raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")
     set_peft_model_state_dict(model, weights)
     return model
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process; on Linux without that of its parent, which getrusage may report."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

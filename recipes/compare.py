@@ -23,10 +23,10 @@ FULL = {
     "every": 4,
     "tower_frames": 3000,
     "tower_steps": 300,
-    "pretraining_steps": 600,
+    "pretraining_steps": 1500,
     "distillation_steps": 250,
-    "vision_steps": 250,
-    "qlora_steps": 500,
+    "vision_steps": 300,
+    "qlora_steps": 800,
     "test_frames": 80,
 }
 SHORT = {

@@ -2,6 +2,10 @@
 
 python recipes/demo.py --output-dir outputs/demo
 
+Training has two stages. First each question that names a direction is asked behind that camera's picture alone: in one
+picture a tiny language model finds what is asked for many times sooner than among six. Then it learns all questions,
+behind all six.
+
 Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
 an interruption the same command goes on where it stopped.
 """
@@ -22,13 +26,41 @@ from recipes.pipeline import (
     world_steps,
 )
 
-FULL = {"scenes": 400, "every": 4, "frames": 2500, "tower_steps": 300, "steps": 1700, "test_frames": 64}
-SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "steps": 30, "test_frames": 8}
+FULL = {
+    "scenes": 400,
+    "every": 4,
+    "frames": 2500,
+    "tower_steps": 300,
+    "single_views_steps": 900,
+    "six_views_steps": 900,
+    "test_frames": 64,
+}
+SHORT = {
+    "scenes": 40,
+    "every": 8,
+    "frames": 100,
+    "tower_steps": 20,
+    "single_views_steps": 8,
+    "six_views_steps": 8,
+    "test_frames": 8,
+}
 
 
 def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
-    scenes, base, built, training = (out / name for name in ("scenes", "base", "built", "training"))
+    scenes, base, built, views, training = (out / name for name in ("scenes", "base", "built", "views", "training"))
     test = ["--scenes", scenes, "--split", "test"]
+
+    def train(stage: str, model: Path, output: Path, seconds: int) -> Step:
+        return training_step(
+            stage,
+            "recipes/sft_qlora.py",
+            f"recipes/configs/demo_{stage}.yaml",
+            model,
+            output,
+            seconds,
+            *("--scenes", scenes, "--max_steps", size[f"{stage}_steps"], "--seed", seed),
+        )
+
     return [
         *world_steps(out, size["scenes"], size["every"], seed),
         Step(
@@ -39,15 +71,8 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
             result=base,
         ),
         build_step(base / "vlm", base / "tower", built, seed),
-        training_step(
-            "train",
-            "recipes/sft_qlora.py",
-            "recipes/configs/demo.yaml",
-            built,
-            training,
-            360,
-            *("--scenes", scenes, "--max_steps", size["steps"], "--seed", seed),
-        ),
+        train("single_views", built, views, 270),
+        train("six_views", views, training, 270),
         Step(
             "evaluate",
             ["recipes/evaluate_drivelm.py", "--model", training, *test, "--output-dir", out / "eval"]

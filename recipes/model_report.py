@@ -9,7 +9,6 @@ not measured. `--run` is on random weights; SmolVLM's times beside SmolDriver's 
 """
 
 import argparse
-import resource
 import time
 
 import torch
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMC
 
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
 from recipes.build_checkpoint import parameter_table
-from recipes.checkpoints import CLASSES, check_source, errors_in_one_line
+from recipes.checkpoints import CLASSES, check_source, errors_in_one_line, peak_resident_bytes
 
 TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
 HALF = 2  # bytes of a frozen bf16 or fp16 weight
@@ -145,8 +144,7 @@ def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
         answer = model.generate(**inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False)
         new = answer.shape[1] - inputs["input_ids"].shape[1]
         lines.append(f"  answer of {new} tokens: {time.perf_counter() - started:.1f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return "\n".join([*lines, f"  peak memory of the process: {peak / 1e9:.1f} GB"])
+    return "\n".join([*lines, f"  peak memory of the process: {peak_resident_bytes() / 1e9:.1f} GB"])
 
 
 def main():

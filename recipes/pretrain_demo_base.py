@@ -34,7 +34,6 @@ from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.tiny_base import IMAGE_SIZE, PATCH_SIZE, scene_texts, tiny_tower, tiny_vlm, train_tokenizer
 
 GRID = IMAGE_SIZE // PATCH_SIZE
-LANGUAGE_MODEL = {"width": 128, "layers": 2, "heads": 4}  # of what was tried, it began to see soonest
 # Words that always come together get one token: a question is read in half the time.
 PHRASES = (
     *("\nQuestion:", "\nAssistant:", " What are objects", " What is the status of the", " Are there", " How many"),
@@ -248,7 +247,7 @@ def main():
         rows.append(load_scenes(arguments.captions, "train"))
     texts = (text for part in rows for text in scene_texts(part.select_columns(["scene_description", "qa"])))
     tokenizer = train_tokenizer(texts, whole=[*CAMERAS, *PHRASES])
-    vlm, tower = tiny_vlm(tokenizer, arguments.seed, **LANGUAGE_MODEL), tiny_tower(arguments.seed)
+    vlm, tower = tiny_vlm(tokenizer, arguments.seed), tiny_tower(arguments.seed)
     views = Views.read(arguments.world, scenes, arguments.frames)
     towers = {"ViT": tower} | ({"SmolVLM's tower": vlm.model.vision_model} if arguments.both_towers else {})
     for number, (name, trained) in enumerate(towers.items()):

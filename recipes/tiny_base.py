@@ -24,10 +24,11 @@ from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
 
 VISION_WIDTH = 128
+TEXT_WIDTH = 192
 IMAGE_SIZE = 96  # pixels
 PATCH_SIZE = 16  # pixels
 SCALE_FACTOR = 2
-EVEN_ATTENTION = 0.1  # of the width**-0.5 that the other weights start at
+EVEN_ATTENTION = 0.3  # of the TEXT_WIDTH**-0.5 that the other weights start at
 CONNECTOR_STD = 0.1
 
 
@@ -72,11 +73,8 @@ def scene_texts(scenes):
             yield f" {qa['answer']}"
 
 
-def tiny_vlm(
-    tokenizer: PreTrainedTokenizerFast, seed: int = 0, width: int = 192, layers: int = 4, heads: int = 3
-) -> SmolVLMForConditionalGeneration:
-    """A SmolVLM of some million random weights: 96-pixel views in 36 patches, 9 tokens a view; `width`, `layers` and
-    `heads` are its language model's."""
+def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM of some million random weights: 96-pixel views in 36 patches, 9 tokens a view."""
     torch.manual_seed(seed)
     config = SmolVLMConfig(
         vision_config={
@@ -88,15 +86,15 @@ def tiny_vlm(
             "patch_size": PATCH_SIZE,
         },
         text_config=LlamaConfig(
-            hidden_size=width,
-            intermediate_size=8 * width // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=8 * TEXT_WIDTH // 3,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            num_key_value_heads=3,
             vocab_size=len(tokenizer),
             max_position_embeddings=4096,
             rms_norm_eps=1e-5,
-            initializer_range=width**-0.5,  # 0.02 is right for a width of 2048; here it delays learning threefold
+            initializer_range=TEXT_WIDTH**-0.5,  # 0.02 is right for a width of 2048; here it delays learning threefold
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -663,6 +663,30 @@ def test_questions_of_a_group_belong_together_with_their_answers():
         assert all(qa["question"].split()[1] == qa["answer"].split()[1] for qa in group["qa"])
 
 
+DIRECTED = (
+    ("Are there cars to the front left of the ego car?", "Yes."),
+    ("How many buses are there to the back of the ego car?", "There is one bus to the back of the ego car."),
+    ("What are objects to the front left of the ego car?", "There is one car to the front left of the ego car."),
+    ("Please describe the current scene.", "There are no objects in front of or behind the ego car."),
+    ("Are there cars to the front of the ego car and to the back of the ego car?", "No."),
+)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_single_views_ask_what_names_one_direction_behind_that_picture_alone(streaming):
+    scenes = dataset([frame(0, DIRECTED), frame(1, DIRECTED[3:]), frame(2, DIRECTED[:2], missing=["CAM_BACK"])])
+    source = scenes.to_iterable_dataset() if streaming else scenes
+    rows = list(group_questions(source, 8, seed=0, single_views=True))
+    shown = [[camera for camera in CAMERAS if row[camera] is not None] for row in rows]
+    kept = [[qa["question"] for qa in row["qa"]] for row in rows]
+    questions = [question for question, _ in DIRECTED]
+    assert [row["frame_token"] for row in rows] == ["frame0", "frame0", "frame2", "frame2"]
+    assert shown[:3] == [["CAM_BACK"], ["CAM_FRONT_LEFT"], [camera for camera in CAMERAS if camera != "CAM_BACK"]]
+    assert shown[3] == ["CAM_FRONT_LEFT"]
+    assert kept == [questions[1:2], [questions[0], questions[2]], questions[1:2], questions[:1]]
+    assert rows[1]["CAM_FRONT_LEFT"].tobytes() == scenes[0]["CAM_FRONT_LEFT"].tobytes()
+
+
 # What trains
 
 
