@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset, IterableDataset
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from .packing_smoldriver import PADDING, PREFIX
@@ -44,8 +45,12 @@ def group_questions(
     a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
 
     With `single_views` only the questions are asked that name one direction (see [`camera_asked`]), those of each
-    camera in rows of their own, with its picture alone.
+    camera in rows of their own, with its picture alone, not decoded yet.
     """
+    if single_views:
+        for name, feature in scenes.features.items():
+            if isinstance(feature, ImageFeature):
+                scenes = scenes.cast_column(name, ImageFeature(decode=False))
 
     def draw(row: dict) -> list[list[int]]:
         """The groups of one frame, as places in its `qa`."""

@@ -29,10 +29,10 @@ from recipes.pipeline import (
 FULL = {
     "scenes": 400,
     "every": 4,
-    "frames": 2500,
-    "tower_steps": 300,
-    "single_views_steps": 900,
-    "six_views_steps": 900,
+    "frames": 3000,
+    "tower_steps": 600,
+    "single_views_steps": 850,
+    "six_views_steps": 850,
     "test_frames": 64,
 }
 SHORT = {

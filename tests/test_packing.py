@@ -10,6 +10,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from PIL import Image
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -684,7 +685,8 @@ def test_single_views_ask_what_names_one_direction_behind_that_picture_alone(str
     assert shown[:3] == [["CAM_BACK"], ["CAM_FRONT_LEFT"], [camera for camera in CAMERAS if camera != "CAM_BACK"]]
     assert shown[3] == ["CAM_FRONT_LEFT"]
     assert kept == [questions[1:2], [questions[0], questions[2]], questions[1:2], questions[:1]]
-    assert rows[1]["CAM_FRONT_LEFT"].tobytes() == scenes[0]["CAM_FRONT_LEFT"].tobytes()
+    shown = Image.open(io.BytesIO(rows[1]["CAM_FRONT_LEFT"]["bytes"]))
+    assert shown.tobytes() == scenes[0]["CAM_FRONT_LEFT"].tobytes()
 
 
 # What trains
