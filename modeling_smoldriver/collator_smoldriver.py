@@ -48,7 +48,7 @@ def group_questions(
     camera in rows of their own, with its picture alone, not decoded yet.
     """
     if single_views:
-        for name, feature in scenes.features.items():
+        for name, feature in (scenes.features or {}).items():
             if isinstance(feature, ImageFeature):
                 scenes = scenes.cast_column(name, ImageFeature(decode=False))
 

@@ -23,10 +23,10 @@ FULL = {
     "every": 4,
     "tower_frames": 3000,
     "tower_steps": 500,
-    "pretraining_steps": 1500,
+    "pretraining_steps": 1200,
     "distillation_steps": 250,
-    "vision_steps": 300,
-    "qlora_steps": 800,
+    "vision_steps": 250,
+    "qlora_steps": 600,
     "test_frames": 80,
 }
 SHORT = {
