@@ -30,9 +30,9 @@ FULL = {
     "scenes": 400,
     "every": 4,
     "frames": 3000,
-    "tower_steps": 600,
-    "single_views_steps": 850,
-    "six_views_steps": 850,
+    "tower_steps": 500,
+    "single_views_steps": 750,
+    "six_views_steps": 800,
     "test_frames": 64,
 }
 SHORT = {
@@ -67,17 +67,17 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
             "base",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
-            seconds=180,
+            seconds=135,
             result=base,
         ),
         build_step(base / "vlm", base / "tower", built, seed),
-        train("single_views", built, views, 270),
-        train("six_views", views, training, 270),
+        train("single_views", built, views, 240),
+        train("six_views", views, training, 230),
         Step(
             "evaluate",
             ["recipes/evaluate_drivelm.py", "--model", training, *test, "--output-dir", out / "eval"]
             + ["--max-frames", size["test_frames"]],
-            seconds=60,
+            seconds=35,
             done=out / "eval" / "metrics.json",
         ),
         Step(

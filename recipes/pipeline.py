@@ -131,14 +131,14 @@ def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
             "world",
             ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", scenes]
             + ["--frames-every", every, "--seed", seed, "--workers", 2],
-            seconds=80,
+            seconds=30,
             done=world / "world.json",
         ),
         Step(
             "scenes",
             ["data_scripts/prepare_drivelm.py", "--json", world / "drivelm.json", "--image-root", world]
             + ["--output-dir", rows, "--object-tags", "drop", "--workers", 2],
-            seconds=30,
+            seconds=15,
         ),
     ]
 
