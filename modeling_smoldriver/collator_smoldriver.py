@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from .configuration_smoldriver import CAMERAS
 from .packing_smoldriver import PADDING, PREFIX
 from .processing_smoldriver import SmolDriverProcessor
 
@@ -52,51 +53,51 @@ def group_questions(
             if isinstance(feature, ImageFeature):
                 scenes = scenes.cast_column(name, ImageFeature(decode=False))
 
-    def draw(row: dict) -> list[list[int]]:
-        """The groups of one frame, as places in its `qa`."""
+    def draw(row: dict) -> list[tuple[str | None, list[int]]]:
+        """The groups of one frame: the camera that is shown alone, if any, and places in its `qa`."""
         order = list(range(len(row["qa"])))
         random.Random(f"{seed}-{row['frame_token']}").shuffle(order)
         of_camera = defaultdict(list)
         for index in order:
-            camera = camera_asked(row["qa"][index]["question"]) if single_views else "all"
-            if camera is not None:
+            camera = camera_asked(row["qa"][index]["question"]) if single_views else None
+            if camera is not None or not single_views:
                 of_camera[camera].append(index)
         return [
-            sorted(chosen[start : start + questions_per_scene])
-            for _, chosen in sorted(of_camera.items())
+            (camera, sorted(chosen[start : start + questions_per_scene]))
+            for camera, chosen in sorted(of_camera.items())
             for start in range(0, len(chosen), questions_per_scene)
         ]
 
-    def ask(row: dict, group: list[int]) -> dict:
+    def ask(row: dict, camera: str | None, group: list[int]) -> dict:
         """A row with one group of its questions."""
         row = row | {"qa": [row["qa"][index] for index in group]}
-        asked = camera_asked(row["qa"][0]["question"]) if single_views else None
-        if row.get(asked) is not None:  # a frame that lacks the camera keeps its other pictures
-            row |= {name: None for name in row if name.startswith("CAM_") and name != asked}
+        if row.get(camera) is not None:  # a frame that lacks the camera keeps its other pictures
+            row |= {name: None for name in CAMERAS if name in row and name != camera}
         return row
 
     if isinstance(scenes, IterableDataset):
 
         def split(batch: dict) -> dict:
             row = {name: values[0] for name, values in batch.items()}
-            rows = [ask(row, group) for group in draw(row)]
+            rows = [ask(row, *group) for group in draw(row)]
             return {name: [row[name] for row in rows] for name in batch}
 
         return scenes.map(split, batched=True, batch_size=1)
 
-    frames, groups = [], []
+    frames, cameras, groups = [], [], []
     for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
-        for group in draw(row):
+        for camera, group in draw(row):
             frames.append(index)
+            cameras.append(camera)
             groups.append(group)
 
     def take(batch: dict) -> dict:
         columns = scenes[batch["frame"]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [ask(row, group) for row, group in zip(rows, batch["questions"], strict=True)]
+        rows = [ask(*chosen) for chosen in zip(rows, batch["camera"], batch["questions"], strict=True)]
         return {name: [row[name] for row in rows] for name in columns}
 
-    return Dataset.from_dict({"frame": frames, "questions": groups}).with_transform(take)
+    return Dataset.from_dict({"frame": frames, "camera": cameras, "questions": groups}).with_transform(take)
 
 
 @dataclass
