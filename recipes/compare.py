@@ -22,7 +22,7 @@ FULL = {
     "scenes": 600,
     "every": 4,
     "tower_frames": 3000,
-    "tower_steps": 500,
+    "tower_steps": 800,
     "pretraining_steps": 1200,
     "distillation_steps": 250,
     "vision_steps": 250,

@@ -30,9 +30,9 @@ FULL = {
     "scenes": 400,
     "every": 4,
     "frames": 3000,
-    "tower_steps": 500,
-    "single_views_steps": 750,
-    "six_views_steps": 800,
+    "tower_steps": 1200,
+    "single_views_steps": 580,
+    "six_views_steps": 700,
     "test_frames": 64,
 }
 SHORT = {

@@ -4,9 +4,9 @@ python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs
     --output-dir outputs/demo/base
 
 The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets minutes of
-dense supervision from the world's own boxes: which classes, and whether moving, stopped or parked, show in each patch;
-and, of the view as a whole, which traffic light and which arrow on the lane show in it.
-So the demo's SmolDriver has seen box labels of the training scenes, and the demo says nothing about learning to see
+dense supervision from the world's own labels: which classes, and whether moving, stopped or parked, show in each
+patch; and of the view as a whole all that its caption names, traffic lights and the arrows on the lane among it.
+So the demo's SmolDriver has seen labels of the training scenes, and the demo says nothing about learning to see
 from questions alone. The SmolVLM has random weights; with `--both-towers` its vision tower gets the same supervision,
 apart from the ViT's, before recipes/sft_qlora.py pretrains the whole on single views (`--captions`: the tokenizer
 knows their words too).
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from data_scripts.prepare_captions import SINGULARS
 from data_scripts.schema import CAMERAS, load_scenes
-from data_scripts.world_captions import ARROWS
 from data_scripts.world_questions import DIRECTIONS
 from modeling_smoldriver.processing_smoldriver import to_rgb
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
@@ -49,7 +49,7 @@ PHRASES = (
 LEARNING_RATE = 2e-3
 LEAST_STEPS = 20
 POSITIVE_WEIGHT = 4.0  # of what shows: most patches and views show none of a kind
-SIGN_WEIGHT = 0.3
+RARE_WEIGHT = 25.0  # at most, of what few captions name, as an arrow of one direction
 SUBCELLS = 4  # labels are painted at 4 x 4 points a patch
 STATUSES = ("moving", "stopped", "parked", "standing", "with_rider")
 CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
@@ -138,21 +138,28 @@ class BoxLabels:
         return labels
 
 
-class SignLabels:
-    """Which traffic light and which arrow shows somewhere in each view, from a world's captions."""
+class CaptionLabels:
+    """What a world's captions name in each view: every noun, and every noun with its attribute."""
 
     def __init__(self, world: Path):
-        self.captions = json.loads((world / "captions.json").read_text(encoding="utf-8"))
-        signs = [(colour, "light") for colour in ("red", "yellow", "green")]
-        self.signs = signs + [(direction, "arrow") for direction in ARROWS.values()]
+        captions = json.loads((world / "captions.json").read_text(encoding="utf-8"))
+        self.named = {
+            token: {camera: _named(items) for camera, items in views.items()} for token, views in captions.items()
+        }
+        self.names = sorted(set().union(*(names for views in self.named.values() for names in views.values())))
 
     def __call__(self, sample_token: str) -> np.ndarray:
-        """float32 `(cameras, signs)`, NaN for a view without a caption."""
-        labels = np.full((len(CAMERAS), len(self.signs)), np.nan, dtype=np.float32)
-        for camera, items in self.captions[sample_token].items():
-            shown = {(attribute, noun) for _, attribute, noun in items}
-            labels[CAMERAS.index(camera)] = [sign in shown for sign in self.signs]
+        """float32 `(cameras, names)`, NaN for a view without a caption."""
+        labels = np.full((len(CAMERAS), len(self.names)), np.nan, dtype=np.float32)
+        for camera, names in self.named[sample_token].items():
+            labels[CAMERAS.index(camera)] = [name in names for name in self.names]
         return labels
+
+
+def _named(items: list[list[str]]) -> set[tuple[str, str]]:
+    """(attribute, noun) and ("", noun) of a caption's items."""
+    pairs = {(attribute, SINGULARS.get(noun, noun)) for _, attribute, noun in items}
+    return pairs | {("", noun) for _, noun in pairs}
 
 
 def frame_pixels(row: dict) -> np.ndarray:
@@ -166,41 +173,52 @@ class Views:
 
     pixels: torch.Tensor  # (views, 3, S, S) uint8
     patches: torch.Tensor  # (views, patches, channels) bool
-    signs: torch.Tensor  # (views, signs) float32, NaN where nobody knows
+    names: torch.Tensor  # (views, names) float32, NaN where nobody knows
 
     @classmethod
     def read(cls, world: Path, scenes, frames: int) -> "Views":
         """The views of evenly spread frames."""
-        box_labels, sign_labels = BoxLabels(world), SignLabels(world)
+        box_labels, caption_labels = BoxLabels(world), CaptionLabels(world)
         count = min(frames, len(scenes))
-        pixels, patches, signs = [], [], []
+        pixels, patches, names = [], [], []
         for row in tqdm(
             scenes.select([index * len(scenes) // count for index in range(count)]), desc="reading frames"
         ):
             pixels.append(frame_pixels(row))
             patches.append(box_labels(row["frame_token"]))
-            signs.append(sign_labels(row["frame_token"]))
-        pixels, patches, signs = (torch.from_numpy(np.concatenate(part)) for part in (pixels, patches, signs))
-        return cls(pixels.permute(0, 3, 1, 2), patches.flatten(1, 2), signs)
+            names.append(caption_labels(row["frame_token"]))
+        pixels, patches, names = (torch.from_numpy(np.concatenate(part)) for part in (pixels, patches, names))
+        return cls(pixels.permute(0, 3, 1, 2), patches.flatten(1, 2), names)
 
 
-def supervision_loss(logits: torch.Tensor, patches: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
-    """`logits` `(views, patches, channels + signs)`; a sign is where its largest patch logits are."""
-    of_patches, of_signs = logits.float().split([patches.shape[-1], signs.shape[-1]], dim=-1)
+def name_weights(names: torch.Tensor) -> torch.Tensor:
+    """Weight of each name where it shows: as much in all as where it does not, within limits."""
+    known = names[~names[:, 0].isnan()]
+    named = known.sum(0)
+    return ((len(known) - named) / named).clamp(POSITIVE_WEIGHT, RARE_WEIGHT)
+
+
+def supervision_loss(
+    logits: torch.Tensor, patches: torch.Tensor, names: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """`logits` `(views, patches, channels + names)`; what a caption names is where its largest patch logits are."""
+    of_patches, of_names = logits.float().split([patches.shape[-1], names.shape[-1]], dim=-1)
     weight = torch.tensor(POSITIVE_WEIGHT)
     loss = F.binary_cross_entropy_with_logits(of_patches, patches.float(), pos_weight=weight)
-    known = ~signs[:, 0].isnan()
+    known = ~names[:, 0].isnan()
     if not known.any():
         return loss
-    of_view = of_signs.logsumexp(1) - math.log(of_signs.shape[1])
-    return loss + SIGN_WEIGHT * F.binary_cross_entropy_with_logits(of_view[known], signs[known], pos_weight=weight)
+    of_view = of_names.logsumexp(1) - math.log(of_names.shape[1])
+    return loss + F.binary_cross_entropy_with_logits(of_view[known], names[known], pos_weight=weights)
 
 
 def pretrain(tower, views: Views, steps: int, batch_size: int, seed: int) -> float:
     """Dense supervision of the tower's patch features; returns the mean loss of the last tenth of the steps."""
     torch.manual_seed(seed)
-    patches = views.patches.shape[1]
-    head = nn.Linear(tower.config.hidden_size, views.patches.shape[-1] + views.signs.shape[-1])
+    # Going back through sdpa takes half of a step here: 26 ms a layer in bfloat16 where eager takes 5.
+    tower.set_attn_implementation("eager")
+    patches, weights = views.patches.shape[1], name_weights(views.names)
+    head = nn.Linear(tower.config.hidden_size, views.patches.shape[-1] + views.names.shape[-1])
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
@@ -213,7 +231,7 @@ def pretrain(tower, views: Views, steps: int, batch_size: int, seed: int) -> flo
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(on_gpu=False)):
             features = tower(pixel_values=pictures).last_hidden_state[:, -patches:]  # without a ViT's CLS
             logits = head(features)
-        loss = supervision_loss(logits, views.patches[batch], views.signs[batch])
+        loss = supervision_loss(logits, views.patches[batch], views.names[batch], weights)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -252,7 +270,7 @@ def main():
     towers = {"ViT": tower} | ({"SmolVLM's tower": vlm.model.vision_model} if arguments.both_towers else {})
     for number, (name, trained) in enumerate(towers.items()):
         loss = pretrain(trained, views, arguments.steps, arguments.batch_size, arguments.seed + number)
-        print(f"{name}: {trained.num_parameters():,} weights pretrained on boxes, loss {loss:.4f}")
+        print(f"{name}: {trained.num_parameters():,} weights pretrained, loss {loss:.4f}")
     vlm.save_pretrained(arguments.output_dir / "vlm")
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
     tower.save_pretrained(arguments.output_dir / "tower")
