@@ -16,7 +16,7 @@ an interruption the same command goes on where it stopped.
 from pathlib import Path
 
 from recipes.eval_controls import CONTROLS
-from recipes.pipeline import LOGS, Step, aside, build_step, open_run, run_steps, training_step, world_steps
+from recipes.pipeline import LOGS, Step, aside, build_step, open_run, read_log, run_steps, training_step, world_steps
 
 FULL = {
     "scenes": 600,
@@ -172,7 +172,7 @@ def main():
     run_steps(out, steps, estimate=not short)
     for log in ("distilled", "comparison", "card"):
         print(f"\n--- {log}")
-        print((out / LOGS / f"{log}.log").read_text(encoding="utf-8").replace("\r", "\n").strip())
+        print("\n".join(read_log(out / LOGS / f"{log}.log")))
 
 
 if __name__ == "__main__":

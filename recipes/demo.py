@@ -21,6 +21,7 @@ from recipes.pipeline import (
     build_step,
     export,
     open_run,
+    read_log,
     run_steps,
     training_step,
     world_steps,
@@ -94,7 +95,7 @@ def main():
     out, size, seed, short = open_run("demo", __doc__, FULL, SHORT)
     run_steps(out, steps_of(out, size, seed), estimate=not short)
     print(table(json.loads((out / "eval" / "metrics.json").read_text(encoding="utf-8"))["results"]))
-    print((out / LOGS / "ask.log").read_text(encoding="utf-8"))
+    print("\n".join(read_log(out / LOGS / "ask.log")))
 
 
 if __name__ == "__main__":

@@ -106,12 +106,18 @@ def _run(step: Step, log: Path) -> None:
         command = [sys.executable, *map(str, step.command)]
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
     if code:
-        last = log.read_text(encoding="utf-8").replace("\r", "\n").strip().splitlines()[-8:]
-        sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(last))
+        sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(read_log(log)[-8:]))
     if step.result is not None:
         aside(step.result).rename(step.result)
     elif step.done.parent == log.parent:
         step.done.touch()
+
+
+def read_log(log: Path) -> list[str]:
+    """Its lines as a terminal would leave them: of a progress bar the last state."""
+    with log.open(encoding="utf-8", newline="\n") as text:
+        lines = [line.rstrip().rpartition("\r")[2] for line in text]
+    return [line for line in lines if line.strip()]
 
 
 def export(training: Path, model: Path) -> None:

@@ -10,7 +10,7 @@ from data_scripts.prepare_captions import caption, general_questions, main
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from recipes import compare, demo
-from recipes.pipeline import Step, aside, check_settings, run_steps
+from recipes.pipeline import Step, aside, check_settings, read_log, run_steps
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
 
@@ -116,3 +116,9 @@ def test_rows_hold_one_view_and_keep_the_splits_of_their_scenes(tmp_path, capsys
 def test_a_folder_without_a_world_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no finished world"):
         main(["--world", str(tmp_path), "--output-dir", str(tmp_path / "captions")])
+
+
+def test_log_reads_as_a_terminal_leaves_it(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"\r 0%| 0/2\r50%| 1/2\r100%| 2/2\n\nmodel saved\r\n")
+    assert read_log(log) == ["100%| 2/2", "model saved"]
