@@ -26,7 +26,7 @@ FULL = {
     "pretraining_steps": 1200,
     "distillation_steps": 250,
     "vision_steps": 250,
-    "qlora_steps": 600,
+    "qlora_steps": 1400,
     "test_frames": 80,
 }
 SHORT = {
@@ -51,14 +51,14 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
         Step(
             "captions",
             ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions, "--seed", seed],
-            seconds=30,
+            seconds=15,
         ),
         Step(
             "towers",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
             + ["--captions", captions, "--frames", size["tower_frames"], "--steps", size["tower_steps"]]
             + ["--seed", seed, "--output-dir", aside(base)],
-            seconds=240,
+            seconds=215,
             result=base,
         ),
         training_step(
@@ -67,7 +67,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_pretrain.yaml",
             base / "vlm",
             out / "smolvlm",
-            240,
+            275,
             *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
         ),
     ]
@@ -84,7 +84,7 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/distill_demo.yaml",
             out / built,
             out / distilled,
-            150,
+            70,
             *("--teacher", smolvlm, "--scenes", out / "scenes", "--max_steps", size["distillation_steps"]),
             *("--seed", seed, *options),
         )
@@ -113,8 +113,8 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
         )
 
     return [
-        tune("vision", start, 150),
-        tune("qlora", folders["vision"], 330),
+        tune("vision", start, 55),
+        tune("qlora", folders["vision"], 500),
         Step(
             f"{name}-merged",
             ["recipes/merge_checkpoint.py", "--adapters", folders["qlora"], "--output-dir", out / name]
@@ -136,7 +136,7 @@ def evaluation_steps(out: Path, size: dict) -> list[Step]:
                 evaluation.name,
                 ["recipes/evaluate_drivelm.py", "--model", out / folder, "--name", name, "--scenes", out / "scenes"]
                 + ["--max-frames", size["test_frames"], "--controls", *CONTROLS, "--output-dir", evaluation],
-                seconds=120,
+                seconds=60,
                 done=evaluation / "metrics.json",
             )
         )
@@ -147,7 +147,7 @@ def evaluation_steps(out: Path, size: dict) -> list[Step]:
         Step(
             "comparison",
             ["recipes/evaluate_drivelm.py", "--compare", *evaluations, "--output-dir", report],
-            seconds=30,
+            seconds=15,
             done=report / "comparison.json",
         ),
         Step(

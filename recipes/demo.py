@@ -68,12 +68,12 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
             "base",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
-            seconds=135,
+            seconds=150,
             result=base,
         ),
         build_step(base / "vlm", base / "tower", built, seed),
-        train("single_views", built, views, 240),
-        train("six_views", views, training, 230),
+        train("single_views", built, views, 225),
+        train("six_views", views, training, 250),
         Step(
             "evaluate",
             ["recipes/evaluate_drivelm.py", "--model", training, *test, "--output-dir", out / "eval"]
