@@ -45,13 +45,19 @@ def caption(items: list[list[str]]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def named(items: list[list[str]]) -> set[tuple[str, str]]:
+    """What a view's caption names, in the singular: ("", noun) and (attribute, noun)."""
+    pairs = {(attribute, SINGULARS.get(noun, noun)) for _, attribute, noun in items}
+    return pairs | {("", noun) for _, noun in pairs}
+
+
 def general_questions(items: list[list[str]], rng: random.Random) -> list[dict]:
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
     As many questions are answered with yes as with no, for each view that shows something.
     """
     shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
-    there = {("", noun) for _, _, noun in shown} | {(attribute, noun) for _, attribute, noun in shown}
+    there = named(items)
     absent = [thing for thing in THINGS if thing not in there]
     asked = [("What does the picture show?", caption(items))]
     for answer, things in (("Yes.", sorted(there)), ("No.", absent)):
