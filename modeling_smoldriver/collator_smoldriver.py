@@ -26,14 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 _DIRECTION = re.compile(r"to the ((?:front|back)(?: (?:left|right))?) of the ego")
+_WAY_AHEAD = re.compile(r"in the front view|traffic signal|target action|safe actions")
 
 
 def camera_asked(question: str) -> str | None:
-    """The camera of the one direction that a question names: "... to the front left of the ego car?", DriveLM's words.
+    """The camera of the one direction that a question is about, in DriveLM's words.
 
-    None for a question that names no direction or several.
+    "... to the front left of the ego car?" names it; the traffic signal, the target action and safe actions are about
+    the way ahead. None for a question about no direction or several.
     """
     directions = set(_DIRECTION.findall(question))
+    if _WAY_AHEAD.search(question):
+        directions.add("front")
     return f"CAM_{directions.pop().upper().replace(' ', '_')}" if len(directions) == 1 else None
 
 
@@ -45,7 +49,7 @@ def group_questions(
     The groups of a frame are drawn by `seed` and its token alone, so that they are the same in every process and after
     a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
 
-    With `single_views` only the questions are asked that name one direction (see [`camera_asked`]), those of each
+    With `single_views` only the questions are asked about one direction (see [`camera_asked`]), those of each
     camera in rows of their own, with its picture alone, not decoded yet.
     """
     if single_views:

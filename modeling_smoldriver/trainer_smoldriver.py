@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .collator_smoldriver import SmolDriverCollator, group_questions
+from .optimizer_smoldriver import MuonAdamW, hidden_matrices
 from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
 from .processing_smoldriver import SmolDriverProcessor
 
@@ -32,6 +33,13 @@ class SmolDriverSFTConfig(SFTConfig):
     train_vision: bool = field(default=True, metadata={"help": "Train tower, projection and resamplers."})
     train_connector: bool = field(default=True, metadata={"help": "Train the connector."})
     train_language_model: bool = field(default=True, metadata={"help": "Train text model and lm_head."})
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train the matrices of hidden layers with Muon at this rate, all else with AdamW at learning_rate;"
+            " default: AdamW alone. What starts from random weights learns several times faster with it."
+        },
+    )
     # Sequences
     scene_packing: bool = field(default=False, metadata={"help": "Pack a frame's questions behind its pictures."})
     questions_per_scene: int = field(
@@ -40,7 +48,7 @@ class SmolDriverSFTConfig(SFTConfig):
     single_views: bool = field(
         default=False,
         metadata={
-            "help": "Ask only the questions that name one direction, behind that camera's picture alone: a first"
+            "help": "Ask only the questions about one direction, behind that camera's picture alone: a first"
             " stage for a language model that has yet to learn to look."
         },
     )
@@ -95,6 +103,10 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
+        if self.muon_learning_rate is not None and not 0 < self.muon_learning_rate < math.inf:
+            raise ValueError(f"muon_learning_rate={self.muon_learning_rate} must be above 0")
+        if self.muon_learning_rate is not None and not str(self.optim.value).startswith("adamw_torch"):
+            raise ValueError(f"muon_learning_rate goes with optim='adamw_torch', not {self.optim.value!r}")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight={self.distillation_weight} must be between 0 and 1")
         if not 0 < self.distillation_temperature < math.inf:
@@ -248,6 +260,30 @@ class SmolDriverSFTTrainer(SFTTrainer):
         self._questions_seen = 0
         if args.sample_steps:
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
+
+    def create_optimizer(self, *args):
+        if self.args.muon_learning_rate is None or self.optimizer is not None:
+            return super().create_optimizer(*args)
+        decaying = set(self.get_decay_parameter_names(self.model))
+        hidden = {id(weight) for weight in hidden_matrices(self.model)}
+        muon, decayed, others = [], [], []
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                group = muon if id(parameter) in hidden else decayed if name in decaying else others
+                group.append(parameter)
+        self.optimizer = MuonAdamW(
+            [
+                {"params": muon, "lr": self.args.muon_learning_rate, "muon": True},
+                {"params": decayed},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            dtype=self._activation_dtype(),
+            lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            eps=self.args.adam_epsilon,
+            weight_decay=self.args.weight_decay,
+        )
+        return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"
