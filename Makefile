@@ -7,7 +7,7 @@ WORLD ?= outputs/demo/world
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy style quality demo demo-short compare compare-short sample benchmark devkit-check
+.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check
 
 setup: .venv/.ready
 
@@ -68,6 +68,10 @@ demo: setup
 # The same steps in about two minutes, for a check that they run: outputs/demo-short
 demo-short: setup
 	$(BIN)/python recipes/demo.py --short --output-dir outputs/demo-short
+
+# What the demo's choices are worth, one changed at a time: outputs/ablation
+ablation: setup
+	$(BIN)/python recipes/ablation.py
 
 # The paper's comparison with every stage, on the synthetic world: outputs/compare
 compare: setup

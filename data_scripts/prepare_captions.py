@@ -1,14 +1,16 @@
-"""Single views of a synthetic world + general questions about them -> Parquet shards of scene rows.
+"""Views of a synthetic world + general questions about them -> Parquet shards of scene rows.
 
     python data_scripts/prepare_captions.py --world outputs/demo/world --output-dir outputs/compare/captions
 
 What a small base VLM is pretrained on, in the place of the pictures and captions of the web that SmolVLM2 saw: one
-picture at a time, and questions in other words than DriveLM's. Source: the world's `captions.json` (see
-`world_captions.py`), drawn by the project itself. A row is a scene row (`schema.py`) with the picture of one camera:
+picture or several, and questions in other words than DriveLM's. Source: the world's `captions.json` (see
+`world_captions.py`), drawn by the project itself. A frame gives two rows (`schema.py`), one with a single picture:
 
     {"scene_token": "f0f1...", "frame_token": "4a07.../CAM_BACK", "CAM_BACK": {"bytes": b"<JPEG>", ...}, others None,
      "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
             {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
+
+and one with up to `--most-views` of them, whose questions say which they ask about: "What does CAM_BACK show?".
 
 Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
 """
@@ -29,7 +31,7 @@ from data_scripts.shards import format_report, write_splits
 from data_scripts.world_captions import NUMBERS
 from data_scripts.world_questions import CLASSES, PLURALS
 
-FORMAT = 1  # raised when the same input would give other rows
+FORMAT = 2  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
 THINGS = (  # what a question asks for that the picture need not show
     *[("", kind) for kind in CLASSES],
@@ -51,7 +53,7 @@ def named(items: list[list[str]]) -> set[tuple[str, str]]:
     return pairs | {("", noun) for _, noun in pairs}
 
 
-def general_questions(items: list[list[str]], rng: random.Random) -> list[dict]:
+def general_questions(items: list[list[str]], rng: random.Random, view: str = "the picture") -> list[dict]:
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
     As many questions are answered with yes as with no, for each view that shows something.
@@ -59,25 +61,25 @@ def general_questions(items: list[list[str]], rng: random.Random) -> list[dict]:
     shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
     there = named(items)
     absent = [thing for thing in THINGS if thing not in there]
-    asked = [("What does the picture show?", caption(items))]
+    asked = [(f"What does {view} show?", caption(items))]
     for answer, things in (("Yes.", sorted(there)), ("No.", absent)):
         for attribute, noun in rng.sample(things, min(2, len(there))):
             thing = f"{attribute} {noun}".strip()
             article = "an" if thing[0] in "aeiou" else "a"
-            asked.append((f"Does the picture show {article} {thing}?", answer))
+            asked.append((f"Does {view} show {article} {thing}?", answer))
     counts = Counter()
     for number, _, noun in shown:
         counts[noun] += NUMBERS.index(number) + 1
     for noun in rng.sample(sorted(counts), min(1, len(counts))):
         number = NUMBERS[min(counts[noun], len(NUMBERS)) - 1]
-        asked.append((f"How many of this kind does the picture show: {noun}?", f"{number.capitalize()}."))
+        asked.append((f"How many of this kind does {view} show: {noun}?", f"{number.capitalize()}."))
         attributes = {attribute for _, attribute, other in shown if other == noun}
         if len(attributes) == 1 and attributes != {""}:
-            asked.append((f"Which word describes the {noun}?", f"{attributes.pop().capitalize()}."))
+            asked.append((f"Which word describes the {noun} in {view}?", f"{attributes.pop().capitalize()}."))
     return [{"task": "general", "question": question, "answer": answer, "tag": []} for question, answer in asked]
 
 
-def single_views(world: Path, views_per_frame: int, seed: int) -> tuple[list[dict], dict]:
+def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dict]:
     """Rows to be, in the order of the world's frames, and the sha256 of the files that they come from.
 
     Raises:
@@ -88,41 +90,46 @@ def single_views(world: Path, views_per_frame: int, seed: int) -> tuple[list[dic
         raise FileNotFoundError(f"{world} is no finished world: make it with data_scripts/synthesize_world.py")
     seen = json.loads(path.read_text(encoding="utf-8"))
     frames, digests = read_drivelm([world / "drivelm.json"], drop_object_tags=True, keep_unlabelled=False)
-    views = []
+    rows = []
     for frame in frames:
         rng = random.Random(f"{seed}-{frame['frame_token']}")
         captions = seen[frame["frame_token"]]
-        for camera in sorted(rng.sample(sorted(captions), min(views_per_frame, len(captions)))):
-            views.append(
-                {
-                    "scene_token": frame["scene_token"],
-                    "frame_token": f"{frame['frame_token']}/{camera}",
-                    "camera": camera,
-                    "path": frame["image_paths"][camera],
-                    "qa": general_questions(captions[camera], rng),
-                }
-            )
-    return views, digests
+        for count in {1, rng.randint(1, most_views)}:
+            cameras = sorted(rng.sample(sorted(captions), min(count, len(captions))))
+            names = cameras if len(cameras) > 1 else ["the picture"]
+            questions = [
+                general_questions(captions[camera], rng, name) for camera, name in zip(cameras, names, strict=False)
+            ]
+            if cameras:
+                rows.append(
+                    {
+                        "scene_token": frame["scene_token"],
+                        "frame_token": f"{frame['frame_token']}/{','.join(cameras)}",
+                        "paths": {camera: frame["image_paths"][camera] for camera in cameras},
+                        "qa": [qa for of_view in questions for qa in of_view],
+                    }
+                )
+    return rows, digests
 
 
 def prepare(arguments: argparse.Namespace) -> dict:
     """Do what the command line asks for; returns the manifest."""
-    views, digests = single_views(arguments.world, arguments.views_per_frame, arguments.seed)
+    rows, digests = rows_to_be(arguments.world, arguments.most_views, arguments.seed)
 
-    def make_row(view: dict) -> tuple[dict, dict]:
-        picture = {
-            "bytes": usable_image(read_image_file(arguments.world, view["path"])),
-            "path": PurePosixPath(view["path"]).name,
+    def make_row(row: dict) -> tuple[dict, dict]:
+        pictures = {
+            camera: {"bytes": usable_image(read_image_file(arguments.world, path)), "path": PurePosixPath(path).name}
+            for camera, path in row["paths"].items()
         }
-        row = {name: view[name] for name in ("scene_token", "frame_token", "qa")} | {"scene_description": None}
-        return row | {camera: picture if camera == view["camera"] else None for camera in CAMERAS}, {}
+        made = {name: row[name] for name in ("scene_token", "frame_token", "qa")} | {"scene_description": None}
+        return made | {camera: pictures.get(camera) for camera in CAMERAS}, {}
 
     return write_splits(
         arguments.output_dir,
-        plan_splits(views, "auto"),
+        plan_splits(rows, "auto"),
         make_row,
         source={"json sha256": digests, "world": str(arguments.world)},
-        options={"format": FORMAT, "views_per_frame": arguments.views_per_frame, "seed": arguments.seed},
+        options={"format": FORMAT, "most_views": arguments.most_views, "seed": arguments.seed},
         workers=arguments.workers,
         frames_a_shard=1024,
     )
@@ -132,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=Path, required=True, help="folder of data_scripts/synthesize_world.py")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--views-per-frame", type=int, choices=range(1, 7), default=2)
+    parser.add_argument("--most-views", type=int, choices=range(1, 7), default=4, help="pictures of a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read pictures")
     arguments = parser.parse_args(argv)

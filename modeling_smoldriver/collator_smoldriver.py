@@ -42,7 +42,11 @@ def camera_asked(question: str) -> str | None:
 
 
 def group_questions(
-    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, single_views: bool = False
+    scenes: Dataset | IterableDataset,
+    questions_per_scene: int,
+    seed: int,
+    single_views: bool = False,
+    other_views: int = 0,
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
@@ -50,33 +54,41 @@ def group_questions(
     a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
 
     With `single_views` only the questions are asked about one direction (see [`camera_asked`]), those of each
-    camera in rows of their own, with its picture alone, not decoded yet.
+    camera in rows of their own, with its picture, not decoded yet, and at most `other_views` of the other pictures:
+    how many is drawn a row, and which.
     """
     if single_views:
         for name, feature in (scenes.features or {}).items():
             if isinstance(feature, ImageFeature):
                 scenes = scenes.cast_column(name, ImageFeature(decode=False))
 
-    def draw(row: dict) -> list[tuple[str | None, list[int]]]:
-        """The groups of one frame: the camera that is shown alone, if any, and places in its `qa`."""
+    def draw(row: dict) -> list[tuple[list[str], list[int]]]:
+        """The groups of one frame: the cameras that are shown, all if none is named, and places in its `qa`."""
         order = list(range(len(row["qa"])))
-        random.Random(f"{seed}-{row['frame_token']}").shuffle(order)
+        rng = random.Random(f"{seed}-{row['frame_token']}")
+        rng.shuffle(order)
         of_camera = defaultdict(list)
         for index in order:
             camera = camera_asked(row["qa"][index]["question"]) if single_views else None
             if camera is not None or not single_views:
                 of_camera[camera].append(index)
         return [
-            (camera, sorted(chosen[start : start + questions_per_scene]))
+            (shown(camera, rng), sorted(chosen[start : start + questions_per_scene]))
             for camera, chosen in sorted(of_camera.items())
             for start in range(0, len(chosen), questions_per_scene)
         ]
 
-    def ask(row: dict, camera: str | None, group: list[int]) -> dict:
+    def shown(camera: str | None, rng: random.Random) -> list[str]:
+        if camera is None:
+            return []
+        others = [name for name in CAMERAS if name != camera]
+        return [camera, *rng.sample(others, rng.randint(0, other_views))]
+
+    def ask(row: dict, cameras: list[str], group: list[int]) -> dict:
         """A row with one group of its questions."""
         row = row | {"qa": [row["qa"][index] for index in group]}
-        if row.get(camera) is not None:  # a frame that lacks the camera keeps its other pictures
-            row |= {name: None for name in CAMERAS if name in row and name != camera}
+        if cameras and row.get(cameras[0]) is not None:  # a frame that lacks the camera keeps its other pictures
+            row |= {name: None for name in CAMERAS if name in row and name not in cameras}
         return row
 
     if isinstance(scenes, IterableDataset):
@@ -90,18 +102,18 @@ def group_questions(
 
     frames, cameras, groups = [], [], []
     for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
-        for camera, group in draw(row):
+        for views, group in draw(row):
             frames.append(index)
-            cameras.append(camera)
+            cameras.append(views)
             groups.append(group)
 
     def take(batch: dict) -> dict:
         columns = scenes[batch["frame"]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [ask(*chosen) for chosen in zip(rows, batch["camera"], batch["questions"], strict=True)]
+        rows = [ask(*chosen) for chosen in zip(rows, batch["cameras"], batch["questions"], strict=True)]
         return {name: [row[name] for row in rows] for name in columns}
 
-    return Dataset.from_dict({"frame": frames, "camera": cameras, "questions": groups}).with_transform(take)
+    return Dataset.from_dict({"frame": frames, "cameras": cameras, "questions": groups}).with_transform(take)
 
 
 @dataclass

@@ -38,8 +38,8 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW, but for parameter groups with `muon: True`: of matrices alone, which take Muon's steps.
 
     A step of Muon is the momentum with its singular values evened out, times `0.2 sqrt(max(rows, columns))`, so that
-    an entry changes about as much as by AdamW. `torch.optim.Muon` takes the same steps, always in bfloat16: 40 times as
-    long on a CPU that has to emulate it (measured), so that here the dtype is chosen; equal shapes are done at once.
+    an entry changes about as much as by AdamW. `torch.optim.Muon` takes the same steps, always in bfloat16: 10 times
+    as long on a CPU that has to emulate it (measured), so here the dtype is chosen, and equal shapes are done at once.
 
     Source: K. Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon; scale and weight decay: J. Liu et al.,
     "Muon is Scalable for LLM Training" (2025), arXiv 2502.16982.

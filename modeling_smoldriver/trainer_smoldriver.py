@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .collator_smoldriver import SmolDriverCollator, group_questions
+from .configuration_smoldriver import CAMERAS
 from .optimizer_smoldriver import MuonAdamW, hidden_matrices
 from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
 from .processing_smoldriver import SmolDriverProcessor
@@ -31,13 +32,14 @@ class SmolDriverSFTConfig(SFTConfig):
 
     # What trains (with PEFT: the language model's adapters train whatever train_language_model says)
     train_vision: bool = field(default=True, metadata={"help": "Train tower, projection and resamplers."})
+    train_tower: bool = field(default=True, metadata={"help": "With train_vision: the tower too, not the rest alone."})
     train_connector: bool = field(default=True, metadata={"help": "Train the connector."})
     train_language_model: bool = field(default=True, metadata={"help": "Train text model and lm_head."})
-    muon_learning_rate: float | None = field(
-        default=None,
+    muon_learning_rate: float = field(
+        default=0.0,
         metadata={
             "help": "Train the matrices of hidden layers with Muon at this rate, all else with AdamW at learning_rate;"
-            " default: AdamW alone. What starts from random weights learns several times faster with it."
+            " 0: AdamW alone. What starts from random weights learns faster with Muon."
         },
     )
     # Sequences
@@ -51,6 +53,10 @@ class SmolDriverSFTConfig(SFTConfig):
             "help": "Ask only the questions about one direction, behind that camera's picture alone: a first"
             " stage for a language model that has yet to learn to look."
         },
+    )
+    other_views: int = field(
+        default=0,
+        metadata={"help": "With single_views: the most pictures of other cameras to show beside it; drawn a row."},
     )
     max_pack_length: int | None = field(
         default=None,
@@ -103,9 +109,13 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
-        if self.muon_learning_rate is not None and not 0 < self.muon_learning_rate < math.inf:
-            raise ValueError(f"muon_learning_rate={self.muon_learning_rate} must be above 0")
-        if self.muon_learning_rate is not None and not str(self.optim.value).startswith("adamw_torch"):
+        if not 0 <= self.other_views < len(CAMERAS):
+            raise ValueError(f"other_views={self.other_views} must be 0 .. {len(CAMERAS) - 1}")
+        if self.other_views and not self.single_views:
+            raise ValueError(f"other_views={self.other_views} goes with single_views: all views are shown without it")
+        if not 0 <= self.muon_learning_rate < math.inf:
+            raise ValueError(f"muon_learning_rate={self.muon_learning_rate} must be 0 or above")
+        if self.muon_learning_rate and not str(self.optim.value).startswith("adamw_torch"):
             raise ValueError(f"muon_learning_rate goes with optim='adamw_torch', not {self.optim.value!r}")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight={self.distillation_weight} must be between 0 and 1")
@@ -155,6 +165,14 @@ def freeze_parts(model: PreTrainedModel, args: SmolDriverSFTConfig) -> None:
         for name, parameter in part.named_parameters():
             if parameter.is_floating_point() and not name.endswith("mask_token"):
                 parameter.requires_grad_(trains)
+    if not args.train_tower:
+        freeze_tower(model)
+
+
+def freeze_tower(model) -> None:
+    """Freeze what turns pictures into patch features: part of SmolDriver's vision model, all of SmolVLM's."""
+    vision = model.model.vision_model
+    getattr(vision, "tower", vision).requires_grad_(False)
 
 
 def modules_to_save(args: SmolDriverSFTConfig) -> list[str]:
@@ -242,7 +260,13 @@ class SmolDriverSFTTrainer(SFTTrainer):
             for packed in (model, self.teacher_model):
                 if packed is not None:
                     packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
-        group = partial(group_questions, questions_per_scene=questions, seed=args.seed, single_views=args.single_views)
+        group = partial(
+            group_questions,
+            questions_per_scene=questions,
+            seed=args.seed,
+            single_views=args.single_views,
+            other_views=args.other_views,
+        )
         super().__init__(
             model,
             args=args,
@@ -252,6 +276,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if kwargs.get("peft_config") is not None and not args.train_tower:
+            freeze_tower(self.model.get_base_model())
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -262,7 +288,7 @@ class SmolDriverSFTTrainer(SFTTrainer):
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
 
     def create_optimizer(self, *args):
-        if self.args.muon_learning_rate is None or self.optimizer is not None:
+        if not self.args.muon_learning_rate or self.optimizer is not None:
             return super().create_optimizer(*args)
         decaying = set(self.get_decay_parameter_names(self.model))
         hidden = {id(weight) for weight in hidden_matrices(self.model)}

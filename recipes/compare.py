@@ -16,7 +16,18 @@ an interruption the same command goes on where it stopped.
 from pathlib import Path
 
 from recipes.eval_controls import CONTROLS
-from recipes.pipeline import LOGS, Step, aside, build_step, open_run, read_log, run_steps, training_step, world_steps
+from recipes.pipeline import (
+    LOGS,
+    Step,
+    aside,
+    build_step,
+    evaluation_step,
+    open_run,
+    read_log,
+    run_steps,
+    training_step,
+    world_steps,
+)
 
 FULL = {
     "scenes": 600,
@@ -128,22 +139,21 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
 def evaluation_steps(out: Path, size: dict) -> list[Step]:
     """Every contestant with every control, side by side, and SmolDriver's card."""
     contestants = {"SmolDriver": "smoldriver", "SmolVLM-FT": "smolvlm-ft", "SmolVLM": "smolvlm"}
-    steps = []
-    for name, folder in contestants.items():
-        evaluation = out / f"eval-{folder}"
-        steps.append(
-            Step(
-                evaluation.name,
-                ["recipes/evaluate_drivelm.py", "--model", out / folder, "--name", name, "--scenes", out / "scenes"]
-                + ["--max-frames", size["test_frames"], "--controls", *CONTROLS, "--output-dir", evaluation],
-                seconds=60,
-                done=evaluation / "metrics.json",
-            )
-        )
     evaluations = [out / f"eval-{folder}" for folder in contestants.values()]
     report = out / "comparison"
     return [
-        *steps,
+        *(
+            evaluation_step(
+                evaluation.name,
+                out / folder,
+                out / "scenes",
+                evaluation,
+                size["test_frames"],
+                60,
+                *("--name", name, "--controls", *CONTROLS),
+            )
+            for (name, folder), evaluation in zip(contestants.items(), evaluations, strict=True)
+        ),
         Step(
             "comparison",
             ["recipes/evaluate_drivelm.py", "--compare", *evaluations, "--output-dir", report],

@@ -2,7 +2,7 @@
 
 python recipes/demo.py --output-dir outputs/demo
 
-Training has two stages. First each question that names a direction is asked behind that camera's picture alone: in one
+Training has two stages. First each question about one direction is asked behind that camera's picture alone: in one
 picture a tiny language model finds what is asked for many times sooner than among six. Then it learns all questions,
 behind all six.
 
@@ -19,6 +19,7 @@ from recipes.pipeline import (
     Step,
     aside,
     build_step,
+    evaluation_step,
     export,
     open_run,
     read_log,
@@ -31,9 +32,9 @@ FULL = {
     "scenes": 400,
     "every": 4,
     "frames": 3000,
-    "tower_steps": 1200,
-    "single_views_steps": 580,
-    "six_views_steps": 700,
+    "tower_steps": 600,
+    "single_views_steps": 400,
+    "six_views_steps": 600,
     "test_frames": 64,
 }
 SHORT = {
@@ -47,46 +48,54 @@ SHORT = {
 }
 
 
-def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
-    scenes, base, built, views, training = (out / name for name in ("scenes", "base", "built", "views", "training"))
-    test = ["--scenes", scenes, "--split", "test"]
-
-    def train(stage: str, model: Path, output: Path, seconds: int) -> Step:
-        return training_step(
-            stage,
-            "recipes/sft_qlora.py",
-            f"recipes/configs/demo_{stage}.yaml",
-            model,
-            output,
-            seconds,
-            *("--scenes", scenes, "--max_steps", size[f"{stage}_steps"], "--seed", seed),
-        )
-
+def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
+    """The world, its scene rows, a tiny SmolVLM and a tiny pretrained ViT."""
+    scenes, base = out / "scenes", out / "base"
     return [
         *world_steps(out, size["scenes"], size["every"], seed),
         Step(
             "base",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
-            seconds=150,
+            seconds=105,
             result=base,
         ),
-        build_step(base / "vlm", base / "tower", built, seed),
-        train("single_views", built, views, 225),
-        train("six_views", views, training, 250),
-        Step(
-            "evaluate",
-            ["recipes/evaluate_drivelm.py", "--model", training, *test, "--output-dir", out / "eval"]
-            + ["--max-frames", size["test_frames"]],
-            seconds=35,
-            done=out / "eval" / "metrics.json",
-        ),
+    ]
+
+
+def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefix: str = "") -> list[Step]:
+    """From `<out>/built` in two stages to `<out>/training`; their names in the run begin with `prefix`."""
+
+    def train(stage: str, model: Path, output: Path, seconds: int) -> Step:
+        return training_step(
+            f"{prefix}{stage}",
+            "recipes/sft_qlora.py",
+            f"recipes/configs/demo_{stage}.yaml",
+            model,
+            output,
+            seconds,
+            *("--scenes", scenes, "--max_steps", size[f"{stage}_steps"], "--seed", seed, *options),
+        )
+
+    return [
+        train("single_views", out / "built", out / "views", 225),
+        train("six_views", out / "views", out / "training", 250),
+    ]
+
+
+def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
+    scenes, base, picture = out / "scenes", out / "base", out / "eval" / "answers.png"
+    return [
+        *base_steps(out, size, seed),
+        build_step(base / "vlm", base / "tower", out / "built", seed),
+        *tuning_steps(out, scenes, size, seed),
+        evaluation_step("evaluate", out / "training", scenes, out / "eval", size["test_frames"], 35),
         Step(
             "ask",
-            ["recipes/ask.py", "--model", out / "model", *test, "--picture", out / "eval" / "answers.png"],
+            ["recipes/ask.py", "--model", out / "model", "--scenes", scenes, "--split", "test", "--picture", picture],
             seconds=15,
-            done=out / "eval" / "answers.png",
-            before=lambda: export(training, out / "model"),
+            done=picture,
+            before=lambda: export(out / "training", out / "model"),
         ),
     ]
 

@@ -159,3 +159,9 @@ def training_step(name: str, script: str, config: str, model: Path, output: Path
     """One training stage by a recipe's YAML, `options` over it."""
     command = [script, "--config", config, "--model_name_or_path", model, "--output_dir", output, *options]
     return Step(name, command, seconds, done=output / "training_manifest.json")
+
+
+def evaluation_step(name: str, model: Path, scenes: Path, output: Path, frames: int, seconds: int, *options) -> Step:
+    """Questions about so many frames, evenly spread, of the test scenes."""
+    command = ["recipes/evaluate_drivelm.py", "--model", model, "--scenes", scenes, "--max-frames", frames, *options]
+    return Step(name, [*command, "--output-dir", output], seconds, done=output / "metrics.json")

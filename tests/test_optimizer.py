@@ -94,7 +94,7 @@ def test_hidden_matrices_are_the_trainable_linear_weights_but_the_heads(config):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"muon_learning_rate": 0.0}, "muon_learning_rate=0.0 must be above 0"),
+        ({"muon_learning_rate": -0.1}, "muon_learning_rate=-0.1 must be 0 or above"),
         ({"muon_learning_rate": 0.01, "optim": "sgd"}, "goes with optim='adamw_torch', not 'sgd'"),
     ],
 )

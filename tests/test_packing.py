@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from data_scripts.schema import SCENE_FEATURES
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
-from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, group_questions
+from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, camera_asked, group_questions
 from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.checkpoints import load_base, nf4
@@ -673,8 +673,25 @@ DIRECTED = (
 )
 
 
+@pytest.mark.parametrize(
+    "question, camera",
+    [
+        (DIRECTED[0][0], "CAM_FRONT_LEFT"),
+        (DIRECTED[1][0], "CAM_BACK"),
+        ("What is the traffic signal that the ego vehicle should pay attention to?", "CAM_FRONT"),
+        ("Is there any traffic element in the front view?", "CAM_FRONT"),
+        ("In this scenario, what are safe actions to take for the ego vehicle?", "CAM_FRONT"),
+        ("In this scenario, what are dangerous actions to take for the ego vehicle?", None),
+        (DIRECTED[3][0], None),
+        (DIRECTED[4][0], None),
+    ],
+)
+def test_camera_asked(question, camera):
+    assert camera_asked(question) == camera
+
+
 @pytest.mark.parametrize("streaming", [False, True])
-def test_single_views_ask_what_names_one_direction_behind_that_picture_alone(streaming):
+def test_single_views_ask_about_one_direction_behind_that_picture_alone(streaming):
     scenes = dataset([frame(0, DIRECTED), frame(1, DIRECTED[3:]), frame(2, DIRECTED[:2], missing=["CAM_BACK"])])
     source = scenes.to_iterable_dataset() if streaming else scenes
     rows = list(group_questions(source, 8, seed=0, single_views=True))

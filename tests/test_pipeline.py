@@ -9,7 +9,7 @@ import pytest
 from data_scripts.prepare_captions import caption, general_questions, main
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
-from recipes import compare, demo
+from recipes import ablation, compare, demo
 from recipes.pipeline import Step, aside, check_settings, read_log, run_steps
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
@@ -62,7 +62,7 @@ def test_a_folder_of_other_settings_is_refused(out):
         check_settings(out, {"size": {"scenes": 3}, "seed": 1})
 
 
-@pytest.mark.parametrize("program", [demo, compare])
+@pytest.mark.parametrize("program", [demo, compare, ablation])
 def test_every_script_and_config_of_a_run_exists(program, monkeypatch, tmp_path, pytestconfig):
     monkeypatch.setattr(sys, "argv", ["run", "--output-dir", str(tmp_path)])
     planned = []
@@ -97,20 +97,27 @@ def test_yes_and_no_are_equally_many_and_true():
     assert [qa["answer"] for qa in general_questions([], random.Random(0))] == ["Nothing."]
 
 
-def test_rows_hold_one_view_and_keep_the_splits_of_their_scenes(tmp_path, capsys):
+def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp_path, capsys):
     world, folder = tmp_path / "world", tmp_path / "captions"
     synthesize(world, scenes=12, seed=1, size=(96, 54), every=8, workers=1)
-    main(["--world", str(world), "--output-dir", str(folder), "--views-per-frame", "2"])
+    main(["--world", str(world), "--output-dir", str(folder), "--most-views", "3"])
     assert "train" in capsys.readouterr().out
     seen = json.loads((world / "captions.json").read_text())
+    counts = []
     for split in ("train", "eval", "test"):
         if not (folder / split).is_dir():
             continue
         for row in load_scenes(folder, split):
             shown = [camera for camera in CAMERAS if row[camera] is not None]
-            frame, camera = row["frame_token"].split("/")
-            assert shown == [camera] and row[camera].size == (96, 54) and split_of(row["scene_token"]) == split
-            assert row["qa"][0]["answer"] == caption(seen[frame][camera])
+            frame, cameras = row["frame_token"].split("/")
+            assert sorted(shown) == cameras.split(",") and split_of(row["scene_token"]) == split
+            assert all(row[camera].size == (96, 54) for camera in shown)
+            names = dict.fromkeys(shown) if len(shown) > 1 else {"the picture": None}
+            answers = {qa["question"]: qa["answer"] for qa in row["qa"]}
+            for camera, name in zip(sorted(shown), sorted(names), strict=True):
+                assert answers[f"What does {name} show?"] == caption(seen[frame][camera])
+            counts.append(len(shown))
+    assert set(counts) == {1, 2, 3} and counts.count(1) > len(counts) // 3
 
 
 def test_a_folder_without_a_world_is_refused(tmp_path):

@@ -148,6 +148,11 @@ MODES = {
         {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"},
         lambda name: ".lora_" in name or ".modules_to_save." in name,
     ),
+    "all but the tower": ({"train_tower": False}, lambda name: ".tower." not in name),
+    "LoRA, vision without the tower and connector": (
+        {**LORA, "train_tower": False},
+        lambda name: ".lora_" in name or (".modules_to_save." in name and ".tower." not in name),
+    ),
     "all with Muon": ({"muon_learning_rate": 1e-2}, lambda name: True),
     "LoRA and vision with Muon": (
         {**LORA, "train_connector": False, "muon_learning_rate": 1e-2},

@@ -1,0 +1,100 @@
+"""The demo with one choice of the model or its training changed at a time, for the same time: what each is worth.
+
+python recipes/ablation.py --output-dir outputs/ablation
+
+All variants start from the same world and the same tiny base and go through the demo's two stages, shortened. A
+variant whose steps take longer gets fewer of them; the table tells the seconds of training that each took.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.checkpoints import read_training_manifest
+from recipes.demo import FULL as DEMO
+from recipes.demo import SHORT as SHORT_DEMO
+from recipes.demo import base_steps, tuning_steps
+from recipes.eval_tables import aligned, columns
+from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps
+
+FULL = {**DEMO, "single_views_steps": 250, "six_views_steps": 350}
+SHORT = SHORT_DEMO
+SHOWN = ("yes_no", "status", "listing", "counting", "planning")
+
+
+@dataclass
+class Variant:
+    """A change: options of build_checkpoint.py, options of the training, and the share of the default's steps."""
+
+    build: tuple = ()
+    training: tuple = ()
+    share: float = 1.0
+
+
+VARIANTS = {
+    "default": Variant(),
+    "resampler keys: position": Variant(build=("--resampler-keys", "position")),
+    "resampler without residual": Variant(build=("--no-resampler-residual",)),
+    "9 tokens a camera alone": Variant(training=("--train_visual_tokens", 9), share=0.9),
+    "AdamW alone": Variant(training=("--muon_learning_rate", 0), share=1.05),
+}
+BUDGETS = (9, 1)
+"""Visual tokens a camera to evaluate with: the full budget, and the smallest, which elastic budgets are for."""
+
+
+def folder_of(out: Path, name: str) -> Path:
+    return out / name.replace(":", "").replace(" ", "-")
+
+
+def variant_steps(out: Path, name: str, size: dict, seed: int) -> list[Step]:
+    folder, base, scenes, variant = folder_of(out, name), out / "base", out / "scenes", VARIANTS[name]
+    stages = {key: max(1, round(size[key] * variant.share)) for key in ("single_views_steps", "six_views_steps")}
+    build = build_step(base / "vlm", base / "tower", folder / "built", seed, *variant.build)
+    build.name = f"{folder.name} built"
+    return [
+        build,
+        *tuning_steps(folder, scenes, stages, seed, *variant.training, prefix=f"{folder.name} "),
+        *(
+            evaluation_step(
+                f"{folder.name} at {budget}",
+                folder / "training",
+                scenes,
+                folder / f"eval-{budget}",
+                size["test_frames"],
+                15,
+                *("--visual-tokens", budget, "--controls"),
+            )
+            for budget in BUDGETS
+        ),
+    ]
+
+
+def ablation_table(out: Path) -> str:
+    """A line a variant: seconds of its two stages, and its scores in percent at each budget."""
+    lines = []
+    for name in VARIANTS:
+        folder, scores = folder_of(out, name), {}
+        for budget in BUDGETS:
+            metrics = json.loads((folder / f"eval-{budget}" / "metrics.json").read_text(encoding="utf-8"))
+            (result,) = metrics["results"].values()
+            for head, group, metric in columns(metrics["results"]):
+                if group in SHOWN:
+                    scores[f"{head.split()[0]} at {budget}"] = f"{100 * result[group][metric]:.1f}"
+        seconds = sum(read_training_manifest(folder / stage)["seconds"] for stage in ("views", "training"))
+        line = {"": name, "seconds": str(seconds)} | scores
+        lines.append(line)
+    return aligned([list(lines[0]), *(list(line.values()) for line in lines)])
+
+
+def main():
+    out, size, seed, short = open_run("ablation", __doc__, FULL, SHORT)
+    steps = [
+        *base_steps(out, size, seed),
+        *(step for name in VARIANTS for step in variant_steps(out, name, size, seed)),
+    ]
+    run_steps(out, steps, estimate=not short)
+    print(ablation_table(out))
+
+
+if __name__ == "__main__":
+    main()
