@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -35,6 +36,13 @@ class SmolDriverSFTConfig(SFTConfig):
     train_tower: bool = field(default=True, metadata={"help": "With train_vision: the tower too, not the rest alone."})
     train_connector: bool = field(default=True, metadata={"help": "Train the connector."})
     train_language_model: bool = field(default=True, metadata={"help": "Train text model and lm_head."})
+    tower_learning_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Learning rate of the tower, always with AdamW; 0: as the rest. A pretrained tower forgets at the"
+            " rates that fresh weights learn at."
+        },
+    )
     muon_learning_rate: float = field(
         default=0.0,
         metadata={
@@ -113,10 +121,12 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"other_views={self.other_views} must be 0 .. {len(CAMERAS) - 1}")
         if self.other_views and not self.single_views:
             raise ValueError(f"other_views={self.other_views} goes with single_views: all views are shown without it")
-        if not 0 <= self.muon_learning_rate < math.inf:
-            raise ValueError(f"muon_learning_rate={self.muon_learning_rate} must be 0 or above")
-        if self.muon_learning_rate and not str(self.optim.value).startswith("adamw_torch"):
-            raise ValueError(f"muon_learning_rate goes with optim='adamw_torch', not {self.optim.value!r}")
+        for name in ("tower_learning_rate", "muon_learning_rate"):
+            rate = getattr(self, name)
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"{name}={rate} must be 0 or above")
+            if rate and not str(self.optim.value).startswith("adamw_torch"):
+                raise ValueError(f"{name} goes with optim='adamw_torch', not {self.optim.value!r}")
         if not 0 <= self.distillation_weight <= 1:
             raise ValueError(f"distillation_weight={self.distillation_weight} must be between 0 and 1")
         if not 0 < self.distillation_temperature < math.inf:
@@ -166,13 +176,14 @@ def freeze_parts(model: PreTrainedModel, args: SmolDriverSFTConfig) -> None:
             if parameter.is_floating_point() and not name.endswith("mask_token"):
                 parameter.requires_grad_(trains)
     if not args.train_tower:
-        freeze_tower(model)
+        tower_of(model).requires_grad_(False)
 
 
-def freeze_tower(model) -> None:
-    """Freeze what turns pictures into patch features: part of SmolDriver's vision model, all of SmolVLM's."""
+def tower_of(model) -> torch.nn.Module:
+    """What turns pictures into patch features: part of SmolDriver's vision model, all of SmolVLM's."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     vision = model.model.vision_model
-    getattr(vision, "tower", vision).requires_grad_(False)
+    return getattr(vision, "tower", vision)
 
 
 def modules_to_save(args: SmolDriverSFTConfig) -> list[str]:
@@ -277,7 +288,7 @@ class SmolDriverSFTTrainer(SFTTrainer):
             **kwargs,
         )
         if kwargs.get("peft_config") is not None and not args.train_tower:
-            freeze_tower(self.model.get_base_model())
+            tower_of(self.model).requires_grad_(False)
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -288,26 +299,38 @@ class SmolDriverSFTTrainer(SFTTrainer):
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
 
     def create_optimizer(self, *args):
-        if not self.args.muon_learning_rate or self.optimizer is not None:
+        given = self.args
+        rates = {
+            "tower": given.tower_learning_rate or given.learning_rate,
+            "muon": given.muon_learning_rate,
+            "rest": given.learning_rate,
+        }
+        if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
             return super().create_optimizer(*args)
+        kinds = dict.fromkeys(map(id, self.model.parameters()), "rest")
+        if given.muon_learning_rate:
+            kinds |= dict.fromkeys(map(id, hidden_matrices(self.model)), "muon")
+        if given.tower_learning_rate:
+            kinds |= dict.fromkeys(map(id, tower_of(self.model).parameters()), "tower")
         decaying = set(self.get_decay_parameter_names(self.model))
-        hidden = {id(weight) for weight in hidden_matrices(self.model)}
-        muon, decayed, others = [], [], []
+        groups = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                group = muon if id(parameter) in hidden else decayed if name in decaying else others
-                group.append(parameter)
+                groups[kinds[id(parameter)], name in decaying].append(parameter)
         self.optimizer = MuonAdamW(
             [
-                {"params": muon, "lr": self.args.muon_learning_rate, "muon": True},
-                {"params": decayed},
-                {"params": others, "weight_decay": 0.0},
+                {
+                    "params": parameters,
+                    "lr": rates[kind],
+                    "weight_decay": given.weight_decay if decays else 0.0,
+                    "muon": kind == "muon",
+                }
+                for (kind, decays), parameters in groups.items()
             ],
             dtype=self._activation_dtype(),
-            lr=self.args.learning_rate,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            eps=self.args.adam_epsilon,
-            weight_decay=self.args.weight_decay,
+            lr=given.learning_rate,
+            betas=(given.adam_beta1, given.adam_beta2),
+            eps=given.adam_epsilon,
         )
         return self.optimizer
 

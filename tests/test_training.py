@@ -189,6 +189,29 @@ def test_what_should_train_moves_and_nothing_else_and_reloads_bit_by_bit(mode, o
     assert not torch.equal(logits_of(load_model(options["model_name_or_path"])[0], processor), expected_logits)
 
 
+@pytest.mark.parametrize("changed", [{}, LORA])
+def test_each_kind_of_weight_has_its_rate(changed, options, monkeypatch):
+    """Tower, matrices of hidden layers, all else; biases and norms do not decay."""
+    rates = {"learning_rate": 1e-2, "tower_learning_rate": 1e-4, "muon_learning_rate": 2e-2, "weight_decay": 0.1}
+    trainer, _ = train(monkeypatch, {**options, **changed, **rates})
+    found = {}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            found[id(parameter)] = (group["lr"], group["muon"], group["weight_decay"])
+    trainable = {name: found.pop(id(p)) for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert not found
+    for name, (rate, muon, decay) in trainable.items():
+        kept = name.endswith(("proj.weight", ".query", "fc1.weight")) or ".lora_" in name
+        matrix = ".lora_" in name or (
+            name.endswith(("proj.weight", "projection.weight")) and ".resampler." not in name
+        )
+        expected = 1e-4 if ".tower." in name else 2e-2 if matrix else 1e-2
+        assert (rate, muon) == (expected, expected == 2e-2), name
+        assert decay == 0.1 or not kept, name
+        assert decay == 0.0 or not name.endswith("bias"), name
+    assert len({rate for rate, _, _ in trainable.values()}) == 3
+
+
 def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, options, tmp_path, monkeypatch):
     """Its module names hold `vision_model` twice in transformers 4.57."""
     from conftest import tiny_config
