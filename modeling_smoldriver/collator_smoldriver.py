@@ -45,19 +45,17 @@ def group_questions(
     scenes: Dataset | IterableDataset,
     questions_per_scene: int,
     seed: int,
-    single_views: bool = False,
-    other_views: int = 0,
+    most_views: int = 0,
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
     The groups of a frame are drawn by `seed` and its token alone, so that they are the same in every process and after
     a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
 
-    With `single_views` only the questions are asked about one direction (see [`camera_asked`]), those of each
-    camera in rows of their own, with its picture, not decoded yet, and at most `other_views` of the other pictures:
-    how many is drawn a row, and which.
+    With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
+    rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
     """
-    if single_views:
+    if most_views:
         for name, feature in (scenes.features or {}).items():
             if isinstance(feature, ImageFeature):
                 scenes = scenes.cast_column(name, ImageFeature(decode=False))
@@ -69,8 +67,8 @@ def group_questions(
         rng.shuffle(order)
         of_camera = defaultdict(list)
         for index in order:
-            camera = camera_asked(row["qa"][index]["question"]) if single_views else None
-            if camera is not None or not single_views:
+            camera = camera_asked(row["qa"][index]["question"]) if most_views else None
+            if camera is not None or not most_views:
                 of_camera[camera].append(index)
         return [
             (shown(camera, rng), sorted(chosen[start : start + questions_per_scene]))
@@ -82,7 +80,7 @@ def group_questions(
         if camera is None:
             return []
         others = [name for name in CAMERAS if name != camera]
-        return [camera, *rng.sample(others, rng.randint(0, other_views))]
+        return [camera, *rng.sample(others, rng.randint(0, most_views - 1))]
 
     def ask(row: dict, cameras: list[str], group: list[int]) -> dict:
         """A row with one group of its questions."""

@@ -55,16 +55,12 @@ class SmolDriverSFTConfig(SFTConfig):
     questions_per_scene: int = field(
         default=16, metadata={"help": "Questions of a frame that a step takes together, with scene_packing."}
     )
-    single_views: bool = field(
-        default=False,
-        metadata={
-            "help": "Ask only the questions about one direction, behind that camera's picture alone: a first"
-            " stage for a language model that has yet to learn to look."
-        },
-    )
-    other_views: int = field(
+    most_views: int = field(
         default=0,
-        metadata={"help": "With single_views: the most pictures of other cameras to show beside it; drawn a row."},
+        metadata={
+            "help": "Ask only the questions about one direction, behind one to most_views pictures, that camera's among"
+            " them: a first stage for a language model that has yet to learn to look. 0: all questions, all pictures."
+        },
     )
     max_pack_length: int | None = field(
         default=None,
@@ -117,10 +113,8 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
         if self.questions_per_scene < 1:
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
-        if not 0 <= self.other_views < len(CAMERAS):
-            raise ValueError(f"other_views={self.other_views} must be 0 .. {len(CAMERAS) - 1}")
-        if self.other_views and not self.single_views:
-            raise ValueError(f"other_views={self.other_views} goes with single_views: all views are shown without it")
+        if not 0 <= self.most_views <= len(CAMERAS):
+            raise ValueError(f"most_views={self.most_views} must be 0 .. {len(CAMERAS)}")
         for name in ("tower_learning_rate", "muon_learning_rate"):
             rate = getattr(self, name)
             if not 0 <= rate < math.inf:
@@ -271,13 +265,7 @@ class SmolDriverSFTTrainer(SFTTrainer):
             for packed in (model, self.teacher_model):
                 if packed is not None:
                     packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
-        group = partial(
-            group_questions,
-            questions_per_scene=questions,
-            seed=args.seed,
-            single_views=args.single_views,
-            other_views=args.other_views,
-        )
+        group = partial(group_questions, questions_per_scene=questions, seed=args.seed, most_views=args.most_views)
         super().__init__(
             model,
             args=args,

@@ -17,7 +17,7 @@ from recipes.demo import base_steps, tuning_steps
 from recipes.eval_tables import aligned, columns
 from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps
 
-FULL = {**DEMO, "single_views_steps": 250, "six_views_steps": 350}
+FULL = {**DEMO, "few_views_steps": 250, "six_views_steps": 350}
 SHORT = SHORT_DEMO
 SHOWN = ("yes_no", "status", "listing", "counting", "planning")
 
@@ -48,7 +48,7 @@ def folder_of(out: Path, name: str) -> Path:
 
 def variant_steps(out: Path, name: str, size: dict, seed: int) -> list[Step]:
     folder, base, scenes, variant = folder_of(out, name), out / "base", out / "scenes", VARIANTS[name]
-    stages = {key: max(1, round(size[key] * variant.share)) for key in ("single_views_steps", "six_views_steps")}
+    stages = {key: max(1, round(size[key] * variant.share)) for key in ("few_views_steps", "six_views_steps")}
     build = build_step(base / "vlm", base / "tower", folder / "built", seed, *variant.build)
     build.name = f"{folder.name} built"
     return [

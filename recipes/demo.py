@@ -2,9 +2,9 @@
 
 python recipes/demo.py --output-dir outputs/demo
 
-Training has two stages. First each question about one direction is asked behind that camera's picture alone: in one
-picture a tiny language model finds what is asked for many times sooner than among six. Then it learns all questions,
-behind all six.
+Training has two stages. First each question about one direction is asked behind one to three pictures, that camera's
+among them: among few a tiny language model finds what is asked for many times sooner than among six. Then it learns
+all questions, behind all six.
 
 Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
 an interruption the same command goes on where it stopped.
@@ -33,7 +33,7 @@ FULL = {
     "every": 4,
     "frames": 3000,
     "tower_steps": 600,
-    "single_views_steps": 400,
+    "few_views_steps": 450,
     "six_views_steps": 600,
     "test_frames": 64,
 }
@@ -42,7 +42,7 @@ SHORT = {
     "every": 8,
     "frames": 100,
     "tower_steps": 20,
-    "single_views_steps": 8,
+    "few_views_steps": 8,
     "six_views_steps": 8,
     "test_frames": 8,
 }
@@ -57,7 +57,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             "base",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
-            seconds=105,
+            seconds=100,
             result=base,
         ),
     ]
@@ -78,8 +78,8 @@ def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefi
         )
 
     return [
-        train("single_views", out / "built", out / "views", 225),
-        train("six_views", out / "views", out / "training", 250),
+        train("few_views", out / "built", out / "views", 235),
+        train("six_views", out / "views", out / "training", 235),
     ]
 
 

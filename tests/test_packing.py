@@ -694,7 +694,7 @@ def test_camera_asked(question, camera):
 def test_single_views_ask_about_one_direction_behind_that_picture_alone(streaming):
     scenes = dataset([frame(0, DIRECTED), frame(1, DIRECTED[3:]), frame(2, DIRECTED[:2], missing=["CAM_BACK"])])
     source = scenes.to_iterable_dataset() if streaming else scenes
-    rows = list(group_questions(source, 8, seed=0, single_views=True))
+    rows = list(group_questions(source, 8, seed=0, most_views=1))
     shown = [[camera for camera in CAMERAS if row[camera] is not None] for row in rows]
     kept = [[qa["question"] for qa in row["qa"]] for row in rows]
     questions = [question for question, _ in DIRECTED]
@@ -704,6 +704,17 @@ def test_single_views_ask_about_one_direction_behind_that_picture_alone(streamin
     assert kept == [questions[1:2], [questions[0], questions[2]], questions[1:2], questions[:1]]
     shown = Image.open(io.BytesIO(rows[1]["CAM_FRONT_LEFT"]["bytes"]))
     assert shown.tobytes() == scenes[0]["CAM_FRONT_LEFT"].tobytes()
+
+
+def test_few_views_are_one_to_three_with_the_one_that_is_asked_about():
+    questions = [(f"Are there cars to the {where} of the ego car?", "No.") for where in ("front", "back left")]
+    rows = list(group_questions(dataset([frame(number, questions) for number in range(20)]), 8, seed=0, most_views=3))
+    shown = [frozenset(camera for camera in CAMERAS if row[camera] is not None) for row in rows]
+    assert len(rows) == 40 and {len(cameras) for cameras in shown} == {1, 2, 3}
+    assert all(camera_asked(row["qa"][0]["question"]) in cameras for row, cameras in zip(rows, shown, strict=True))
+    assert frozenset.union(*shown) == set(CAMERAS)
+    again = group_questions(dataset([frame(number, questions) for number in range(20)]), 8, seed=0, most_views=3)
+    assert [frozenset(camera for camera in CAMERAS if row[camera] is not None) for row in again] == shown
 
 
 # What trains
