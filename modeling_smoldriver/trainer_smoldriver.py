@@ -58,8 +58,8 @@ class SmolDriverSFTConfig(SFTConfig):
     most_views: int = field(
         default=0,
         metadata={
-            "help": "Ask only the questions about one direction, behind one to most_views pictures, that camera's among"
-            " them: a first stage for a language model that has yet to learn to look. 0: all questions, all pictures."
+            "help": "Ask only the questions about one direction, behind one to most_views pictures, that camera's"
+            " among them: a first stage for a language model that has yet to learn to look. 0: all, behind all."
         },
     )
     max_pack_length: int | None = field(
