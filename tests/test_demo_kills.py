@@ -1,0 +1,53 @@
+"""The demo killed in each of its steps and started again ends like one that was never killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from recipes.demo import SHORT, steps_of
+from recipes.pipeline import LOGS
+
+ROOT = Path(__file__).parents[1]
+SECONDS_INTO_A_STEP = 2.0  # most of a step's first seconds go to imports; the short steps are over by then
+
+
+def demo(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "recipes/demo.py", "--short", "--output-dir", str(folder)]
+    return subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def kill_in(step: str, folder: Path, deadline: float = 300.0) -> None:
+    """Run the demo until it is in a step, and kill it with all its processes."""
+    running, log = demo(folder), folder / LOGS / f"{step}.log"
+    began = time.time()
+    while not log.exists():
+        assert running.poll() is None and time.time() - began < deadline, running.stdout.read()
+        time.sleep(0.05)
+    time.sleep(SECONDS_INTO_A_STEP)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+@pytest.mark.slow
+def test_demo_killed_in_every_step_ends_like_one_never_killed(tmp_path):
+    never, killed = tmp_path / "never", tmp_path / "killed"
+    printed, _ = demo(never).communicate()
+    assert "other_scene_images" in printed, printed
+    for step in steps_of(killed, SHORT, seed=0):
+        kill_in(step.name, killed)
+    printed_again, _ = demo(killed).communicate()
+    table = [line for line in printed.splitlines() if not line.startswith("[")]
+    assert [line for line in printed_again.splitlines() if not line.startswith("[")] == table
+    names = ["world/drivelm.json", "scenes/manifest.json", "base/tower/model.safetensors", "model/model.safetensors"]
+    for name in [*names, "eval/answers.png"]:
+        assert (killed / name).read_bytes() == (never / name).read_bytes(), name
+    one, other = (pq.read_table(folder / "eval" / "predictions.parquet") for folder in (never, killed))
+    assert one.equals(other)
