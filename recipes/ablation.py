@@ -2,8 +2,8 @@
 
 python recipes/ablation.py --output-dir outputs/ablation
 
-All variants start from the same world and the same tiny base and go through the demo's two stages, shortened. A
-variant whose steps take longer gets fewer of them; the table tells the seconds of training that each took.
+All variants start from the same world and the same tiny base and go through the demo's two stages. One whose steps
+take longer gets fewer of them; the table tells the seconds of training that each took.
 """
 
 import json
@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.checkpoints import read_training_manifest
-from recipes.demo import FULL as DEMO
-from recipes.demo import SHORT as SHORT_DEMO
-from recipes.demo import base_steps, tuning_steps
+from recipes.demo import FULL, SHORT, base_steps, tuning_steps
 from recipes.eval_tables import aligned, columns
 from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps
 
-FULL = {**DEMO, "few_views_steps": 250, "six_views_steps": 350}
-SHORT = SHORT_DEMO
 SHOWN = ("yes_no", "status", "listing", "counting", "planning")
 
 
@@ -36,7 +32,6 @@ VARIANTS = {
     "resampler keys: position": Variant(build=("--resampler-keys", "position")),
     "resampler without residual": Variant(build=("--no-resampler-residual",)),
     "9 tokens a camera alone": Variant(training=("--train_visual_tokens", 9), share=0.9),
-    "AdamW alone": Variant(training=("--muon_learning_rate", 0), share=1.05),
 }
 BUDGETS = (9, 1)
 """Visual tokens a camera to evaluate with: the full budget, and the smallest, which elastic budgets are for."""

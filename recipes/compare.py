@@ -2,7 +2,7 @@
 
 python recipes/compare.py --output-dir outputs/compare
 
-1. A tiny SmolVLM is pretrained on single views and general questions: it plays the part of SmolVLM2.
+1. A tiny SmolVLM is pretrained on general questions about one to four pictures: it plays the part of SmolVLM2.
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
 3. Vision stage (language model frozen), then QLoRA, merged: SmolDriver. SmolVLM goes through the same two stages with

@@ -8,7 +8,7 @@ dense supervision from the world's own labels: which classes, and whether moving
 patch; and of the view as a whole all that its caption names, traffic lights and the arrows on the lane among it.
 So the demo's SmolDriver has seen labels of the training scenes, and the demo says nothing about learning to see
 from questions alone. The SmolVLM has random weights; with `--both-towers` its vision tower gets the same supervision,
-apart from the ViT's, before recipes/sft_qlora.py pretrains the whole on single views (`--captions`: the tokenizer
+apart from the ViT's, before recipes/sft_qlora.py pretrains the whole on captions (`--captions`: the tokenizer
 knows their words too).
 """
 
