@@ -10,7 +10,9 @@ picture or several, and questions in other words than DriveLM's. Source: the wor
      "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
             {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
 
-and one with up to `--most-views` of them, whose questions say which they ask about: "What does CAM_BACK show?".
+and one with up to `--most-views` of them, whose questions say which they ask about: "What does CAM_BACK show?". Both
+ask to repeat two sentences of DriveLM's questions and answers, drawn at random: so the base knows the words, as
+SmolVLM2 does, and nothing of what they say about a picture.
 
 Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
 """
@@ -26,12 +28,12 @@ from pathlib import Path, PurePosixPath
 from data_scripts.camera_images import read_image_file, usable_image
 from data_scripts.drivelm_json import read_drivelm
 from data_scripts.prepare_drivelm import plan_splits
-from data_scripts.schema import CAMERAS
+from data_scripts.schema import CAMERAS, split_of
 from data_scripts.shards import format_report, write_splits
 from data_scripts.world_captions import NUMBERS
 from data_scripts.world_questions import CLASSES, PLURALS
 
-FORMAT = 2  # raised when the same input would give other rows
+FORMAT = 3  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
 THINGS = (  # what a question asks for that the picture need not show
     *[("", kind) for kind in CLASSES],
@@ -79,6 +81,14 @@ def general_questions(items: list[list[str]], rng: random.Random, view: str = "t
     return [{"task": "general", "question": question, "answer": answer, "tag": []} for question, answer in asked]
 
 
+def repetitions(sentences: list[str], rng: random.Random) -> list[dict]:
+    """`qa` that asks to repeat two sentences."""
+    return [
+        {"task": "general", "question": f"Repeat this: {sentence}", "answer": sentence, "tag": []}
+        for sentence in (rng.choice(sentences), rng.choice(sentences))
+    ]
+
+
 def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dict]:
     """Rows to be, in the order of the world's frames, and the sha256 of the files that they come from.
 
@@ -91,6 +101,10 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     seen = json.loads(path.read_text(encoding="utf-8"))
     frames, digests = read_drivelm([world / "drivelm.json"], drop_object_tags=True, keep_unlabelled=False)
     rows = []
+    sentences = {
+        split: sorted({qa[part] for frame in of_split for qa in frame["qa"] for part in ("question", "answer")})
+        for split, of_split in plan_splits(frames, "auto").items()
+    }
     for frame in frames:
         rng = random.Random(f"{seed}-{frame['frame_token']}")
         captions = seen[frame["frame_token"]]
@@ -106,7 +120,8 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
                         "scene_token": frame["scene_token"],
                         "frame_token": f"{frame['frame_token']}/{','.join(cameras)}",
                         "paths": {camera: frame["image_paths"][camera] for camera in cameras},
-                        "qa": [qa for of_view in questions for qa in of_view],
+                        "qa": [qa for of_view in questions for qa in of_view]
+                        + repetitions(sentences[split_of(frame["scene_token"])], rng),
                     }
                 )
     return rows, digests

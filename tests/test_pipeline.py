@@ -116,6 +116,10 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
             answers = {qa["question"]: qa["answer"] for qa in row["qa"]}
             for camera, name in zip(sorted(shown), sorted(names), strict=True):
                 assert answers[f"What does {name} show?"] == caption(seen[frame][camera])
+            repeated = [
+                (q.removeprefix("Repeat this: "), a) for q, a in answers.items() if q.startswith("Repeat this: ")
+            ]
+            assert repeated and all(question == answer for question, answer in repeated)
             counts.append(len(shown))
     assert set(counts) == {1, 2, 3} and counts.count(1) > len(counts) // 3
 
