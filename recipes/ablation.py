@@ -31,7 +31,7 @@ VARIANTS = {
     "default": Variant(),
     "resampler keys: position": Variant(build=("--resampler-keys", "position")),
     "resampler without residual": Variant(build=("--no-resampler-residual",)),
-    "9 tokens a camera alone": Variant(training=("--train_visual_tokens", 9), share=0.9),
+    "9 tokens a camera alone": Variant(training=("--train_visual_tokens", 9), share=0.93),
 }
 BUDGETS = (9, 1)
 """Visual tokens a camera to evaluate with: the full budget, and the smallest, which elastic budgets are for."""
