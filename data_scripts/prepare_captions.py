@@ -108,8 +108,9 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     for frame in frames:
         rng = random.Random(f"{seed}-{frame['frame_token']}")
         captions = seen[frame["frame_token"]]
-        for count in {1, rng.randint(1, most_views)}:
-            cameras = sorted(rng.sample(sorted(captions), min(count, len(captions))))
+        several = min(rng.randint(1, most_views), len(captions))
+        for count in sorted({min(1, several), several}):
+            cameras = sorted(rng.sample(sorted(captions), count))
             names = cameras if len(cameras) > 1 else ["the picture"]
             questions = [
                 general_questions(captions[camera], rng, name) for camera, name in zip(cameras, names, strict=False)

@@ -288,13 +288,18 @@ class SmolDriverSFTTrainer(SFTTrainer):
 
     def create_optimizer(self, *args):
         given = self.args
+        if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
+            return super().create_optimizer(*args)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "tower_learning_rate and muon_learning_rate need whole weights on each device: leave them out with"
+                " FSDP and DeepSpeed"
+            )
         rates = {
-            "tower": given.tower_learning_rate or given.learning_rate,
+            "tower": given.tower_learning_rate,
             "muon": given.muon_learning_rate,
             "rest": given.learning_rate,
         }
-        if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
-            return super().create_optimizer(*args)
         kinds = dict.fromkeys(map(id, self.model.parameters()), "rest")
         if given.muon_learning_rate:
             kinds |= dict.fromkeys(map(id, hidden_matrices(self.model)), "muon")
