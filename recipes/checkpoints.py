@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import AutoConfig, BitsAndBytesConfig
+from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 
 TRAINING_MANIFEST = "training_manifest.json"
+TRAINING_SECONDS = "training_seconds.json"
 CLASSES = {
     "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
     "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
@@ -93,6 +95,41 @@ def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
             continue
         return str(path)
     return None
+
+
+class TrainingClock(TrainerCallback):
+    """Seconds of training, those before an interruption among them: each checkpoint keeps how many led to it."""
+
+    def __init__(self, checkpoint: str | None):
+        kept = checkpoint and Path(checkpoint) / TRAINING_SECONDS
+        self.before = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else 0.0
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / TRAINING_SECONDS
+            path.with_suffix(".tmp").write_text(json.dumps(self.seconds()), encoding="utf-8")
+            os.replace(path.with_suffix(".tmp"), path)
+
+
+def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
+    """Train to the end, from a checkpoint if there is one; a loss that is no number ends the program with one line.
+
+    Returns:
+        Seconds of training, those before an interruption among them.
+    """
+    clock = TrainingClock(checkpoint)
+    trainer.add_callback(clock)
+    if checkpoint:
+        trainer.accelerator.print(f"going on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"{program}: {error}")
+    return round(clock.seconds())
 
 
 def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndBytesConfig:

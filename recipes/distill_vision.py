@@ -10,8 +10,6 @@ A run that was stopped goes on from its last checkpoint when the same command is
 """
 
 import json
-import sys
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from recipes.checkpoints import (
     keep_loaded_weights,
     last_whole_checkpoint,
     load_base,
+    run_training,
     write_training_manifest,
 )
 from recipes.teacher_features import TeacherFeatures, load_teacher
@@ -115,14 +114,7 @@ def main(data_args: DataArguments, training_args: VisionDistillationConfig, mode
             runs[Path(data_args.reference).name] = read_explained_variance(data_args.reference)
 
     # Training
-    started = time.time()
-    if checkpoint:
-        trainer.accelerator.print(f"going on from {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except FloatingPointError as error:
-        sys.exit(f"distill_vision: {error}")
-    seconds = round(time.time() - started)
+    seconds = run_training(trainer, checkpoint, "distill_vision")
     trainer.save_model(training_args.output_dir)
     trainer.evaluate()
     if trainer.is_world_process_zero():

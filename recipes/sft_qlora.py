@@ -6,8 +6,6 @@ Every value of the YAML can be overridden on the command line (`--max_steps 100`
 its last checkpoint when the same command is given again.
 """
 
-import sys
-import time
 from dataclasses import asdict, dataclass, field
 
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
@@ -32,6 +30,7 @@ from recipes.checkpoints import (
     load_model,
     load_processor,
     nf4,
+    run_training,
     write_training_manifest,
 )
 
@@ -56,6 +55,8 @@ def base_dtype(model_args: ModelConfig) -> torch.dtype:
 
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
+    if training_args.push_to_hub:
+        raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
     # Model
     check_source(model_args.model_name_or_path)
     checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
@@ -104,13 +105,7 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     trainer.accelerator.print(f"{trainable:,} trainable weights")
 
     # Training
-    started = time.time()
-    if checkpoint:
-        trainer.accelerator.print(f"going on from {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except FloatingPointError as error:
-        sys.exit(f"sft_qlora: {error}")
+    seconds = run_training(trainer, checkpoint, "sft_qlora")
     trainer.save_model(training_args.output_dir)
     if trainer.is_world_process_zero():
         manifest = {
@@ -120,13 +115,11 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
             "scenes": data_args.scenes,
             "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),
             "steps": trainer.state.global_step,
-            "seconds": round(time.time() - started),
+            "seconds": seconds,
             "arguments": {**asdict(model_args), **training_args.to_dict()},
         }
         write_training_manifest(training_args.output_dir, manifest)
         print(f"model saved in {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=data_args.scenes)
 
 
 if __name__ == "__main__":

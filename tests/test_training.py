@@ -305,6 +305,16 @@ def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, mon
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
 
 
+def test_seconds_before_an_interruption_count(options, monkeypatch):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    train(monkeypatch, options)
+    kept = options["output_dir"] / "checkpoint-1" / "training_seconds.json"
+    assert 0 < json.loads(kept.read_text()) < json.loads((kept.parents[1] / "checkpoint-2" / kept.name).read_text())
+    kept.write_text("1000.0")
+    train(monkeypatch, {**options, "resume_from_checkpoint": kept.parent})
+    assert 1000 <= read_training_manifest(options["output_dir"])["seconds"] < 1100
+
+
 def test_checkpoint_that_a_kill_cut_short_is_passed_over(options, monkeypatch, tmp_path):
     options |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     never, _ = train(monkeypatch, options)
@@ -392,6 +402,7 @@ def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path
         ({"model_name_or_path": "nowhere/at/all"}, "sft_qlora: there is no model folder nowhere/at/all"),
         ({"scenes": "nowhere"}, "sft_qlora: there is no folder nowhere: prepare the scenes first"),
         ({"eval_split": "test"}, "sft_qlora: split 'test' of"),
+        ({"push_to_hub": True}, "sft_qlora: push_to_hub would publish weights without an evaluation"),
     ],
 )
 def test_bad_input_is_one_line(changed, message, options, monkeypatch):
