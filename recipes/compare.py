@@ -33,8 +33,8 @@ FULL = {
     "scenes": 600,
     "every": 4,
     "tower_frames": 3000,
-    "tower_steps": 800,
-    "pretraining_steps": 1200,
+    "tower_steps": 600,
+    "pretraining_steps": 1000,
     "distillation_steps": 250,
     "vision_steps": 250,
     "qlora_steps": 1400,
@@ -62,14 +62,14 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
         Step(
             "captions",
             ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions, "--seed", seed],
-            seconds=15,
+            seconds=20,
         ),
         Step(
             "towers",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
             + ["--captions", captions, "--frames", size["tower_frames"], "--steps", size["tower_steps"]]
             + ["--seed", seed, "--output-dir", aside(base)],
-            seconds=215,
+            seconds=170,
             result=base,
         ),
         training_step(
@@ -78,7 +78,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_pretrain.yaml",
             base / "vlm",
             out / "smolvlm",
-            275,
+            340,
             *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
         ),
     ]
