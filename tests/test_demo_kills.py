@@ -24,6 +24,11 @@ def demo(folder: Path) -> subprocess.Popen:
     )
 
 
+def results(printed: str, folder: Path) -> list[str]:
+    """What was printed but for the progress of the steps and the folder's name."""
+    return [line.replace(str(folder), "") for line in printed.splitlines() if not line.startswith("[")]
+
+
 def kill_in(step: str, folder: Path, deadline: float = 300.0) -> None:
     """Run the demo until it is in a step, and kill it with all its processes."""
     running, log = demo(folder), folder / LOGS / f"{step}.log"
@@ -44,10 +49,11 @@ def test_demo_killed_in_every_step_ends_like_one_never_killed(tmp_path):
     for step in steps_of(killed, SHORT, seed=0):
         kill_in(step.name, killed)
     printed_again, _ = demo(killed).communicate()
-    table = [line for line in printed.splitlines() if not line.startswith("[")]
-    assert [line for line in printed_again.splitlines() if not line.startswith("[")] == table
-    names = ["world/drivelm.json", "scenes/manifest.json", "base/tower/model.safetensors", "model/model.safetensors"]
-    for name in [*names, "eval/answers.png"]:
+    assert results(printed_again, killed) == results(printed, never)
+    shards = [path.relative_to(never) for path in (never / "scenes" / "train").iterdir()]
+    names = ["world/drivelm.json", "base/tower/model.safetensors", "model/model.safetensors", "eval/answers.png"]
+    for name in [*shards, *names]:
         assert (killed / name).read_bytes() == (never / name).read_bytes(), name
+    assert shards
     one, other = (pq.read_table(folder / "eval" / "predictions.parquet") for folder in (never, killed))
     assert one.equals(other)
