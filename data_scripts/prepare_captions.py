@@ -108,23 +108,22 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     for frame in frames:
         rng = random.Random(f"{seed}-{frame['frame_token']}")
         captions = seen[frame["frame_token"]]
+        if not captions:
+            continue
         several = min(rng.randint(1, most_views), len(captions))
-        for count in sorted({min(1, several), several}):
+        for count in sorted({1, several}):
             cameras = sorted(rng.sample(sorted(captions), count))
-            names = cameras if len(cameras) > 1 else ["the picture"]
-            questions = [
-                general_questions(captions[camera], rng, name) for camera, name in zip(cameras, names, strict=False)
-            ]
-            if cameras:
-                rows.append(
-                    {
-                        "scene_token": frame["scene_token"],
-                        "frame_token": f"{frame['frame_token']}/{','.join(cameras)}",
-                        "paths": {camera: frame["image_paths"][camera] for camera in cameras},
-                        "qa": [qa for of_view in questions for qa in of_view]
-                        + repetitions(sentences[split_of(frame["scene_token"])], rng),
-                    }
-                )
+            asked = []
+            for camera in cameras:
+                asked += general_questions(captions[camera], rng, camera if count > 1 else "the picture")
+            rows.append(
+                {
+                    "scene_token": frame["scene_token"],
+                    "frame_token": f"{frame['frame_token']}/{','.join(cameras)}",
+                    "paths": {camera: frame["image_paths"][camera] for camera in cameras},
+                    "qa": asked + repetitions(sentences[split_of(frame["scene_token"])], rng),
+                }
+            )
     return rows, digests
 
 
