@@ -19,7 +19,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback
+from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
@@ -52,6 +52,18 @@ def check_source(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
         raise FileNotFoundError(f"there is no model folder {name}")
+
+
+def check_run(training_args: TrainingArguments, source: str) -> None:
+    """Refuse, before anything is loaded, a run that would publish without an evaluation or that starts from nothing.
+
+    Raises:
+        ValueError: `push_to_hub` is set.
+        FileNotFoundError: see [`check_source`].
+    """
+    if training_args.push_to_hub:
+        raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
+    check_source(source)
 
 
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:

@@ -28,7 +28,7 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationTrainer,
 )
 from recipes.checkpoints import (
-    check_source,
+    check_run,
     errors_in_one_line,
     keep_loaded_weights,
     last_whole_checkpoint,
@@ -53,8 +53,8 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     """-> trainer, training rows, checkpoint to go on from or None"""
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
+    check_run(training_args, model_args.model_name_or_path)
     # Models
-    check_source(model_args.model_name_or_path)
     checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
     dtype = getattr(torch, str(model_args.dtype), torch.float32)
     # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.

@@ -22,7 +22,7 @@ from modeling_smoldriver.trainer_smoldriver import (
     modules_to_save,
 )
 from recipes.checkpoints import (
-    check_source,
+    check_run,
     errors_in_one_line,
     keep_loaded_weights,
     last_whole_checkpoint,
@@ -55,10 +55,8 @@ def base_dtype(model_args: ModelConfig) -> torch.dtype:
 
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
-    if training_args.push_to_hub:
-        raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
+    check_run(training_args, model_args.model_name_or_path)
     # Model
-    check_source(model_args.model_name_or_path)
     checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
     peft_config = get_peft_config(model_args)
     source = checkpoint if checkpoint and peft_config is None else model_args.model_name_or_path

@@ -332,6 +332,7 @@ def test_nan_stops_the_run_and_names_the_frames(options, folders, monkeypatch, t
     [
         ({"train_visual_tokens": [9, 5]}, r"names \[5\]; the budgets are \[9, 4, 1\]"),
         ({"use_peft": True}, "leave use_peft"),
+        ({"push_to_hub": True}, "push_to_hub would publish weights without an evaluation"),
         ({"teacher": "nowhere/at/all"}, "there is no model folder nowhere/at/all"),
         ({"feature_cache": "no_such_cache"}, "there is no cache of features in no_such_cache"),
         ({"reference": "no_such_run"}, "no_such_run"),
