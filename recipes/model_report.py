@@ -57,8 +57,25 @@ def smolvlm_table(model: PreTrainedModel) -> str:
     """As `parameter_table`."""
     parts = {"tower": model.model.vision_model, "connector": model.model.connector}
     parts |= {"text model": model.model.text_model, "whole model": model}
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
-    return "\n".join(f"  {name:12s} {count:>15,}" for name, count in counts.items())
+    return "\n".join(f"  {name:12s} {count(part):>15,}" for name, part in parts.items())
+
+
+def count(part: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def adapted_linears(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    """What QLoRA quantises and puts adapters on: all linear layers of the language model."""
+    return [module for module in model.model.text_model.layers.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def adapter_weights(model: PreTrainedModel) -> int:
+    return sum(LORA_RANK * (linear.in_features + linear.out_features) for linear in adapted_linears(model))
+
+
+def qlora_checkpoint_bytes(model: PreTrainedModel) -> int:
+    """Of what QLoRA saves: adapters and the vision model in float32."""
+    return 4 * (adapter_weights(model) + count(model.model.vision_model))
 
 
 def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, float]]:
@@ -70,13 +87,8 @@ def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, 
             every layer of tower and text model, and what the larger of their layers keeps for its backward pass.
     """
 
-    def count(part) -> int:
-        return sum(parameter.numel() for parameter in part.parameters())
-
     text = model.model.text_model
-    linears = [module for module in text.layers.modules() if isinstance(module, torch.nn.Linear)]
-    quantized = sum(linear.weight.numel() for linear in linears)
-    adapters = sum(LORA_RANK * (linear.in_features + linear.out_features) for linear in linears)
+    quantized = sum(linear.weight.numel() for linear in adapted_linears(model))
     language = count(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
     vision, connector = count(model.model.vision_model), count(model.model.connector)
 
@@ -106,7 +118,7 @@ def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, 
             "vision": (TRAINED + HALF) * vision,  # PEFT keeps the weights from before training too
             "connector": HALF * connector,
             "language model": NF4 * quantized + HALF * (language - quantized),
-            "adapters": TRAINED * adapters,
+            "adapters": TRAINED * adapter_weights(model),
             "activations": activations,
         },
     }
@@ -170,6 +182,7 @@ def main():
     print(f"parameters\n{parameter_table(model) if ours else smolvlm_table(model)}")
     memory = memory_table(training_memory(model, arguments.tokens))
     print(f"memory for training on {arguments.tokens} tokens a step\n{memory}")
+    print(f"what QLoRA saves, adapters and vision model: {qlora_checkpoint_bytes(model) / 1e6:.1f} MB")
     if arguments.run:
         print(f"random weights in {arguments.dtype}\n{run(config, getattr(torch, arguments.dtype))}")
 

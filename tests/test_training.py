@@ -223,6 +223,14 @@ def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, opt
     assert torch.equal(logits_of(loaded, processor), logits_of(trainer.model, processor))
 
 
+def test_the_report_knows_the_size_of_what_qlora_saves(options, monkeypatch):
+    rank = {"lora_r": model_report.LORA_RANK}
+    train(monkeypatch, {**options, **LORA, **rank, "load_in_4bit": True, "train_connector": False})
+    model, _ = load_model(options["model_name_or_path"])
+    saved = load_file(options["output_dir"] / "adapter_model.safetensors").values()
+    assert model_report.qlora_checkpoint_bytes(model) == sum(value.nbytes for value in saved)
+
+
 def test_manifest_says_what_the_run_was(options, monkeypatch):
     train(monkeypatch, options)
     manifest = read_training_manifest(options["output_dir"])
