@@ -57,7 +57,7 @@ from data_scripts.world_report import (
 )
 from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
 
-WORLD_VERSION = 3  # raise it whenever the same options give other bytes
+WORLD_VERSION = 4  # raise it whenever the same options give other bytes
 WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999
 MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900

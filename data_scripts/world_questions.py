@@ -284,19 +284,29 @@ SAFE = {
 }
 
 
-def crowded_sides(view: View) -> tuple[bool, bool]:
-    """Whether something is close beside the ego on the left and on the right."""
-    left = right = False
-    for o in view.seen:
-        if o.kind != "traffic light" and abs(o.ahead) < 10.0 and 1.5 < abs(o.left) < 5.5:
-            left, right = left or o.left > 0, right or o.left < 0
-    return left, right
+def crowded_sides(scene: Scene, view: View) -> tuple[bool, bool] | None:
+    """Whether something is close beside the ego on the left and on the right: less than 8 m along the road and 1.5 to
+    5 m across. None where something is nearly that close, so that a picture would not tell."""
+    ahead = scene.road[view.t, :, 0] - scene.ego_s[view.t]
+    left = scene.road[view.t, :, 1] - scene.ego_d[view.t]
+    nearly = (np.abs(ahead) < 14.0) & (np.abs(left) > 1.0) & (np.abs(left) < 7.0)
+    crowded = []
+    for side in (1, -1):
+        objects = (o for o in view.seen if o.kind != "traffic light")
+        close = any(abs(o.ahead) < 8.0 and 1.5 < side * o.left < 5.0 for o in objects)
+        if not close and (nearly & (side * left > 0)).any():
+            return None
+        crowded.append(close)
+    return tuple(crowded)
 
 
-def dangerous_actions(view: View, now: str) -> str:
-    left, right = crowded_sides(view)
+def dangerous_actions(scene: Scene, view: View, now: str) -> str | None:
+    """What would be dangerous; None where a picture would not tell."""
+    sides = crowded_sides(scene, view)
+    if sides is None:
+        return None
     actions = ["accelerate and go ahead"] * (now != GO)
-    actions += ["change to the left lane"] * left + ["change to the right lane"] * right
+    actions += [f"change to the {side} lane" for side, close in zip(("left", "right"), sides, strict=True) if close]
     text = ", ".join(actions) or "brake suddenly"
     return f"{text[0].upper()}{text[1:]}."
 
@@ -413,8 +423,10 @@ def open_questions(scene: Scene, view: View, rng: random.Random) -> list[tuple[s
     if now is not None:
         safe = "In this scenario, what are safe actions to take for the ego vehicle?"
         asked.append(("planning", safe, SAFE[now]))
-        danger = "In this scenario, what are dangerous actions to take for the ego vehicle?"
-        asked.append(("planning", danger, dangerous_actions(view, now)))
+        dangerous = dangerous_actions(scene, view, now)
+        if dangerous is not None:
+            danger = "In this scenario, what are dangerous actions to take for the ego vehicle?"
+            asked.append(("planning", danger, dangerous))
     asked.append(("behavior", "Predict the behavior of the ego vehicle.", behaviour(scene, view.t)))
     return asked
 

@@ -119,6 +119,20 @@ class PackedLayout:
         return cls(prefix, groups, place, shared_bias)
 
 
+def prefix_attention(query, key, value, scaling: float) -> torch.Tensor:
+    """Causal attention over `(batch, heads, prefix, head_dim)`, keys and values with fewer heads or as many."""
+    heads, kv_heads, length = query.shape[1], key.shape[1], query.shape[2]
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=kv_heads != heads
+        )
+    # In bfloat16 the backward pass of the kernel for CPUs takes many times as long as plain products.
+    scores = torch.matmul((query * scaling).unflatten(1, (kv_heads, -1)), key[:, :, None].transpose(-1, -2))
+    later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1).to(value.dtype)
+    return torch.matmul(weights, value[:, :, None]).flatten(1, 2)
+
+
 def packed_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, packing=None, **kwargs):
     """Attention of packed sequences, block by block; sdpa where the batch is not packed.
 
@@ -133,14 +147,7 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
     # Under autocast, rotary positions leave queries and keys in float32: rounded once here, not in every product.
     query, key = query.to(value.dtype), key.to(value.dtype)
     head = slice(0, packing.prefix)
-    prefix_output = F.scaled_dot_product_attention(
-        query[:, :, head],
-        key[:, :, head],
-        value[:, :, head],
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=kv_heads != heads,
-    )
+    prefix_output = prefix_attention(query[:, :, head], key[:, :, head], value[:, :, head], scaling)
     outputs = [prefix_output.transpose(1, 2).reshape(-1, heads * head_dim)]
 
     tokens = [states.transpose(1, 2).reshape(batch * length, -1) for states in (query * scaling, key, value)]

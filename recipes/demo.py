@@ -32,9 +32,9 @@ FULL = {
     "scenes": 400,
     "every": 4,
     "frames": 3000,
-    "tower_steps": 600,
-    "few_views_steps": 450,
-    "six_views_steps": 600,
+    "tower_steps": 800,
+    "few_views_steps": 600,
+    "six_views_steps": 700,
     "test_frames": 64,
 }
 SHORT = {

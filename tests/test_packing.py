@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from data_scripts.schema import SCENE_FEATURES
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, camera_asked, group_questions
-from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask
+from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask, prefix_attention
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.checkpoints import load_base, nf4
 from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
@@ -409,6 +409,21 @@ def test_branches_see_the_prefix_and_themselves(processor):
 
 
 @torch.no_grad()  # on a CPU flex_attention has no backward pass
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_prefix_attention_in_bfloat16_equals_float32(kv_heads):
+    """On a CPU the one has code of its own, values and gradients alike."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, heads, 13, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
+    rounded = [states.detach().bfloat16().requires_grad_() for states in exact]
+    outputs = [prefix_attention(*states, scaling=0.4) for states in (exact, rounded)]
+    weights = torch.randn(outputs[0].shape)
+    for output in outputs:
+        (output.float() * weights).sum().backward()
+    pairs = [outputs, *((one.grad, other.grad) for one, other in zip(exact, rounded, strict=True))]
+    for one, other in pairs:
+        assert (one - other.float()).norm() < 0.02 * one.norm()
+
+
 def test_flex_attention_has_the_same_mask_and_output(processor):
     batch = SmolDriverCollator(processor, scene_packing=True)([frame(0), frame(1, QA[:2])])
     segments = batch["segment_ids"]

@@ -22,7 +22,7 @@ from data_scripts import schema
 from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world_nuscenes import CATEGORIES
-from data_scripts.world_questions import CLASSES, DIRECTIONS, MIN_PIXELS, PLURALS, view_of
+from data_scripts.world_questions import CLASSES, DIRECTIONS, MIN_PIXELS, PLURALS, crowded_sides, view_of
 from data_scripts.world_render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
 from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, Agent, simulate_scene
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN
@@ -394,6 +394,22 @@ def test_moving_stopped_and_parked_cars_look_different_from_front_and_back(headi
         pictures[status] = np.asarray(images[1], dtype=float)
     for a, b in (("moving", "stopped"), ("moving", "parked"), ("stopped", "parked")):
         assert (np.abs(pictures[a] - pictures[b]).max(axis=-1) > 40).sum() >= 25, (a, b)
+
+
+@pytest.mark.parametrize(
+    "places, sides",
+    [
+        ([(2.0, 3.5)], (True, False)),
+        ([(-7.0, -4.0), (2.0, 3.5)], (True, True)),
+        ([(20.0, 3.5)], (False, False)),
+        ([(2.0, 3.5), (-11.0, -4.0)], None),  # close enough to the right or not: no picture tells
+        ([(2.0, 6.0)], None),
+    ],
+)
+def test_sides_are_crowded_or_clear_beyond_doubt(places, sides):
+    scene = lone_scene(*((thing("car"), ahead, left) for ahead, left in places))
+    _, look = Renderer(160, 90).render(scene, GroundMap(scene), 0)
+    assert crowded_sides(scene, view_of(scene, 0, look)) == sides
 
 
 def test_nobody_drives_through_the_ego():
