@@ -46,6 +46,7 @@ def group_questions(
     questions_per_scene: int,
     seed: int,
     most_views: int = 0,
+    all_views_too: bool = False,
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
@@ -54,6 +55,7 @@ def group_questions(
 
     With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
     rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
+    `all_views_too` adds the rows that there are without it: every question, behind all pictures.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -65,14 +67,16 @@ def group_questions(
         order = list(range(len(row["qa"])))
         rng = random.Random(f"{seed}-{row['frame_token']}")
         rng.shuffle(order)
-        of_camera = defaultdict(list)
-        for index in order:
-            camera = camera_asked(row["qa"][index]["question"]) if most_views else None
-            if camera is not None or not most_views:
-                of_camera[camera].append(index)
+        together = [(None, order)] if all_views_too or not most_views else []
+        if most_views:
+            of_camera = defaultdict(list)
+            for index in order:
+                of_camera[camera_asked(row["qa"][index]["question"])].append(index)
+            of_camera.pop(None, None)
+            together += sorted(of_camera.items())
         return [
             (shown(camera, rng), sorted(chosen[start : start + questions_per_scene]))
-            for camera, chosen in sorted(of_camera.items())
+            for camera, chosen in together
             for start in range(0, len(chosen), questions_per_scene)
         ]
 
