@@ -420,7 +420,8 @@ def open_questions(scene: Scene, view: View, rng: random.Random) -> list[tuple[s
             asked.append(("planning", question, answer))
     if action is not None:
         asked.append(("planning", "What is the target action of the ego vehicle?", action))
-    if now is not None:
+    # Most frames call for braking or for going on: ask them less often.
+    if now == SLOW or (now is not None and rng.random() < 0.6):
         safe = "In this scenario, what are safe actions to take for the ego vehicle?"
         asked.append(("planning", safe, SAFE[now]))
         dangerous = dangerous_actions(scene, view, now)

@@ -32,10 +32,10 @@ FULL = {
     "scenes": 400,
     "every": 4,
     "frames": 3000,
-    "tower_steps": 800,
-    "few_views_steps": 600,
+    "tower_steps": 700,
+    "few_views_steps": 550,
     "six_views_steps": 700,
-    "test_frames": 64,
+    "test_frames": 96,
 }
 SHORT = {
     "scenes": 40,
