@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=Path, required=True, help="folder of data_scripts/synthesize_world.py")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--most-views", type=int, choices=range(1, 7), default=4, help="pictures of a row")
+    parser.add_argument("--most-views", type=int, choices=range(1, 7), default=6, help="pictures of a row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read pictures")
     arguments = parser.parse_args(argv)

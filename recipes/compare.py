@@ -2,7 +2,7 @@
 
 python recipes/compare.py --output-dir outputs/compare
 
-1. A tiny SmolVLM is pretrained on general questions about one to four pictures: it plays the part of SmolVLM2.
+1. A tiny SmolVLM is pretrained on general questions about one to six pictures: it plays the part of SmolVLM2.
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
 3. Vision stage (language model frozen), then QLoRA, merged: SmolDriver. SmolVLM goes through the same two stages with
@@ -35,9 +35,9 @@ FULL = {
     "tower_frames": 3000,
     "tower_steps": 600,
     "pretraining_steps": 1000,
-    "distillation_steps": 250,
-    "vision_steps": 250,
-    "qlora_steps": 1400,
+    "distillation_steps": 400,
+    "vision_steps": 100,
+    "qlora_steps": 1600,
     "test_frames": 80,
 }
 SHORT = {
