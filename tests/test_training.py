@@ -212,6 +212,15 @@ def test_each_kind_of_weight_has_its_rate(changed, options, monkeypatch):
     assert len({rate for rate, _, _ in trainable.values()}) == 3
 
 
+@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_rates_by_kind_are_refused_where_weights_are_sharded(sharded, options, monkeypatch):
+    trainer, _ = train(monkeypatch, {**options, "muon_learning_rate": 1e-2})
+    trainer.optimizer = None
+    setattr(trainer, sharded, True)
+    with pytest.raises(ValueError, match="need whole weights on each device: leave them out with FSDP and DeepSpeed"):
+        trainer.create_optimizer()
+
+
 def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, options, tmp_path, monkeypatch):
     """Its module names hold `vision_model` twice in transformers 4.57."""
     from conftest import tiny_config
