@@ -15,7 +15,6 @@ appears whole or not at all, and is not fetched again where it is there.
 import argparse
 import http.client
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 from data_scripts.camera_images import usable_image
 from data_scripts.drivelm_json import parse_drivelm
+from data_scripts.whole_files import written_whole
 
 BASE_URL = "https://github.com/OpenDriveLab/DriveLM/raw/1de72a7/challenge"
 QUESTIONS = "train_sample.json"
@@ -79,10 +79,8 @@ def _fetch(url: str, path: Path, check: Callable[[bytes], object]) -> None:
         check(data)
     except ValueError as error:
         raise ValueError(f"{url} is not the file it should be: {error}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_bytes(data)
 
 
 def main(argv: list[str] | None = None) -> None:

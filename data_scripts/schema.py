@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 
+from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.configuration_smoldriver import CAMERAS
 
 SPLITS = ("train", "eval", "test")
@@ -126,15 +127,8 @@ def open_shard(path: str | os.PathLike) -> Iterator[pq.ParquetWriter]:
     The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
     Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with pq.ParquetWriter(aside, SCENE_FEATURES.arrow_schema) as writer:
-            yield writer
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(path) as aside, pq.ParquetWriter(aside, SCENE_FEATURES.arrow_schema) as writer:
+        yield writer
 
 
 def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
@@ -145,11 +139,7 @@ def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
             complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that has
             shards, and `report`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / (MANIFEST + ".tmp")
-    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / MANIFEST)
+    write_json(Path(folder) / MANIFEST, manifest, ensure_ascii=False)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict | None:

@@ -34,6 +34,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from data_scripts.whole_files import written_whole
 from data_scripts.world_captions import captions
 from data_scripts.world_nuscenes import (
     MAP_FILE,
@@ -137,7 +138,7 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
         print(f"{folder} is finished already")
         return finished
     (folder / WORK).mkdir(parents=True, exist_ok=True)
-    write_whole(folder / WORK / "options.json", json.dumps(options).encode())
+    write_bytes(folder / WORK / "options.json", json.dumps(options).encode())
     for camera in CAMERAS:
         (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(scenes) if not scene_file(folder, index).exists()]
@@ -183,15 +184,9 @@ def check_folder(folder: Path, options: dict) -> dict | None:
     return None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write aside and rename: the file appears whole or not at all, also when the disk is full."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
+def write_bytes(path: Path, data: bytes) -> None:
+    with written_whole(path) as aside:
         aside.write_bytes(data)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def scene_file(folder: Path, index: int) -> Path:
@@ -252,7 +247,7 @@ def make_scene(job: tuple) -> float:
     seen = {token("sample", scene.seed, scene.index, view.t): captions(scene, view) for view in views}
     lines.append(f"captions\t{json.dumps(seen)[1:-1]}")
     lines.append(f"statistics\t{json.dumps(statistics(views, questions))}")
-    write_whole(scene_file(folder, index), "\n".join(lines).encode())
+    write_bytes(scene_file(folder, index), "\n".join(lines).encode())
     return rendering
 
 
@@ -293,7 +288,7 @@ def assemble(folder: Path, options: dict) -> dict:
     (folder / MAP_FILE).parent.mkdir(exist_ok=True)
     mask = io.BytesIO()
     Image.new("L", (64, 64)).save(mask, "PNG")
-    write_whole(folder / MAP_FILE, mask.getvalue())
+    write_bytes(folder / MAP_FILE, mask.getvalue())
 
     brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}", "captions": "{}"}
     paths = {name: version_folder / f"{name}.json" for name in SCENE_TABLES}
@@ -302,7 +297,8 @@ def assemble(folder: Path, options: dict) -> dict:
     with ExitStack() as stack:
         files = {}
         for name, path in paths.items():
-            files[name] = stack.enter_context(open(f"{path}.tmp", "w", encoding="utf-8"))
+            aside = stack.enter_context(written_whole(path))
+            files[name] = stack.enter_context(aside.open("w", encoding="utf-8"))
             files[name].write(brackets[name][0])
         for index in range(options["scenes"]):
             for line in scene_file(folder, index).read_text(encoding="utf-8").split("\n"):
@@ -314,15 +310,13 @@ def assemble(folder: Path, options: dict) -> dict:
             first = False
         for name, file in files.items():
             file.write(brackets[name][1] + "\n")
-    for path in paths.values():
-        os.replace(f"{path}.tmp", path)
     shared = shared_tables(*options["image_size"])
     logs = [token("log", options["seed"], index) for index in range(options["scenes"])]
     shared["map"] = [{"token": token("map"), "log_tokens": logs, "category": "semantic_prior", "filename": MAP_FILE}]
     for name, rows in shared.items():
-        write_whole(version_folder / f"{name}.json", json.dumps(rows, indent=0).encode())
+        write_bytes(version_folder / f"{name}.json", json.dumps(rows, indent=0).encode())
     world = {"options": options, "counts": counts_of(total), "balance": balance_of(total)}
-    write_whole(folder / "world.json", json.dumps(world, indent=1).encode())
+    write_bytes(folder / "world.json", json.dumps(world, indent=1).encode())
     shutil.rmtree(folder / WORK)
     return world
 

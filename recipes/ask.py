@@ -20,6 +20,8 @@ from datasets import load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from data_scripts.whole_files import written_whole
+
 LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 
 
@@ -43,11 +45,9 @@ def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
         right = answer.strip().lower() == truth.strip().lower()
         text.text(0.05, y - 0.25 / len(lines), textwrap.shorten(answer, 70), color="green" if right else "firebrick")
         text.text(0.55, y - 0.25 / len(lines), f"truth: {textwrap.shorten(truth, 60)}", color="dimgray")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.stem + ".tmp.png")
-    figure.savefig(aside, dpi=110)
+    with written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
     plt.close(figure)
-    aside.replace(path)
 
 
 def main():

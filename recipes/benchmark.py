@@ -10,8 +10,6 @@ pictures and text is not timed. Rows marked `x N` were measured on one question 
 """
 
 import argparse
-import json
-import os
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.benchmark_counts import LimitProbe, limit_of
 from recipes.benchmark_inference import NEW_TOKENS, InferenceBench, take_turns
@@ -142,11 +141,10 @@ def main(arguments: list[str] | None = None):
     for reason in left_out:
         print(f"left out: {reason}")
     if arguments.json:
-        write_aside(
-            arguments.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        )
+        write_json(arguments.json, report)
     if arguments.plot:
-        write_aside(arguments.plot, lambda path: draw(report, path))
+        with written_whole(arguments.plot) as aside:
+            draw(report, aside)
 
 
 def describe(arguments: argparse.Namespace, size: Size, probe: LimitProbe) -> dict:
@@ -168,13 +166,6 @@ def describe(arguments: argparse.Namespace, size: Size, probe: LimitProbe) -> di
 
 def gigabytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
-
-
-def write_aside(path: Path, write):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    write(aside)
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from peft import (
 from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from data_scripts.whole_files import write_json
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 
@@ -75,11 +76,7 @@ def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
             where it does not say.
     """
     manifest = {"machine": machine(), **manifest}
-    path = Path(folder) / TRAINING_MANIFEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(Path(folder) / TRAINING_MANIFEST, manifest, ensure_ascii=False, default=str)
 
 
 def machine() -> str:
@@ -122,9 +119,8 @@ class TrainingClock(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / TRAINING_SECONDS
-            path.with_suffix(".tmp").write_text(json.dumps(self.seconds()), encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / TRAINING_SECONDS, self.seconds())
 
 
 def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:

@@ -17,7 +17,6 @@ puts finished evaluations of the same questions side by side, with paired bootst
 import argparse
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from data_scripts.question_types import question_type
 from data_scripts.schema import load_scenes
+from data_scripts.whole_files import write_json, written_whole
 from recipes.checkpoints import errors_in_one_line, load_model
 from recipes.compare_runs import Run, compare_runs, read_run
 from recipes.eval_controls import CONTROLS, MajorityAnswers, ModelAnswers
@@ -90,7 +90,7 @@ def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, sta
                         "prediction": text,
                     }
                 )
-        write_whole(path, json.dumps({"rows": rows, "seconds": seconds}, ensure_ascii=False))
+        write_json(path, {"rows": rows, "seconds": seconds}, indent=None, ensure_ascii=False)
     state.wait_for_everyone()
     if not state.is_main_process:
         return [], []
@@ -98,12 +98,6 @@ def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, sta
     return [row for chunk in chunks for row in chunk["rows"]], [
         frame for chunk in chunks for frame in chunk["seconds"]
     ]
-
-
-def write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + f".{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def score(predictions: list[dict], arguments: argparse.Namespace, **options) -> dict:
@@ -261,12 +255,11 @@ def evaluate_model(arguments: argparse.Namespace):
             str(tokens): budget_entry(*answered.get(name, answered[arguments.name]), arguments)
             for tokens, name in at.items()
         }
-    aside = folder / "predictions.parquet.tmp"
-    pq.write_table(pa.Table.from_pylist([row for answers in predictions.values() for row in answers]), aside)
-    os.replace(aside, folder / "predictions.parquet")
+    with written_whole(folder / "predictions.parquet") as aside:
+        pq.write_table(pa.Table.from_pylist([row for answers in predictions.values() for row in answers]), aside)
     run = Run(folder, metrics, predictions)
     write_report(folder, [run], compare_runs([run], arguments.bootstrap_samples), rows, arguments.worst)
-    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))  # last: with it the evaluation is done
+    write_json(folder / "metrics.json", metrics)  # last: with it the evaluation is done
     for unfinished in folder.glob(".parts-*"):
         shutil.rmtree(unfinished)
     print(table(results))
@@ -289,7 +282,7 @@ def compare(arguments: argparse.Namespace):
     rows = load_scenes(settings["scenes"], settings["split"]) if Path(settings["scenes"]).is_dir() else None
     write_report(folder, runs, comparison, rows, arguments.worst)
     kept = {key: comparison[key] for key in ("first", "results", "differences", "info")}
-    write_whole(folder / "comparison.json", json.dumps(kept, indent=1))
+    write_json(folder / "comparison.json", kept)
     print(table(comparison["results"]))
     print(differences_table(comparison))
     print(f"{len(runs)} evaluations of the same questions; wrote {folder}")

@@ -1,10 +1,10 @@
 """Figures of an evaluation, as PNG files for its folder, its report and the model card."""
 
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from data_scripts.whole_files import written_whole
 from recipes.eval_tables import is_control, type_metric
 from recipes.metrics.drivelm.drivelm import QUESTION_TYPES
 
@@ -27,10 +27,8 @@ CURVES = (
 
 
 def save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    figure.savefig(aside, format="png", dpi=130, facecolor="white")
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=130, facecolor="white")
     return path
 
 

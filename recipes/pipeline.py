@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_scripts.whole_files import write_json
 from recipes.checkpoints import errors_in_one_line
 
 SETTINGS = "settings.json"
@@ -76,9 +77,7 @@ def check_settings(out: Path, settings: dict) -> None:
             told = "; ".join(f"{name} was {before}, now {now}" for name, (before, now) in changed.items())
             raise ValueError(f"{out} holds a run with other settings ({told}): delete it or give another --output-dir")
         return
-    new = record.with_suffix(".tmp")
-    new.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    new.replace(record)
+    write_json(record, settings)
 
 
 def run_steps(out: Path, steps: list[Step], estimate: bool) -> None:

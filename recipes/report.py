@@ -5,11 +5,11 @@ One file that needs nothing beside it; its figures also lie as PNG in `figures/`
 
 import base64
 import io
-import os
 from pathlib import Path
 
 import jinja2
 
+from data_scripts.whole_files import written_whole
 from modeling_smoldriver import CAMERAS
 from recipes.compare_runs import Run
 from recipes.eval_tables import columns, is_control, type_metric
@@ -129,7 +129,6 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
         count=results[model]["overall"]["count"],
     )
     path = folder / "report.html"
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(html, encoding="utf-8")
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_text(html, encoding="utf-8")
     return path

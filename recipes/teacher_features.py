@@ -22,6 +22,7 @@ from tqdm import tqdm
 from transformers import logging
 
 from data_scripts.schema import CAMERAS, load_scenes, read_manifest
+from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
 from recipes.build_checkpoint import tower_image_processor
 from recipes.checkpoints import check_source, errors_in_one_line
@@ -131,10 +132,7 @@ def write_manifest(folder: Path, teacher: VisionTeacher, scenes: str | os.PathLi
         "scenes": scenes_identity(scenes),
         "shards": shards,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / (MANIFEST + ".tmp")
-    aside.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
 
 
 def make_shard(path: Path, rows, teacher: VisionTeacher, device: torch.device) -> bool:
@@ -153,10 +151,8 @@ def make_shard(path: Path, rows, teacher: VisionTeacher, device: torch.device) -
         features |= {
             f"{row['frame_token']}/{camera}": view.clone() for camera, view in zip(cameras, given, strict=True)
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    save_file(features, aside)
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        save_file(features, aside)
     return True
 
 

@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all, also when a run is killed or the disk is full."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """`with written_whole(path) as aside:` writes a file `aside`, in the same folder, that is renamed at the end.
+
+    The folder is made where it is missing. An error leaves `path` as it was, and nothing beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value, indent: int | None = 1, **options) -> None:
+    """`value` as a JSON file that ends with a newline; `options` are json.dumps'."""
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(value, indent=indent, **options) + "\n", encoding="utf-8")
