@@ -30,7 +30,7 @@ from transformers import (
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes
+from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes, write_training_manifest
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -186,9 +186,22 @@ def main():
         model, processor = graft(arguments)
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
+    seconds = time.perf_counter() - started
+    manifest = {
+        "base": arguments.base or arguments.language_model,
+        "tower": arguments.tower,
+        "dtype": arguments.dtype,
+        "quantization": None,
+        "scenes": None,
+        "scene_tokens": [],
+        "steps": 0,
+        "seconds": round(seconds),
+        "arguments": {name: value for name, value in vars(arguments).items() if value is not None},
+    }
+    write_training_manifest(arguments.output_dir, manifest)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")
     print(parameter_table(model))
-    print(f"built in {time.perf_counter() - started:.0f} s, peak memory {peak_resident_bytes() / 1e9:.1f} GB")
+    print(f"built in {seconds:.0f} s, peak memory {peak_resident_bytes() / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
 
     Args:
         manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` or None, `scenes`
-            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`. `machine` is added
-            where it does not say.
+            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`; of a model that was
+            built and not trained, no scenes, 0 steps and its `tower`. `machine` is added where it does not say.
     """
     manifest = {"machine": machine(), **manifest}
     write_json(Path(folder) / TRAINING_MANIFEST, manifest, ensure_ascii=False, default=str)

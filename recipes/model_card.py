@@ -39,6 +39,7 @@ DATA = {
         ),
     },
 }
+SOURCES = ("base", "tower")  # what a stage started from, or a model was built from
 WIDGET = (
     "Are there cars to the front of the ego car?",
     "What are objects to the front left of the ego car?",
@@ -99,14 +100,15 @@ def not_clearly_better(result: dict, found: list[dict]) -> list[str]:
 
 
 def stage_rows(stages: list[dict]) -> list[dict]:
-    """What the card tells of each training stage, without paths: a local base is named by its folder alone."""
+    """What the card tells of each stage, without paths: a local base is named by its folder alone."""
     rows = []
     for stage in stages:
-        base, seconds = str(stage.get("base", "?")), stage.get("seconds")
+        sources = [stage[key] for key in SOURCES if key in stage] or ["not recorded"]
+        seconds = stage.get("seconds")
         rows.append(
             {
-                "base": base if is_hub_id(base) else Path(base).name,
-                "scenes": len(stage.get("scene_tokens", ())) or "not recorded",
+                "base": " and ".join(source if is_hub_id(source) else Path(source).name for source in sources),
+                "scenes": len(stage["scene_tokens"]) if "scene_tokens" in stage else "not recorded",
                 "steps": stage.get("steps", "not recorded"),
                 "time": "not recorded" if seconds is None else f"{seconds / 60:.0f} min ({seconds:,} s)",
                 "machine": stage.get("machine", "not recorded"),
@@ -157,7 +159,7 @@ def write_card(
         )
         for headline in found
     ]
-    bases = [str(stage.get("base", "")) for stage in stages if is_hub_id(str(stage.get("base", "")))]
+    bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key, ""))]
     front_matter = ModelCardData(
         model_name=repo_id.split("/")[-1],
         language="en",
@@ -166,7 +168,7 @@ def write_card(
         pipeline_tag="image-text-to-text",
         tags=["autonomous-driving", "vision-language-model", "multi-camera", "smoldriver", "custom_code"],
         datasets=[source["id"]] if data == "drivelm" else None,
-        base_model=bases[:1] or None,
+        base_model=list(dict.fromkeys(bases)) or None,
         eval_results=evaluations,
         widget=[{"text": text, "example_title": text} for text in WIDGET],
     )

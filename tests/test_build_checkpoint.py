@@ -28,7 +28,8 @@ from transformers import (
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from recipes import build_checkpoint, model_report
-from recipes.checkpoints import load_model
+from recipes.checkpoints import load_model, write_training_manifest
+from recipes.provenance import check_leakage, training_stages
 from recipes.tiny_base import tiny_tower, tiny_vlm
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,18 @@ def test_base_and_tower_arrive_whole(base, monkeypatch, tmp_path, capfd):
     assert "budgets [9, 4, 1] tokens a camera" in printed.out
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" in printed.out
     assert "MISSING" not in printed.err + printed.out and "UNEXPECTED" not in printed.err + printed.out
+
+
+def test_a_built_model_names_its_sources_and_the_scenes_that_its_base_was_trained_on(base, monkeypatch, tmp_path):
+    vlm = tmp_path / "vlm"
+    shutil.copytree(base / "vlm", vlm)
+    write_training_manifest(vlm, {"scene_tokens": ["scene7"], "steps": 5})
+    build(monkeypatch, tmp_path / "out", "--base", vlm, "--tower", base / "tower")
+    pretraining, grafting = training_stages(tmp_path / "out", local_files_only=True)
+    assert pretraining["steps"] == 5 and grafting["steps"] == 0
+    assert (grafting["base"], grafting["tower"]) == (str(vlm), str(base / "tower"))
+    with pytest.raises(ValueError, match="1 of the 1 scenes of split 'test' are training scenes"):
+        check_leakage(tmp_path / "out", ["scene7"], "test")
 
 
 def test_same_seed_builds_the_same(base, monkeypatch, tmp_path):

@@ -16,8 +16,9 @@ CONFIG = {
     "text_config": {"num_hidden_layers": 2, "hidden_size": 48},
     "scale_factor": 2,
 }
+BASE, TOWER = "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "google/vit-base-patch16-224-in21k"
 STAGES = [
-    {"base": "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "scene_tokens": ["a"], "steps": 1000},
+    {"base": BASE, "tower": TOWER, "scene_tokens": [], "steps": 0},
     {"base": "/runs/outputs/vision", "scene_tokens": ["a"], "steps": 11000, "seconds": 7260, "machine": "1 x T4"},
 ]
 
@@ -53,7 +54,7 @@ def test_front_matter_is_what_the_hub_reads(metrics):
     front = yaml.safe_load(card(metrics).split("---")[1])
     assert front["pipeline_tag"] == "image-text-to-text" and front["library_name"] == "transformers"
     assert front["license"] == "cc-by-nc-sa-4.0" and "custom_code" in front["tags"]
-    assert front["base_model"] == ["HuggingFaceTB/SmolVLM2-2.2B-Instruct"]
+    assert front["base_model"] == [BASE, TOWER]
     assert len(front["widget"]) == 3 and all(example["text"].endswith(("?", ".")) for example in front["widget"])
     index = front["model-index"][0]
     assert index["name"] == "smoldriver" and index["results"][0]["task"]["type"] == "image-text-to-text"
@@ -144,7 +145,7 @@ def test_loading_takes_at_most_ten_lines(metrics):
 
 def test_training_is_told_with_its_time_and_hardware_and_without_paths(metrics):
     text = card(metrics)
-    assert "| 1 | HuggingFaceTB/SmolVLM2-2.2B-Instruct | 1 | 1000 | not recorded | not recorded |" in text
+    assert f"| 1 | {BASE} and {TOWER} | 0 | 0 | not recorded | not recorded |" in text
     assert "| 2 | vision | 1 | 11000 | 121 min (7,260 s) | 1 x T4 |" in text
     assert "/runs" not in text
     assert "There is no record of its training." in card(metrics, stages=[])
