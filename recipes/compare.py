@@ -69,7 +69,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
             + ["--captions", captions, "--frames", size["tower_frames"], "--steps", size["tower_steps"]]
             + ["--seed", seed, "--output-dir", aside(base)],
-            seconds=170,
+            seconds=190,
             result=base,
         ),
         training_step(
@@ -78,7 +78,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_pretrain.yaml",
             base / "vlm",
             out / "smolvlm",
-            340,
+            390,
             *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
         ),
     ]
@@ -95,7 +95,7 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/distill_demo.yaml",
             out / built,
             out / distilled,
-            70,
+            95,
             *("--teacher", smolvlm, "--scenes", out / "scenes", "--max_steps", size["distillation_steps"]),
             *("--seed", seed, *options),
         )
@@ -124,8 +124,8 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
         )
 
     return [
-        tune("vision", start, 55),
-        tune("qlora", folders["vision"], 500),
+        tune("vision", start, 30),
+        tune("qlora", folders["vision"], 620),
         Step(
             f"{name}-merged",
             ["recipes/merge_checkpoint.py", "--adapters", folders["qlora"], "--output-dir", out / name]

@@ -78,8 +78,8 @@ def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefi
         )
 
     return [
-        train("few_views", out / "built", out / "views", 235),
-        train("six_views", out / "views", out / "training", 235),
+        train("few_views", out / "built", out / "views", 250),
+        train("six_views", out / "views", out / "training", 215),
     ]
 
 
