@@ -148,16 +148,24 @@ def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProc
 def parameter_table(model: SmolDriverForConditionalGeneration) -> str:
     """Weights by part, a line each."""
     vision = model.model.vision_model
-    parts = {
-        "tower": vision.tower,
-        "projection": vision.projection,
-        "resamplers": vision.resampler,
-        "connector": model.model.connector,
-        "text model": model.model.text_model,
-        "whole model": model,
-    }
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
-    return "\n".join(f"  {name:12s} {count:>15,}" for name, count in counts.items())
+    return weights_table(
+        {
+            "tower": vision.tower,
+            "projection": vision.projection,
+            "resamplers": vision.resampler,
+            "connector": model.model.connector,
+            "text model": model.model.text_model,
+            "whole model": model,
+        }
+    )
+
+
+def weights_table(parts: dict[str, torch.nn.Module]) -> str:
+    return "\n".join(f"  {name:12s} {count_weights(part):>15,}" for name, part in parts.items())
+
+
+def count_weights(part: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
 def main():

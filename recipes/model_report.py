@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
-from recipes.build_checkpoint import parameter_table
+from recipes.build_checkpoint import count_weights, parameter_table, weights_table
 from recipes.checkpoints import CLASSES, check_source, errors_in_one_line, peak_resident_bytes
 
 TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
@@ -57,11 +57,7 @@ def smolvlm_table(model: PreTrainedModel) -> str:
     """As `parameter_table`."""
     parts = {"tower": model.model.vision_model, "connector": model.model.connector}
     parts |= {"text model": model.model.text_model, "whole model": model}
-    return "\n".join(f"  {name:12s} {count(part):>15,}" for name, part in parts.items())
-
-
-def count(part: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())
+    return weights_table(parts)
 
 
 def adapted_linears(model: PreTrainedModel) -> list[torch.nn.Linear]:
@@ -75,7 +71,7 @@ def adapter_weights(model: PreTrainedModel) -> int:
 
 def qlora_checkpoint_bytes(model: PreTrainedModel) -> int:
     """Of what QLoRA saves: adapters and the vision model in float32."""
-    return 4 * (adapter_weights(model) + count(model.model.vision_model))
+    return 4 * (adapter_weights(model) + count_weights(model.model.vision_model))
 
 
 def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, float]]:
@@ -89,8 +85,8 @@ def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, 
 
     text = model.model.text_model
     quantized = sum(linear.weight.numel() for linear in adapted_linears(model))
-    language = count(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
-    vision, connector = count(model.model.vision_model), count(model.model.connector)
+    language = count_weights(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
+    vision, connector = count_weights(model.model.vision_model), count_weights(model.model.connector)
 
     (views, patches, tower), config = views_patches_tower(model.config), text.config
     patches *= views
