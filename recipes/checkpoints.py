@@ -151,6 +151,13 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
     )
 
 
+def multiply_4bit_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Under autocast 4-bit layers, alone of all, multiply in the dtype of `nf4`: let them follow it, in `dtype`."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+
+
 def classes_of(source: str | os.PathLike) -> tuple[type, type]:
     """Model and processor class of a folder or Hub id.
 

@@ -37,7 +37,7 @@ FULL = {
     "pretraining_steps": 1000,
     "distillation_steps": 400,
     "vision_steps": 100,
-    "qlora_steps": 1600,
+    "qlora_steps": 2200,
     "test_frames": 80,
 }
 SHORT = {

@@ -29,6 +29,7 @@ from recipes.checkpoints import (
     load_base,
     load_model,
     load_processor,
+    multiply_4bit_in,
     nf4,
     run_training,
     write_training_manifest,
@@ -67,6 +68,8 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
     loaded_as = torch.float32 if source == checkpoint else dtype
     model = load_base(source, loaded_as, quantization, attn_implementation=model_args.attn_implementation)
+    if training_args.bf16 or training_args.fp16:
+        multiply_4bit_in(model, activation_dtype(training_args))
     processor = load_processor(model_args.model_name_or_path)
     teacher = training_args.teacher_model and load_model(training_args.teacher_model, activation_dtype(training_args))
     if peft_config is not None:

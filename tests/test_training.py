@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 import yaml
@@ -187,6 +188,23 @@ def test_what_should_train_moves_and_nothing_else_and_reloads_bit_by_bit(mode, o
     expected_logits = logits_of(trainer.model, trainer.processing_class)
     assert torch.equal(logits_of(loaded, processor), expected_logits)
     assert not torch.equal(logits_of(load_model(options["model_name_or_path"])[0], processor), expected_logits)
+
+
+@pytest.mark.parametrize("bf16, expected", [(True, torch.bfloat16), (False, torch.float32)])
+def test_4_bit_layers_multiply_in_the_dtype_of_mixed_precision(bf16, expected, options, monkeypatch):
+    """As all other layers do under autocast; without it, and when reloaded, in that of the base."""
+    multiplied, product = set(), bitsandbytes.matmul_4bit
+
+    def record(x, *rest, **by_name):
+        multiplied.add(x.dtype)
+        return product(x, *rest, **by_name)
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", record)
+    train(monkeypatch, {**options, **LORA, "load_in_4bit": True, "bf16": bf16})
+    assert multiplied == {expected}
+    multiplied.clear()
+    logits_of(*load_model(options["output_dir"]))
+    assert multiplied == {torch.float32}
 
 
 @pytest.mark.parametrize("changed", [{}, LORA])
