@@ -37,7 +37,7 @@ FULL = {
     "pretraining_steps": 1000,
     "distillation_steps": 400,
     "vision_steps": 100,
-    "qlora_steps": 2200,
+    "qlora_steps": 2500,
     "test_frames": 80,
 }
 SHORT = {
@@ -125,7 +125,7 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
 
     return [
         tune("vision", start, 30),
-        tune("qlora", folders["vision"], 620),
+        tune("qlora", folders["vision"], 600),
         Step(
             f"{name}-merged",
             ["recipes/merge_checkpoint.py", "--adapters", folders["qlora"], "--output-dir", out / name]
