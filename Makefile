@@ -47,8 +47,8 @@ quality: setup
 
 # The whole path on the real frames of DriveLM's public sample: outputs/sample
 sample: setup
-	test -f $(SAMPLE)/train_sample.json || $(BIN)/python data_scripts/download_drivelm_sample.py --output-dir $(SAMPLE)
-	test -f outputs/sample/scenes/manifest.json || $(BIN)/python data_scripts/prepare_drivelm.py \
+	test $(SAMPLE) != data/drivelm_sample || $(BIN)/python data_scripts/download_drivelm_sample.py --output-dir $(SAMPLE)
+	$(BIN)/python data_scripts/prepare_drivelm.py --strict \
 		--json $(SAMPLE)/train_sample.json --image-root $(SAMPLE)/nuscenes --output-dir outputs/sample/scenes \
 		--split train --object-tags drop --image-height 225
 	$(BIN)/python recipes/tiny_base.py --scenes outputs/sample/scenes --output-dir outputs/sample/base

@@ -4,8 +4,9 @@ import io
 import os
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from modeling_smoldriver.processing_smoldriver import to_rgb
 
 MAX_PIXELS = 50_000_000  # a nuScenes image has 1.44 million; a few kB of JPEG may unpack to gigabytes
 JPEG_QUALITY = 90
@@ -61,9 +62,9 @@ def usable_image(data: bytes, max_height: int | None = None) -> bytes:
         if max_height is not None and height > max_height:
             size = (max(1, round(width * max_height / height)), max_height)
             image.draft("RGB", size)
-            return _rgb_jpeg(_to_rgb(image).resize(size, Image.Resampling.BICUBIC))
+            return _rgb_jpeg(to_rgb(image).resize(size, Image.Resampling.BICUBIC))
         if image.mode != "RGB":
-            return _rgb_jpeg(_to_rgb(image))
+            return _rgb_jpeg(to_rgb(image))
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
         image.load()
         return data
@@ -75,12 +76,6 @@ def usable_image(data: bytes, max_height: int | None = None) -> bytes:
         raise UnusableImage("neither JPEG nor PNG, or cut within its header") from None
     except Exception as error:  # on broken bytes the decoders raise OSError, SyntaxError, struct.error and more
         raise UnusableImage(f"cut short or broken ({type(error).__name__})") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 where the upper byte is meant
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def _rgb_jpeg(image: Image.Image) -> bytes:

@@ -14,7 +14,8 @@ read whole (some GB of memory for the full training set's 500 MB); images stream
 
 Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte. A camera whose
 image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead); a frame without any
-image is dropped.
+image is dropped. Shards with such cameras are made again when the same command is given again, as more images may have
+come; of the others the images are not read again, so delete the folder where images were replaced.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from data_scripts.camera_images import UnusableImage, read_image_file, usable_image
+from data_scripts.command_line import whole_number
 from data_scripts.drivelm_json import read_drivelm
 from data_scripts.paper_hub import open_paper_tables
 from data_scripts.schema import CAMERAS, SPLITS, split_of
-from data_scripts.shards import format_report, write_splits
+from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
 
 FORMAT = 1  # raised when the same input would give other rows, so that an old half-finished folder is not continued
 
@@ -52,7 +54,7 @@ def frame_row(
         "dropped questions": Counter(frame["dropped"]),
         "missing images by camera": Counter(),
         "missing images by reason": Counter(),
-        "missing images": Counter(),
+        MISSING_IMAGES: Counter(),
         "dropped frames": Counter(),
     }
     for camera in CAMERAS:
@@ -71,7 +73,7 @@ def frame_row(
                 raise ValueError(f"{name}: {error}") from None
             notes["missing images by camera"][camera] += 1
             notes["missing images by reason"][str(error)] += 1
-            notes["missing images"][f"{error}: {name}"] += 1
+            notes[MISSING_IMAGES][f"{error}: {name}"] += 1
     reason = None
     if all(row[camera] is None for camera in CAMERAS):
         reason = "no usable image"
@@ -151,7 +153,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--image-height",
-        type=_positive,
+        type=whole_number(),
         help="shrink higher images to this many pixels (default: original JPEG bytes)",
     )
     add(
@@ -160,8 +162,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto: 8/1/1 by scene; else all frames go to this one",
     )
-    add("--workers", type=_positive, default=os.cpu_count() or 1, help="threads that read and check images")
-    add("--shard-size", type=_positive, default=256, help="frames a shard (256 full-size frames are about 200 MB)")
+    add("--workers", type=whole_number(), default=os.cpu_count() or 1, help="threads that read and check images")
+    add("--shard-size", type=whole_number(), default=256, help="frames a shard (256 at full size: about 200 MB)")
     add("--strict", action="store_true", help="stop at the first image that is missing, cut or too large")
     arguments = parser.parse_args(argv)
     if bool(arguments.from_paper_hub) == bool(arguments.json or arguments.image_root):
@@ -169,12 +171,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if not arguments.from_paper_hub and not (arguments.json and arguments.image_root):
         parser.error("--json and --image-root go together")
     return arguments
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> None:

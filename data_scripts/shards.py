@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from data_scripts.question_types import question_type
 from data_scripts.schema import check_disjoint, open_shard, read_manifest, scene_table, shard_path, write_manifest
+from data_scripts.whole_files import sole_writer
 
 ROWS_A_GROUP = 16  # six nuScenes JPEGs are about 1 MB: a reader or writer holds some 16 MB of rows
+MISSING_IMAGES = "missing images"  # group of the notes; a shard that has any is made again: they may be there now
 _TALLY = b"smoldriver_tally"
 
 Row = dict
@@ -52,9 +54,17 @@ def write_splits(
 
     Raises:
         ValueError: the folder was begun with another source or other options, or two splits share a scene.
+        BlockingIOError: another process is writing the folder.
     """
     identity = json.loads(json.dumps({"source": source, "options": options}))
     _refuse_other_work(folder, identity)
+    with sole_writer(folder):
+        return _write_splits(folder, plan, make_row, identity, workers, frames_a_shard)
+
+
+def _write_splits(
+    folder: Path, plan: dict[str, list], make_row: Callable, identity: dict, workers: int, frames_a_shard: int
+) -> dict:
     write_manifest(folder, {"complete": False, **identity})
 
     tallies: dict[str, list[dict]] = {}
@@ -141,7 +151,8 @@ def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progre
 def _finished_tally(path: Path) -> dict | None:
     """Tally of a finished shard; None where it has to be written (again)."""
     try:
-        return json.loads(pq.read_metadata(path).metadata[_TALLY])
+        tally = json.loads(pq.read_metadata(path).metadata[_TALLY])
+        return None if tally.get(MISSING_IMAGES) else tally
     except FileNotFoundError:
         return None
     except (pa.ArrowInvalid, KeyError):  # damaged after it was written, by a full disk or a power cut

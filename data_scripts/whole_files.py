@@ -1,10 +1,14 @@
-"""Files that appear whole or not at all, also when a run is killed or the disk is full."""
+"""Files that appear whole or not at all, also when a run is killed or the disk is full, and folders of one writer."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -27,3 +31,21 @@ def write_json(path: str | os.PathLike, value, indent: int | None = 1, **options
     """`value` as a JSON file that ends with a newline; `options` are json.dumps'."""
     with written_whole(path) as aside:
         aside.write_text(json.dumps(value, indent=indent, **options) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold a folder, which is made where it is missing, against other processes; the system frees it if this one dies.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        message = f"another process is writing {folder}: wait for it, stop it or give another folder"
+        raise BlockingIOError(message) from None
+    with held:
+        yield

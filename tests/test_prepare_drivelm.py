@@ -28,6 +28,7 @@ from data_scripts.camera_images import MAX_PIXELS, UnusableImage, usable_image
 from data_scripts.drivelm_json import TASKS, parse_drivelm
 from data_scripts.prepare_drivelm import main
 from data_scripts.schema import CAMERAS, load_scenes, read_manifest, scene_table, split_of
+from data_scripts.whole_files import LOCK, sole_writer
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT.parent / "shared/data/drivelm_sample"
@@ -116,7 +117,8 @@ def stored_rows(folder):
 
 
 def file_bytes(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LOCK]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # The real sample
@@ -399,6 +401,29 @@ def test_link_that_leaves_the_image_root_is_refused(tmp_path):
     link.write_bytes(secret.read_bytes())
     (tmp_path / "linked").symlink_to(tmp_path / "nuscenes")
     assert prepare(tmp_path, "--image-root", str(tmp_path / "linked"), out="linked_out")["complete"]
+
+
+def test_images_that_come_later_are_taken_in(tmp_path):
+    write_source(tmp_path)
+    late = tmp_path / "nuscenes/samples/CAM_BACK/scene-0-frame-1+0800__CAM_BACK.jpg"
+    late.rename(tmp_path / "late.jpg")
+    assert prepare(tmp_path)["report"]["missing images by camera"] == {"CAM_BACK": 1}
+    (tmp_path / "late.jpg").rename(late)
+    assert "missing images" not in prepare(tmp_path)["report"]
+    assert all(row["CAM_BACK"] is not None for row in stored_rows(tmp_path / "out"))
+
+
+def test_a_folder_that_another_process_prepares_is_refused(tmp_path):
+    write_source(tmp_path)
+    with sole_writer(tmp_path / "out"):
+        assert "another process is writing" in refusal(tmp_path)
+    assert prepare(tmp_path)["complete"]
+
+
+def test_eight_bits_in_a_16_bit_png_are_not_made_black():
+    picture = Image.fromarray(np.full((36, 64), 200, dtype=np.uint16))
+    stored = Image.open(io.BytesIO(usable_image(encode(picture, "PNG"))))
+    assert np.abs(np.asarray(stored, dtype=float) - 200).max() < 5
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
