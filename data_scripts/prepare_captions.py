@@ -18,19 +18,20 @@ Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base nev
 """
 
 import argparse
-import json
 import os
 import random
 import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from data_scripts.camera_images import read_image_file, usable_image
+from data_scripts.camera_images import UnusableImage, read_image_file, usable_image
+from data_scripts.command_line import whole_number
 from data_scripts.drivelm_json import read_drivelm
 from data_scripts.prepare_drivelm import plan_splits
 from data_scripts.schema import CAMERAS, split_of
 from data_scripts.shards import format_report, write_splits
 from data_scripts.world_captions import NUMBERS
+from data_scripts.world_folder import read_json, read_world
 from data_scripts.world_questions import CLASSES, PLURALS
 
 FORMAT = 3  # raised when the same input would give other rows
@@ -93,12 +94,10 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     """Rows to be, in the order of the world's frames, and the sha256 of the files that they come from.
 
     Raises:
-        FileNotFoundError, ValueError: the folder holds no finished world.
+        FileNotFoundError, ValueError: the folder holds no finished world of this version.
     """
-    path = world / "captions.json"
-    if not (world / "world.json").is_file() or not path.is_file():
-        raise FileNotFoundError(f"{world} is no finished world: make it with data_scripts/synthesize_world.py")
-    seen = json.loads(path.read_text(encoding="utf-8"))
+    read_world(world)
+    seen = read_json(world / "captions.json")
     frames, digests = read_drivelm([world / "drivelm.json"], drop_object_tags=True, keep_unlabelled=False)
     rows = []
     sentences = {
@@ -107,6 +106,8 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     }
     for frame in frames:
         rng = random.Random(f"{seed}-{frame['frame_token']}")
+        if frame["frame_token"] not in seen:
+            raise ValueError(f"{world}/captions.json lacks the frame {frame['frame_token']}: make the world again")
         captions = seen[frame["frame_token"]]
         if not captions:
             continue
@@ -131,11 +132,14 @@ def prepare(arguments: argparse.Namespace) -> dict:
     """Do what the command line asks for; returns the manifest."""
     rows, digests = rows_to_be(arguments.world, arguments.most_views, arguments.seed)
 
+    def picture(path: str) -> dict:
+        try:
+            return {"bytes": usable_image(read_image_file(arguments.world, path)), "path": PurePosixPath(path).name}
+        except UnusableImage as error:
+            raise ValueError(f"{arguments.world / path}: {error}") from None
+
     def make_row(row: dict) -> tuple[dict, dict]:
-        pictures = {
-            camera: {"bytes": usable_image(read_image_file(arguments.world, path)), "path": PurePosixPath(path).name}
-            for camera, path in row["paths"].items()
-        }
+        pictures = {camera: picture(path) for camera, path in row["paths"].items()}
         made = {name: row[name] for name in ("scene_token", "frame_token", "qa")} | {"scene_description": None}
         return made | {camera: pictures.get(camera) for camera in CAMERAS}, {}
 
@@ -156,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--most-views", type=int, choices=range(1, 7), default=6, help="pictures of a row")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads that read pictures")
+    parser.add_argument("--workers", type=whole_number(), default=os.cpu_count() or 1, help="reading threads")
     arguments = parser.parse_args(argv)
     try:
         manifest = prepare(arguments)

@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,8 +33,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data_scripts.whole_files import written_whole
+from data_scripts.command_line import whole_number
+from data_scripts.processes import die_with_parent
+from data_scripts.whole_files import LOCK, sole_writer, written_whole
 from data_scripts.world_captions import captions
+from data_scripts.world_folder import WORLD_FILE, WORLD_VERSION, read_json
 from data_scripts.world_nuscenes import (
     MAP_FILE,
     SCENE_TABLES,
@@ -58,7 +60,6 @@ from data_scripts.world_report import (
 )
 from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
 
-WORLD_VERSION = 4  # raise it whenever the same options give other bytes
 WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999
 MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900
@@ -94,19 +95,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def whole_number(low: int, high: int):
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is out of range: choose {low} to {high}")
-        return value
-
-    return parse
-
-
 def image_size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -123,7 +111,7 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
 
     Raises:
         ValueError: the folder holds something else: a world of other options or version, or other files.
-        OSError: the disk is full, or the folder cannot be written.
+        OSError: the disk is full, the folder cannot be written, or another process is writing it.
     """
     options = {
         "version": WORLD_VERSION,
@@ -137,7 +125,14 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
         shutil.rmtree(folder / WORK, ignore_errors=True)
         print(f"{folder} is finished already")
         return finished
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder):
+        return make_world(folder, options, workers)
+
+
+def make_world(folder: Path, options: dict, workers: int) -> dict:
+    """`synthesize`, of a folder that is this process's."""
+    scenes, seed, size, every = (options[name] for name in ("scenes", "seed", "image_size", "frames_every"))
+    (folder / WORK).mkdir(exist_ok=True)
     write_bytes(folder / WORK / "options.json", json.dumps(options).encode())
     for camera in CAMERAS:
         (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
@@ -161,25 +156,22 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
 
 def check_folder(folder: Path, options: dict) -> dict | None:
     """The finished world of these options that the folder holds, or None where it may be made there."""
-    for path in (folder / "world.json", folder / WORK / "options.json"):
+    for path in (folder / WORLD_FILE, folder / WORK / "options.json"):
         if not path.exists():
             continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            old = found.get("options", found)
-        except (ValueError, AttributeError):
-            raise ValueError(f"{path} cannot be read: delete {folder} and make the world again") from None
+        found = read_json(path)
+        old = found.get("options", found)
         for name, value in options.items():
             if old.get(name) != value:
                 raise ValueError(
                     f"{folder} holds a world with {name} {old.get(name)}, not {value}: "
                     "choose another --output-dir, or delete it"
                 )
-        if path.name == "world.json":
+        if path.name == WORLD_FILE:
             return found
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
+    if folder.exists() and not (folder / WORK).exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"{folder} holds other files: choose an empty --output-dir")
     return None
 
@@ -203,18 +195,6 @@ def made_scenes(folder: Path, missing: list[int], seed: int, size, every: int, w
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=die_with_parent) as pool:
         yield from pool.map(make_scene, jobs)
-
-
-def die_with_parent() -> None:
-    """A worker whose parent was killed ends, and does not wait for work for ever."""
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @cache
@@ -316,7 +296,7 @@ def assemble(folder: Path, options: dict) -> dict:
     for name, rows in shared.items():
         write_bytes(version_folder / f"{name}.json", json.dumps(rows, indent=0).encode())
     world = {"options": options, "counts": counts_of(total), "balance": balance_of(total)}
-    write_bytes(folder / "world.json", json.dumps(world, indent=1).encode())
+    write_bytes(folder / WORLD_FILE, json.dumps(world, indent=1).encode())
     shutil.rmtree(folder / WORK)
     return world
 

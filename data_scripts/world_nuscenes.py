@@ -4,7 +4,8 @@ Names of categories and attributes are nuScenes'. Metres, quaternions w-x-y-z, t
 with z up. What differs from the real data set: no lidar and no radar (the numbers of points are 0), no sweeps, all six
 cameras exposed at the moment of the key frame with one ego pose, all cameras level and without distortion. `ego_pose`
 holds the pose at every 2 Hz moment of a scene, also at those which are not kept as key frames: the way driven is never
-lost. Visibility is the share of an object's outline that is seen in the six pictures, in nuScenes' four levels.
+lost. Visibility is the share of an object's outline that is seen in the six pictures, in nuScenes' four levels. As
+nuScenes has no box without a lidar or radar point in it, so there is none here of which no picture shows a pixel.
 """
 
 import hashlib
@@ -186,6 +187,7 @@ def scene_tables(scene: Scene, views: list[View], width: int, height: int) -> di
             number
             for number, t in enumerate(times)
             if math.hypot(*(scene.poses[t, i, :2] - scene.ego[t, :2])) < ANNOTATION_RANGE
+            and views[number].visibility.get(i, 0.0) > 0.0
         ]
         if not near:
             continue
@@ -204,7 +206,7 @@ def scene_tables(scene: Scene, views: list[View], width: int, height: int) -> di
         for place, number in enumerate(near):
             t = times[number]
             before, after = links(chain, place)
-            share = views[number].visibility.get(i, 0.0)
+            share = views[number].visibility[i]
             level = next(level for level, (_, high) in VISIBILITIES.items() if share <= high)
             x, y, yaw, _ = scene.poses[t, i].tolist()
             tables["sample_annotation"].append(

@@ -50,6 +50,7 @@ DIRECTIONS = {
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 STATUS_ORDER = ("moving", "stopped", "parked", "standing")
+BEHAVIOUR_SAMPLES = round(1 / SAMPLE_SECONDS)  # behaviour is what the ego does in the coming second
 FRONT_ONLY = np.array([name == "CAM_FRONT" for name in CAMERAS])
 STOP, SLOW, GO = "stop", "slow", "go"
 
@@ -99,11 +100,14 @@ class View:
 def view_of(scene: Scene, t: int, look: dict) -> View:
     """The clear and the unclear objects of a rendered frame; `look` is the renderer's."""
     seen, unclear, visibility, signals = [], set(), {}, set()
-    best_camera = look["pixels"].argmax(axis=0)
-    most_first = sorted(range(len(look["sources"])), key=lambda n: -look["pixels"][best_camera[n], n])
+    of_lights = [what == "light" for what, _ in look["sources"]]
+    # A signal counts in the front camera alone.
+    pixels_of = np.where(~FRONT_ONLY[:, None] & of_lights, 0, look["pixels"])
+    best_camera = pixels_of.argmax(axis=0)
+    most_first = sorted(range(len(look["sources"])), key=lambda n: -pixels_of[best_camera[n], n])
     for n in most_first:
         what, index = look["sources"][n]
-        pixels, boxes = look["pixels"][:, n], look["bounds"][:, n]
+        pixels, boxes = pixels_of[:, n], look["bounds"][:, n]
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         slices = (boxes[:, 0] <= 0) | (boxes[:, 2] >= FULL_WIDTH)
         wide = ~slices | (boxes[:, 2] - boxes[:, 0] >= MIN_SLICE)
@@ -112,11 +116,11 @@ def view_of(scene: Scene, t: int, look: dict) -> View:
             # An outline fills about 0.7 of its box.
             visibility[index] = float(min(1.0, pixels.sum() / max(np.nansum(areas), 1.0) / 0.7))
             kind = scene.agents[index].kind
-        else:  # a signal counts in the front camera alone, and its heads, which show the same colour, count once
+        else:  # the heads of a signal, which show the same colour, count once: the one that shows most
             if index in signals:
                 continue
             signals.add(index)
-            kind, clear, pixels = "traffic light", clear & FRONT_ONLY, pixels * FRONT_ONLY
+            kind = "traffic light"
         for camera, name in enumerate(CAMERAS):
             if clear[camera]:
                 main = camera == best_camera[n] or not clear[best_camera[n]]
@@ -176,8 +180,8 @@ def listing(view: View, camera: str) -> str:
 
 
 def status_answer(kind: str, statuses: list[str]) -> str:
-    """ "One car is parked.", "Two cars are moving.", "One of the cars is moving, and the other is parked.", "Two
-    trucks are parked, and one is moving."."""
+    """ "One car is parked.", "Two cars are moving.", "One of the cars is moving, and the other is parked.", "One
+    truck is moving, and two are parked."."""
     counts = [(status, statuses.count(status)) for status in STATUS_ORDER if status in statuses]
     if len(counts) == 1:
         status, count = counts[0]
@@ -354,8 +358,7 @@ def collision_action(o: Seen) -> str:
 
 def behaviour(scene: Scene, t: int) -> str:
     """The ego's steering and speed over the coming second."""
-    later = min(t + int(1 / SAMPLE_SECONDS), SAMPLES_PER_SCENE - 1)
-    turn = float((scene.ego[later, 2] - scene.ego[t, 2] + np.pi) % (2 * np.pi) - np.pi)
+    turn = float((scene.ego[t + BEHAVIOUR_SAMPLES, 2] - scene.ego[t, 2] + np.pi) % (2 * np.pi) - np.pi)
     speed = float(scene.ego[t, 3])
     side = "left" if turn > 0 else "right"
     way = "going straight" if abs(turn) < 0.08 else f"{'slightly ' * (abs(turn) < 0.2)}steering to the {side}"
@@ -428,7 +431,8 @@ def open_questions(scene: Scene, view: View, rng: random.Random) -> list[tuple[s
         if dangerous is not None:
             danger = "In this scenario, what are dangerous actions to take for the ego vehicle?"
             asked.append(("planning", danger, dangerous))
-    asked.append(("behavior", "Predict the behavior of the ego vehicle.", behaviour(scene, view.t)))
+    if view.t + BEHAVIOUR_SAMPLES < SAMPLES_PER_SCENE:
+        asked.append(("behavior", "Predict the behavior of the ego vehicle.", behaviour(scene, view.t)))
     return asked
 
 

@@ -8,6 +8,8 @@ does not import the package, so that the saved code is what runs.)
 """
 
 import argparse
+import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -17,6 +19,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from datasets import load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
@@ -30,8 +33,8 @@ def spread_questions(qa: list[dict], count: int) -> list[dict]:
     return [qa[index * len(qa) // count] for index in range(min(count, len(qa)))]
 
 
-def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
-    """Six views in their places, the back ones below, and then (question, answer, truth)."""
+def paint(row: dict, lines: list[tuple[str, str, str | None]], path: Path) -> None:
+    """Six views in their places, the back ones below, and then (question, answer, truth or None)."""
     figure = plt.figure(figsize=(12, 5.2 + 0.62 * len(lines)))
     views, text = figure.subfigures(2, 1, height_ratios=[5.2, 0.62 * len(lines)])
     for axes, camera in zip(views.subplots(2, 3).flat, sum(LAYOUT, []), strict=True):
@@ -42,12 +45,60 @@ def paint(row: dict, lines: list[tuple[str, str, str]], path: Path) -> None:
     for number, (question, answer, truth) in enumerate(lines):
         y = 1 - (number + 0.5) / len(lines)
         text.text(0.03, y + 0.2 / len(lines), textwrap.shorten(question, 150), fontsize=10, weight="bold")
+        below = y - 0.25 / len(lines)
+        if truth is None:
+            text.text(0.05, below, textwrap.shorten(answer, 130))
+            continue
         right = answer.strip().lower() == truth.strip().lower()
-        text.text(0.05, y - 0.25 / len(lines), textwrap.shorten(answer, 70), color="green" if right else "firebrick")
-        text.text(0.55, y - 0.25 / len(lines), f"truth: {textwrap.shorten(truth, 60)}", color="dimgray")
+        text.text(0.05, below, textwrap.shorten(answer, 70), color="green" if right else "firebrick")
+        text.text(0.55, below, f"truth: {textwrap.shorten(truth, 60)}", color="dimgray")
     with written_whole(path) as aside:
         figure.savefig(aside, format="png", dpi=110)
     plt.close(figure)
+
+
+def read_frame(scenes: Path, split: str, number: int) -> dict:
+    """One row of a finished folder of scene rows, cameras decoded.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such split in it.
+        ValueError: an unfinished folder, or no such frame in the split.
+    """
+    manifest = scenes / "manifest.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{scenes} is no folder of prepared scene rows: it has no manifest.json")
+    if not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
+        raise ValueError(f"the preparation of {scenes} was not finished: run the same command again, it goes on")
+    shards = sorted(str(path) for path in (scenes / split).glob("*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{scenes} has no shards of the split {split!r}")
+    rows = load_dataset("parquet", data_files={split: shards}, split=split)
+    if not 0 <= number < len(rows):
+        raise ValueError(f"--frame {number}: the split {split!r} has the frames 0 .. {len(rows) - 1}")
+    return rows[number]
+
+
+def ask(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    if not Path(arguments.model).is_dir() and len(Path(arguments.model).parts) != 2:
+        raise FileNotFoundError(f"there is no model folder {arguments.model}")
+    row = read_frame(arguments.scenes, arguments.split, arguments.frame)
+    own = [{"question": text, "answer": None} for text in arguments.questions or []]
+    asked = own or spread_questions(row["qa"], 5)
+
+    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
+    images = {camera: row[camera] for camera in processor.cameras}
+    scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
+    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=64)
+    lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
+    for question, answer, truth in lines:
+        print(f"Q {question}\n  answer {answer}")
+        if truth is not None:
+            print(f"  truth  {truth}")
+    if arguments.picture:
+        paint(row, lines, arguments.picture)
+        print(f"wrote {arguments.picture}")
 
 
 def main():
@@ -63,26 +114,10 @@ def main():
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    shards = sorted(str(path) for path in (arguments.scenes / arguments.split).glob("*.parquet"))
-    if not shards:
-        parser.error(f"{arguments.scenes} has no shards of the split {arguments.split}")
-    rows = load_dataset("parquet", data_files={arguments.split: shards}, split=arguments.split)
-    if not 0 <= arguments.frame < len(rows):
-        parser.error(f"--frame {arguments.frame}: the split {arguments.split} has the frames 0 .. {len(rows) - 1}")
-    row = rows[arguments.frame]
-    asked = [{"question": text, "answer": "-"} for text in arguments.questions or []] or spread_questions(row["qa"], 5)
-
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
-    images = {camera: row[camera] for camera in processor.cameras}
-    scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
-    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=64)
-    lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
-    for question, answer, truth in lines:
-        print(f"Q {question}\n  answer {answer}\n  truth  {truth}")
-    if arguments.picture:
-        paint(row, lines, arguments.picture)
-        print(f"wrote {arguments.picture}")
+    try:
+        ask(arguments)
+    except (OSError, ValueError, DatasetsError) as error:
+        sys.exit(f"ask: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

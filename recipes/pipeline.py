@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_scripts.whole_files import write_json
+from data_scripts.command_line import whole_number
+from data_scripts.processes import killed_with_parent
+from data_scripts.synthesize_world import MAX_SEED
+from data_scripts.whole_files import LOCK, sole_writer, write_json
+from data_scripts.world_folder import WORLD_FILE, WORLD_VERSION
 from recipes.checkpoints import errors_in_one_line
 
 SETTINGS = "settings.json"
 LOGS = "logs"
-TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json")  # stay with the training
+TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # stay with the training
 
 
 @dataclass
@@ -53,12 +57,13 @@ def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path
     """A run's command line -> its folder, by default `outputs/<name>`, its size, its seed, whether it is short."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / name)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0)
     parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
     arguments = parser.parse_args()
     size = short if arguments.short else full
     with errors_in_one_line(name):
-        check_settings(arguments.output_dir, {"size": size, "seed": arguments.seed})
+        settings = {"size": size, "seed": arguments.seed, "world version": WORLD_VERSION}
+        check_settings(arguments.output_dir, settings)
     return arguments.output_dir, size, arguments.seed, arguments.short
 
 
@@ -82,6 +87,11 @@ def check_settings(out: Path, settings: dict) -> None:
 
 def run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
     """Do what is not done yet, a progress line a step; a failure ends the program with the last lines of the log."""
+    with errors_in_one_line("run"), sole_writer(out):
+        _run_steps(out, steps, estimate)
+
+
+def _run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
     for step in steps:
         step.done = step.done or step.result or out / LOGS / f"{step.name}.done"
     for number, step in enumerate(steps, start=1):
@@ -103,7 +113,8 @@ def _run(step: Step, log: Path) -> None:
         shutil.rmtree(aside(step.result), ignore_errors=True)
     with log.open("w", encoding="utf-8") as output:
         command = [sys.executable, *map(str, step.command)]
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        options = {"stdout": output, "stderr": subprocess.STDOUT, "preexec_fn": killed_with_parent}
+        code = subprocess.run(command, **options).returncode
     if code:
         sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(read_log(log)[-8:]))
     if step.result is not None:
@@ -137,7 +148,7 @@ def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
             ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", scenes]
             + ["--frames-every", every, "--seed", seed, "--workers", 2],
             seconds=30,
-            done=world / "world.json",
+            done=world / WORLD_FILE,
         ),
         Step(
             "scenes",

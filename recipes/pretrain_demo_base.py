@@ -26,12 +26,16 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from data_scripts.command_line import whole_number
 from data_scripts.prepare_captions import named
 from data_scripts.schema import CAMERAS, load_scenes
+from data_scripts.world_folder import read_json, read_world
+from data_scripts.world_nuscenes import VERSION
 from data_scripts.world_questions import DIRECTIONS
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
 from modeling_smoldriver.processing_smoldriver import to_rgb
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
+from recipes.checkpoints import errors_in_one_line
 from recipes.tiny_base import IMAGE_SIZE, PATCH_SIZE, scene_texts, tiny_tower, tiny_vlm, train_tokenizer
 
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -76,8 +80,8 @@ class BoxLabels:
     """
 
     def __init__(self, world: Path):
-        (folder,) = [path for path in world.glob("v1.0-*") if path.is_dir()]
-        tables = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        read_world(world)
+        tables = {path.stem: json.loads(path.read_text()) for path in (world / VERSION).glob("*.json")}
         by_token = {name: {row["token"]: row for row in rows} for name, rows in tables.items()}
         channels = {row["token"]: row["channel"] for row in tables["sensor"]}
         self.cameras = {
@@ -145,7 +149,7 @@ class CaptionLabels:
     """What a world's captions name in each view: every noun, and every noun with its attribute."""
 
     def __init__(self, world: Path):
-        captions = json.loads((world / "captions.json").read_text(encoding="utf-8"))
+        captions = read_json(world / "captions.json")
         self.named = {
             token: {camera: named(items) for camera, items in views.items()} for token, views in captions.items()
         }
@@ -160,7 +164,14 @@ class CaptionLabels:
 
 
 def frame_pixels(row: dict) -> np.ndarray:
-    """uint8 `(cameras, IMAGE_SIZE, IMAGE_SIZE, 3)`."""
+    """uint8 `(cameras, IMAGE_SIZE, IMAGE_SIZE, 3)`.
+
+    Raises:
+        ValueError: a camera without an image.
+    """
+    missing = [camera for camera in CAMERAS if row[camera] is None]
+    if missing:
+        raise ValueError(f"frame {row['frame_token']} has no image of {', '.join(missing)}: prepare the world again")
     return np.stack([np.asarray(to_rgb(row[camera]).resize((IMAGE_SIZE, IMAGE_SIZE))) for camera in CAMERAS])
 
 
@@ -262,13 +273,17 @@ def main():
     parser.add_argument("--captions", help="folder of data_scripts/prepare_captions.py, for the tokenizer")
     parser.add_argument("--both-towers", action="store_true", help="pretrain SmolVLM's tower too, not only the ViT")
     parser.add_argument("--output-dir", required=True, type=Path)
-    parser.add_argument("--frames", type=int, default=2500, help="training frames to pretrain on")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=96, help="views a step")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", type=whole_number(), default=2500, help="training frames to pretrain on")
+    parser.add_argument("--steps", type=whole_number(LEAST_STEPS), default=500, help="a tenth of them are the warm-up")
+    parser.add_argument("--batch-size", type=whole_number(), default=96, help="views a step")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     arguments = parser.parse_args()
-    if arguments.steps < LEAST_STEPS:
-        parser.error(f"--steps {arguments.steps}: give at least {LEAST_STEPS}, of which a tenth are the warm-up")
+    with errors_in_one_line("pretrain_demo_base"):
+        make_base(arguments)
+
+
+def make_base(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
     started = time.perf_counter()
     scenes = load_scenes(arguments.scenes, "train")
     rows = [scenes.select(range(min(1000, len(scenes))))]

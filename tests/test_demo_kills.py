@@ -1,7 +1,5 @@
 """The demo killed in each of its steps and started again ends like one that was never killed."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,14 +12,11 @@ from recipes.demo import SHORT, steps_of
 from recipes.pipeline import LOGS
 
 ROOT = Path(__file__).parents[1]
-SECONDS_INTO_A_STEP = 2.0  # most of a step's first seconds go to imports; the short steps are over by then
 
 
 def demo(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "recipes/demo.py", "--short", "--output-dir", str(folder)]
-    return subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def results(printed: str, folder: Path) -> list[str]:
@@ -30,14 +25,13 @@ def results(printed: str, folder: Path) -> list[str]:
 
 
 def kill_in(step: str, folder: Path, deadline: float = 300.0) -> None:
-    """Run the demo until it is in a step, and kill it with all its processes."""
+    """Run the demo until a step has written to its log, which is after its imports, and kill the demo's own process."""
     running, log = demo(folder), folder / LOGS / f"{step}.log"
     began = time.time()
-    while not log.exists():
+    while not (log.exists() and log.stat().st_size):
         assert running.poll() is None and time.time() - began < deadline, running.stdout.read()
-        time.sleep(0.05)
-    time.sleep(SECONDS_INTO_A_STEP)
-    os.killpg(running.pid, signal.SIGKILL)
+        time.sleep(0.02)
+    running.kill()
     running.wait()
 
 

@@ -2,13 +2,20 @@
 
 import json
 import random
+import re
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from data_scripts.prepare_captions import caption, general_questions, main
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
+from data_scripts.whole_files import sole_writer
+from data_scripts.world_folder import WORLD_VERSION
 from recipes import ablation, compare, demo
 from recipes.pipeline import Step, aside, check_settings, read_log, run_steps
 
@@ -60,6 +67,43 @@ def test_a_folder_of_other_settings_is_refused(out):
     check_settings(out, {"size": {"scenes": 3}, "seed": 0})
     with pytest.raises(ValueError, match="seed was 0, now 1.*another --output-dir"):
         check_settings(out, {"size": {"scenes": 3}, "seed": 1})
+
+
+def test_a_seed_out_of_range_leaves_no_run_behind(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output-dir", str(tmp_path / "run"), "--seed", "12345"])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert "12345 is out of range: choose 0 to 9999" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_progress_is_not_started_twice(out):
+    with sole_writer(out), pytest.raises(SystemExit, match="another process is writing"):
+        run_steps(out, [Step("model", ["-c", "0"], 1)], estimate=False)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from recipes.pipeline import Step, run_steps
+out = Path(sys.argv[1])
+code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
+run_steps(out, [Step("long", ["-c", code], 1)], estimate=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a step outlives a run that is killed")
+def test_a_step_ends_with_the_run_that_is_killed(out, pytestconfig):
+    log = out / "logs" / "long.log"
+    with subprocess.Popen([sys.executable, "-c", RUN, str(out)], cwd=pytestconfig.rootpath) as run:
+        while not (log.exists() and log.read_text().endswith("\n")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGKILL)
+    step, deadline = Path("/proc") / log.read_text().strip() / "stat", time.monotonic() + 10
+    while step.exists() and step.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the step lives on"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("program", [demo, compare, ablation])
@@ -127,6 +171,35 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
 def test_a_folder_without_a_world_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="no finished world"):
         main(["--world", str(tmp_path), "--output-dir", str(tmp_path / "captions")])
+
+
+def test_a_world_that_cannot_be_read_is_refused_by_name(tmp_path):
+    world, folder = tmp_path / "world", tmp_path / "captions"
+    synthesize(world, scenes=1, seed=1, size=(96, 54), every=8, workers=1)
+
+    def refusal() -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["--world", str(world), "--output-dir", str(folder), "--workers", "1"])
+        return caught.value.code
+
+    whole = {picture: picture.read_bytes() for picture in (world / "samples").glob("*/*.jpg")}
+    for picture, data in whole.items():
+        picture.write_bytes(data[: len(data) // 2])
+    assert re.match(rf"prepare_captions: {world}/samples/CAM_\w+/\S+\.jpg: cut short or broken", refusal())
+    for picture, data in whole.items():
+        picture.write_bytes(data)
+
+    captions = (world / "captions.json").read_text()
+    (world / "captions.json").write_text(captions[: len(captions) // 2])
+    assert f"{world}/captions.json cannot be read" in refusal()
+    (world / "captions.json").write_text("{}")
+    assert f"{world}/captions.json lacks the frame" in refusal()
+    (world / "captions.json").write_text(captions)
+
+    record = json.loads((world / "world.json").read_text())
+    record["options"]["version"] = 3
+    (world / "world.json").write_text(json.dumps(record))
+    assert f"{world} is a world of version 3, not {WORLD_VERSION}" in refusal()
 
 
 def test_log_reads_as_a_terminal_leaves_it(tmp_path):

@@ -21,10 +21,18 @@ from PIL import Image
 from data_scripts import schema
 from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.synthesize_world import synthesize
-from data_scripts.world_nuscenes import CATEGORIES
-from data_scripts.world_questions import CLASSES, DIRECTIONS, MIN_PIXELS, PLURALS, crowded_sides, view_of
+from data_scripts.world_nuscenes import CATEGORIES, token
+from data_scripts.world_questions import (
+    CLASSES,
+    DIRECTIONS,
+    MIN_PIXELS,
+    PLURALS,
+    crowded_sides,
+    scene_questions,
+    view_of,
+)
 from data_scripts.world_render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
-from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, Agent, simulate_scene
+from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, SAMPLES_PER_SCENE, Agent, simulate_scene
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN
 from recipes.pretrain_demo_base import PHRASES
 from recipes.tiny_base import train_tokenizer
@@ -368,6 +376,43 @@ def test_what_a_bus_hides_is_not_visible():
     assert seen_in(hidden, "CAM_FRONT")[0] == ["bus"]
     beside = lone_scene((thing("pedestrian", "standing"), 20.0, 6.5), (thing("bus"), 12.0, 0.0))
     assert sorted(seen_in(beside, "CAM_FRONT")[0]) == ["bus", "pedestrian"]
+
+
+def test_no_box_is_annotated_that_no_picture_shows(world, tables):
+    """Of the first scene, by the renderer's own count of pixels."""
+    scene, renderer = simulate_scene(3, 0), Renderer(160, 90)
+    ground, boxes = GroundMap(scene), 0
+    for t in range(0, SAMPLES_PER_SCENE, EVERY):
+        look = renderer.render(scene, ground, t)[1]
+        shown = look["pixels"].sum(axis=0) > 0
+        agents = [
+            index for (what, index), seen in zip(look["sources"], shown, strict=True) if what == "agent" and seen
+        ]
+        near = [i for i in agents if math.dist(scene.poses[t, i, :2], scene.ego[t, :2]) < 50.0]
+        sample = token("sample", 3, 0, t)
+        annotated = [row for row in tables["sample_annotation"].values() if row["sample_token"] == sample]
+        assert len(annotated) == len(near)
+        boxes += len(near)
+    assert boxes > 30
+
+
+def test_a_signal_is_seen_by_the_head_that_the_front_camera_shows_most_of():
+    scene = next(scene for scene in (simulate_scene(0, index) for index in range(20)) if scene.light_legs)
+    pixels = np.zeros((len(CAMERAS), 2))
+    pixels[CAMERAS.index("CAM_FRONT_LEFT"), 0] = 10 * MIN_PIXELS  # another head, larger, beside the road
+    pixels[CAMERAS.index("CAM_FRONT"), 1] = 2 * MIN_PIXELS
+    bounds = np.tile([700.0, 100.0, 760.0, 200.0], (len(CAMERAS), 2, 1))
+    view = view_of(scene, 0, {"sources": [("light", 0), ("light", 0)], "pixels": pixels, "bounds": bounds})
+    assert [(o.kind, o.camera, o.main) for o in view.seen] == [("traffic light", "CAM_FRONT", True)]
+    assert not view.unclear
+
+
+def test_behaviour_is_asked_where_the_coming_second_is_known():
+    scene, renderer = simulate_scene(0, 0), Renderer(160, 90)
+    ground, times = GroundMap(scene), (36, 37, 38, 39)
+    views = [view_of(scene, t, renderer.render(scene, ground, t)[1]) for t in times]
+    asked = [len(frame["behavior"]) for frame in scene_questions(scene, views)]
+    assert asked == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("camera", CAMERAS)
