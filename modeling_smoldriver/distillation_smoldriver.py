@@ -311,12 +311,7 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
             + self.args.connector_weight * parts["connector_error"]
         )
         loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step} for the frames"
-                f" {', '.join(inputs['frame_tokens'])}; the last checkpoint in {self.args.output_dir} is good. Lower"
-                " the learning rate or look at the data."
-            )
+        self._check_loss(loss, inputs["frame_tokens"])
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the count of all processes
         for name, values in parts.items():
@@ -404,6 +399,10 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         connector = self.accelerator.unwrap_model(self.model).model.connector
         return connector(visual.to(connector.modality_projection.proj.weight.dtype)).float()
 
+    def _connector_digest(self) -> str:
+        weight = self.accelerator.unwrap_model(self.model).model.connector.modality_projection.proj.weight
+        return hashlib.sha256(weight.detach().float().cpu().numpy()).hexdigest()
+
     @torch.no_grad()
     def _statistics(self) -> dict[str, torch.Tensor]:
         """Of the teacher's features over a sample of training frames; kept in the run's folder and read again.
@@ -413,7 +412,12 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         path = Path(self.args.output_dir) / STATISTICS
         rows, count = self.train_dataset, min(self.args.statistics_frames, len(self.train_dataset))
         chosen = [index * len(rows) // count for index in range(count)]
-        kept = {"teacher": json.dumps(self.teacher.description()), "frames": json.dumps(chosen)}
+        tokens = rows.select_columns(["frame_token"])
+        kept = {
+            "teacher": json.dumps(self.teacher.description()),
+            "frames": json.dumps([tokens[index]["frame_token"] for index in chosen]),
+            "connector_sha256": self._connector_digest(),
+        }
         budgets = sorted(set(self.data_collator.budgets))
         if path.is_file():
             with safe_open(path, "pt") as file:
@@ -440,7 +444,8 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         return {name: tensor.to(self.args.device) for name, tensor in statistics.items()}
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        views = sum((batch["camera_ids"] >= 0).sum() for batch in batch_samples).to(device)
+        # see SmolDriverSFTTrainer's
+        views = sum(((batch["camera_ids"] >= 0).sum() for batch in batch_samples), torch.tensor(0)).to(device)
         if self.args.average_tokens_across_devices:
             views = self.accelerator.gather(views.reshape(1)).sum()
         return views

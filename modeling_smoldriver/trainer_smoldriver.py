@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -220,7 +221,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
     What it changes, and why: datasets are split into groups of questions and batched by [`SmolDriverCollator`], since
     TRL does not pack vision data; the loss is computed at answer tokens alone and can weigh questions equally;
     trainable weights stay in float32 under QLoRA, where bfloat16 would round small updates away; a teacher VLM, which
-    reads the same questions behind pictures of its own, can add the divergence from its logits to the loss.
+    reads the same questions behind pictures of its own, can add the divergence from its logits to the loss; a loss or
+    weights that are no numbers end the training, before they are saved over good ones.
 
     Args:
         model: [`SmolDriverForConditionalGeneration`] or `baseline_smoldriver.SmolVLMForScenes`, loaded.
@@ -362,11 +364,7 @@ class SmolDriverSFTTrainer(SFTTrainer):
         else:
             total, count = losses.sum(), len(targets)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step} for the frames {', '.join(frame_tokens)};"
-                f" the last checkpoint in {self.args.output_dir} is good. Lower the learning rate or look at the data."
-            )
+        self._check_loss(loss, frame_tokens)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the count of all processes
 
@@ -413,16 +411,51 @@ class SmolDriverSFTTrainer(SFTTrainer):
         given, wanted = (F.log_softmax(values.float() / temperature, dim=-1) for values in (logits, wanted))
         return temperature**2 * F.kl_div(given, wanted, reduction="none", log_target=True).sum(-1)
 
+    def save_model(self, *args, **kwargs):
+        self._check_weights()
+        super().save_model(*args, **kwargs)
+
+    def _check_loss(self, loss: torch.Tensor, frame_tokens: list[str]) -> None:
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step} for the frames {', '.join(frame_tokens)}:"
+                " lower the learning rate or look at the data"
+            )
+
+    def _check_weights(self) -> None:
+        """Refuse to save broken weights, which may take the place of the last good ones.
+
+        Raises:
+            FloatingPointError: names a parameter that is not finite; in every process, whichever holds it.
+        """
+        broken = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and not _of_this_process(parameter).isfinite().all()
+        ]
+        broken = gather_object(broken)
+        if broken:
+            raise FloatingPointError(
+                f"{broken[0]} is not finite at step {self.state.global_step}, so that nothing was saved: lower the"
+                " learning rate or look at the data"
+            )
+
     def _activation_dtype(self) -> torch.dtype:
         return activation_dtype(self.args)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if self.args.loss_mode == "token":
             return super()._get_num_items_in_batch(batch_samples, device)
-        questions = sum(batch["loss_weights"].sum() for batch in batch_samples).to(device)
+        # transformers 4.57 asks for no batch at all at the end of an epoch that a run went on in
+        questions = sum((batch["loss_weights"].sum() for batch in batch_samples), torch.zeros(())).to(device)
         if self.args.average_tokens_across_devices:
             questions = self.accelerator.gather(questions.reshape(1)).sum()
         return questions
+
+
+def _of_this_process(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a parameter that this process holds: all of it, but where FSDP has made it a `DTensor`."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 class SampleTableCallback(TrainerCallback):

@@ -38,9 +38,33 @@ except ImportError:  # its name in transformers 4.57
     from transformers import ViTImageProcessor
 
 
+BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
+
+
+def load_whole(auto_class, base: str, **arguments) -> PreTrainedModel:
+    """A model of which nothing is missing, where transformers would put random weights in silence.
+
+    Raises:
+        ValueError: names the weights that are missing or of a wrong shape.
+    """
+    # so that wrong shapes are told like missing weights, and end in no traceback
+    model, info = auto_class.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
+    for fault, names in (("lacks", info["missing_keys"]), ("holds in another shape", info["mismatched_keys"])):
+        if names:
+            raise ValueError(f"the base {base} {fault} {', '.join(sorted(map(str, names)))}")
+    return model
+
+
 def base_parts(base: str, dtype: torch.dtype):
-    """Tokenizer, config fields and weights that a SmolVLM lends; weight names are SmolDriver's own."""
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    """Tokenizer, config fields and weights that a SmolVLM lends; weight names are SmolDriver's own.
+
+    Raises:
+        ValueError: another kind of model, or one that lacks weights.
+    """
+    model_type = AutoConfig.from_pretrained(base).model_type
+    if model_type not in BASE_TYPES:
+        raise ValueError(f"the base {base} is a {model_type!r}: give a SmolVLM ({', '.join(BASE_TYPES)})")
+    model = load_whole(AutoModelForImageTextToText, base, dtype=dtype)
     config = model.config
     vision = config.vision_config
     fields = {
@@ -61,9 +85,14 @@ def base_parts(base: str, dtype: torch.dtype):
 
 
 def language_parts(arguments, dtype: torch.dtype):
-    """As `base_parts`, from a language model alone: its embedding gets SmolVLM's tokens, the connector is fresh."""
-    model = AutoModelForCausalLM.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.language_model, gguf_file=arguments.gguf_file)
+    """As `base_parts`, from a language model alone: its embedding gets SmolVLM's tokens, the connector is fresh.
+
+    Raises:
+        ValueError: it lacks weights.
+    """
+    name, gguf_file = arguments.language_model, arguments.gguf_file
+    model = load_whole(AutoModelForCausalLM, name, gguf_file=gguf_file, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     tokenizer.eos_token = END_OF_TURN
     model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=128, mean_resizing=False)

@@ -5,7 +5,8 @@ import os
 import resource
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -21,13 +22,26 @@ from peft import (
 )
 from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from trl import ModelConfig, SFTConfig
 
-from data_scripts.whole_files import write_json
+from data_scripts.schema import read_manifest
+from data_scripts.whole_files import sole_writer, write_json
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 
 TRAINING_MANIFEST = "training_manifest.json"
 TRAINING_SECONDS = "training_seconds.json"
+RUN_SETTINGS = "run_settings.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEPENDS_ON = (
+    *("scenes", "streaming", "teacher"),
+    *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "warmup_ratio", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("weight_decay", "max_grad_norm", "neftune_noise_alpha", "seed", "data_seed"),
+)
+"""Arguments beside a model's and the trainer's own that the weights of a run depend on."""
+DEPENDS_NOT_ON = ("attn_implementation", "packed_attention", "sample_steps", "sample_questions")
+"""Those of a model's and the trainer's own arguments that a run may change when it goes on."""
 CLASSES = {
     "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
     "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
@@ -91,19 +105,93 @@ def read_training_manifest(folder: str | os.PathLike) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-<step>` of a run; one whose saving was cut short is passed over.
+def scenes_identity(scenes: str | os.PathLike) -> dict:
+    """What the rows of a prepared folder depend on."""
+    manifest = read_manifest(scenes) or {}
+    return {name: manifest.get(name) for name in ("source", "options")}
+
+
+def base_dtype(model_args: ModelConfig) -> torch.dtype:
+    """Of what does not train; float32 where none or `auto` is asked for.
+
+    Raises:
+        ValueError: a name that is none of `DTYPES`; in a YAML nothing else would check it.
+    """
+    name = model_args.dtype or "auto"
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is unknown; use one of auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name, torch.float32)
+
+
+def run_settings(data_args, training_args: SFTConfig, model_args: ModelConfig) -> dict:
+    """What the weights of a run depend on, as JSON keeps it.
+
+    Not what is printed and saved, and neither precision nor number of processes: those are the machine's.
+    """
+    arguments = {**asdict(data_args), **training_args.to_dict(), **asdict(model_args)}
+    own = {one.name for one in fields(training_args)} - {one.name for one in fields(SFTConfig)}
+    names = {*DEPENDS_ON, *own, *asdict(model_args)} - {*DEPENDS_NOT_ON}
+    settings = {name: value for name, value in arguments.items() if name in names}
+    batches_a_step = training_args.gradient_accumulation_steps * training_args.world_size
+    settings["rows_a_step"] = training_args.train_batch_size * batches_a_step
+    settings |= {f"scenes_{name}": value for name, value in scenes_identity(data_args.scenes).items()}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def checkpoint_to_go_on_from(training_args: TrainingArguments, settings: dict) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` names; where it is not given or `true`, the run's last whole one.
+
+    Raises:
+        FileNotFoundError: it names no folder of a checkpoint.
+        ValueError: the checkpoint is of a run with other settings, which are named.
+    """
+    given, folder = training_args.resume_from_checkpoint, training_args.output_dir
+    if given is None or str(given).lower() == "true":
+        checkpoint = last_whole_checkpoint(folder)
+    elif is_whole_checkpoint(str(given)):
+        checkpoint = str(given)
+    else:
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={given} is no folder of a whole checkpoint: leave it out to go on from the last"
+            f" one in {folder}, or give another --output_dir to begin anew"
+        )
+    if checkpoint:
+        _check_settings(Path(checkpoint), settings)
+    return checkpoint
+
+
+def _check_settings(checkpoint: Path, settings: dict) -> None:
+    path = checkpoint / RUN_SETTINGS
+    if not path.is_file():  # of a version that kept none: it may go on, as it could then
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    # what only one of both knows is an argument of another version of the project or its libraries
+    changed = [name for name, value in settings.items() if name in old and old[name] != value]
+    if changed:
+        told = "; ".join(f"{name} was {old[name]}, now {settings[name]}" for name in changed)
+        raise ValueError(
+            f"{checkpoint} is of a run with other settings ({told}): give those again to go on; to begin anew give"
+            " another --output_dir, or delete that run's checkpoints"
+        )
+
+
+def is_whole_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether a checkpoint was saved to its end.
 
     transformers writes a checkpoint in place, its trainer state last: where that can be read, the rest is there.
     """
+    try:
+        json.loads((Path(folder) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
+    """The newest `checkpoint-<step>` of a run; one whose saving was cut short is passed over."""
     checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
+    newest_first = sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return next((str(path) for path in newest_first if is_whole_checkpoint(path)), None)
 
 
 class TrainingClock(TrainerCallback):
@@ -118,26 +206,77 @@ class TrainingClock(TrainerCallback):
         return self.before + time.monotonic() - self.started
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / TRAINING_SECONDS, self.seconds())
+        write_in_checkpoint(TRAINING_SECONDS, self.seconds(), args, state)
+
+
+class SettingsKeeper(TrainerCallback):
+    """Each checkpoint keeps the settings of its run, see [`checkpoint_to_go_on_from`]."""
+
+    def __init__(self, settings: dict):
+        self.settings = settings
+
+    def on_save(self, args, state, control, **kwargs):
+        write_in_checkpoint(RUN_SETTINGS, self.settings, args, state)
+
+
+def write_in_checkpoint(name: str, value, args, state) -> None:
+    """A JSON file in the checkpoint that a trainer has just saved, by the main process alone."""
+    if state.is_world_process_zero:
+        write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / name, value)
+
+
+class NothingToTrain(Exception):
+    """The checkpoint that a run goes on from is at its last step."""
+
+
+class StopWhereTrained(TrainerCallback):
+    """Ends `train` before its first step if there is none to take; by itself it would take one more.
+
+    By then model, adapters and state are loaded, and of a run by epochs the steps are counted.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            raise NothingToTrain
 
 
 def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
-    """Train to the end, from a checkpoint if there is one; a loss that is no number ends the program with one line.
+    """Train to the end, from a checkpoint if there is one, and save the model in the run's folder.
+
+    A loss or a weight that is no number, or another process in that folder, ends the program with one line.
 
     Returns:
         Seconds of training, those before an interruption among them.
     """
     clock = TrainingClock(checkpoint)
     trainer.add_callback(clock)
+    trainer.add_callback(StopWhereTrained())
     if checkpoint:
         trainer.accelerator.print(f"going on from {checkpoint}")
+    held = ExitStack()
+    with errors_in_one_line(program):
+        if trainer.is_world_process_zero():
+            held.enter_context(sole_writer(trainer.args.output_dir))
+    try:
+        train_what_remains(trainer, checkpoint)
+        seconds = round(clock.seconds())
+        trainer.save_model(trainer.args.output_dir)
+    except FloatingPointError as error:
+        last = last_whole_checkpoint(trainer.args.output_dir)
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
+        sys.exit(f"{program}: {error}; {kept}")
+    finally:
+        held.close()
+    return seconds
+
+
+def train_what_remains(trainer: Trainer, checkpoint: str | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except FloatingPointError as error:
-        sys.exit(f"{program}: {error}")
-    return round(clock.seconds())
+    except NothingToTrain:  # what the end of `train` would have done
+        trainer.is_in_train = False
+        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+            trainer._load_best_model()
 
 
 def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndBytesConfig:

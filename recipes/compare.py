@@ -92,7 +92,7 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
         return training_step(
             distilled,
             "recipes/distill_vision.py",
-            f"{CONFIGS}/distill_demo.yaml",
+            f"{CONFIGS}/compare_distill.yaml",
             out / built,
             out / distilled,
             95,

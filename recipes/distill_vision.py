@@ -1,6 +1,6 @@
 """Teach a SmolDriver's vision model what its base VLM's own vision tower sees, before any question is asked.
 
-accelerate launch recipes/distill_vision.py --config recipes/configs/distill_demo.yaml
+accelerate launch recipes/distill_vision.py --config recipes/configs/compare_distill.yaml
 
 The teacher is the tower of `teacher`, frozen, run as it goes or read from a cache (`feature_cache`, made by
 recipes/teacher_features.py). The tower of the student stays frozen for `frozen_tower_steps`, then learns too. It ends
@@ -28,11 +28,14 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationTrainer,
 )
 from recipes.checkpoints import (
+    SettingsKeeper,
+    base_dtype,
     check_run,
+    checkpoint_to_go_on_from,
     errors_in_one_line,
     keep_loaded_weights,
-    last_whole_checkpoint,
     load_base,
+    run_settings,
     run_training,
     write_training_manifest,
 )
@@ -55,8 +58,9 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
         raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
     check_run(training_args, model_args.model_name_or_path)
     # Models
-    checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
-    dtype = getattr(torch, str(model_args.dtype), torch.float32)
+    settings = run_settings(data_args, training_args, model_args)
+    checkpoint = checkpoint_to_go_on_from(training_args, settings)
+    dtype = base_dtype(model_args)
     # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
     model = load_base(
         checkpoint or model_args.model_name_or_path,
@@ -83,6 +87,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
         processing_class=processor,
         cached_features=cache,
     )
+    trainer.add_callback(SettingsKeeper(settings))
     if checkpoint:
         keep_loaded_weights(trainer, dtype)
     return trainer, train, checkpoint
@@ -115,14 +120,13 @@ def main(data_args: DataArguments, training_args: VisionDistillationConfig, mode
 
     # Training
     seconds = run_training(trainer, checkpoint, "distill_vision")
-    trainer.save_model(training_args.output_dir)
     trainer.evaluate()
     if trainer.is_world_process_zero():
         explained = read_explained_variance(training_args.output_dir)
         manifest = {
             "base": model_args.model_name_or_path,
             "teacher": trainer.teacher.description(),
-            "dtype": str(model_args.dtype),
+            "dtype": str(base_dtype(model_args)).removeprefix("torch."),
             "quantization": None,
             "scenes": data_args.scenes,
             "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),

@@ -25,6 +25,7 @@ from bitsandbytes.nn import Linear4bit
 from PIL import Image
 
 from recipes.checkpoints import (
+    DTYPES,
     base_of_adapters,
     errors_in_one_line,
     is_adapters,
@@ -36,7 +37,6 @@ from recipes.checkpoints import (
     write_training_manifest,
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Measured on models of two layers: 1.3e-6, 5e-3, 2.4e-2; rounding adds up over layers.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest difference of a logit, as a share of the largest logit; the wider one of what was trained and is written."""

@@ -22,15 +22,18 @@ from modeling_smoldriver.trainer_smoldriver import (
     modules_to_save,
 )
 from recipes.checkpoints import (
+    SettingsKeeper,
+    base_dtype,
     check_run,
+    checkpoint_to_go_on_from,
     errors_in_one_line,
     keep_loaded_weights,
-    last_whole_checkpoint,
     load_base,
     load_model,
     load_processor,
     multiply_4bit_in,
     nf4,
+    run_settings,
     run_training,
     write_training_manifest,
 )
@@ -49,16 +52,12 @@ class DataArguments:
 LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def base_dtype(model_args: ModelConfig) -> torch.dtype:
-    """Of what does not train; float32 where none or `auto` is asked for."""
-    return getattr(torch, str(model_args.dtype), torch.float32)
-
-
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
     check_run(training_args, model_args.model_name_or_path)
     # Model
-    checkpoint = training_args.resume_from_checkpoint or last_whole_checkpoint(training_args.output_dir)
+    settings = run_settings(data_args, training_args, model_args)
+    checkpoint = checkpoint_to_go_on_from(training_args, settings)
     peft_config = get_peft_config(model_args)
     source = checkpoint if checkpoint and peft_config is None else model_args.model_name_or_path
     dtype = base_dtype(model_args)
@@ -94,6 +93,7 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
         teacher=teacher,
         peft_config=peft_config,
     )
+    trainer.add_callback(SettingsKeeper(settings))
     if source == checkpoint:
         keep_loaded_weights(trainer, dtype)
     return trainer, train, quantization, checkpoint
@@ -107,7 +107,6 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
 
     # Training
     seconds = run_training(trainer, checkpoint, "sft_qlora")
-    trainer.save_model(training_args.output_dir)
     if trainer.is_world_process_zero():
         manifest = {
             "base": model_args.model_name_or_path,

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import logging
 
-from data_scripts.schema import CAMERAS, load_scenes, read_manifest
+from data_scripts.schema import CAMERAS, load_scenes
 from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
 from recipes.build_checkpoint import tower_image_processor
-from recipes.checkpoints import check_source, errors_in_one_line
+from recipes.checkpoints import check_source, errors_in_one_line, scenes_identity
 
 SHARD_FRAMES = 64  # up to 384 views
 MANIFEST = "manifest.json"
@@ -67,9 +67,11 @@ class TeacherFeatures:
             raise FileNotFoundError(
                 f"there is no cache of features in {folder}: recipes/teacher_features.py makes one"
             )
-        if not manifest["shards"]:
+        unfinished = manifest.get("unfinished", [])
+        if unfinished or not manifest["shards"]:  # an earlier version's unfinished cache names no shards
+            which = f" (--splits {' '.join(unfinished)})" if unfinished else ""
             raise ValueError(
-                f"the cache {folder} is unfinished: run the same command again, it goes on where it stopped"
+                f"the cache {folder} is unfinished: run the same command again, it goes on where it stopped{which}"
             )
         self.shard_of = {
             key: path
@@ -117,20 +119,21 @@ def check_manifest(folder: Path, teacher: VisionTeacher, scenes: str | os.PathLi
     return manifest
 
 
-def scenes_identity(scenes: str | os.PathLike) -> dict:
-    """What the pictures of a prepared folder depend on."""
-    manifest = read_manifest(scenes) or {}
-    return {name: manifest.get(name) for name in ("source", "options")}
-
-
-def write_manifest(folder: Path, teacher: VisionTeacher, scenes: str | os.PathLike, shards: dict[str, int]) -> None:
-    """`shards`: how many each split has; empty until all are there."""
+def write_manifest(
+    folder: Path,
+    teacher: VisionTeacher,
+    scenes: str | os.PathLike,
+    shards: dict[str, int],
+    unfinished: list[str],
+) -> None:
+    """`shards`: how many each finished split has; `unfinished`: the splits that were begun."""
     manifest = {
         "teacher": teacher.description(),
         "base": teacher.name,
         "dtype": str(teacher.tower.dtype).removeprefix("torch."),
         "scenes": scenes_identity(scenes),
         "shards": shards,
+        "unfinished": unfinished,
     }
     write_json(folder / MANIFEST, manifest)
 
@@ -160,15 +163,19 @@ def make_cache(folder: Path, teacher: VisionTeacher, scenes: str, splits: list[s
     """Complete a cache; returns how many shards had to be made."""
     data = {split: load_scenes(scenes, split) for split in splits}
     manifest = check_manifest(folder, teacher, scenes) or {"shards": {}}
-    # other splits that are there stay; until all is done the manifest says that the cache is unfinished
-    counts = manifest["shards"] | {split: -(-len(rows) // SHARD_FRAMES) for split, rows in data.items()}
-    write_manifest(folder, teacher, scenes, {})
+    # other splits stay what they are, finished or not
+    finished = {split: count for split, count in manifest["shards"].items() if split not in data}
+    unfinished = [split for split in manifest.get("unfinished", []) if split not in data] + list(data)
+    write_manifest(folder, teacher, scenes, finished, unfinished)
     made = 0
     for split, rows in data.items():
-        for index in tqdm(range(counts[split]), desc=f"features of {split}", unit="shard"):
+        count = -(-len(rows) // SHARD_FRAMES)
+        for index in tqdm(range(count), desc=f"features of {split}", unit="shard"):
             frames = range(index * SHARD_FRAMES, min(len(rows), (index + 1) * SHARD_FRAMES))
             made += make_shard(shard_path(folder, split, index), rows.select(frames), teacher, device)
-    write_manifest(folder, teacher, scenes, counts)
+        finished[split] = count
+        unfinished.remove(split)
+        write_manifest(folder, teacher, scenes, finished, unfinished)
     return made
 
 

@@ -173,6 +173,36 @@ def test_tower_that_lost_a_tensor_is_refused_by_name(base, monkeypatch, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.contract
+@pytest.mark.parametrize("damage, told", [("lost", "lacks"), ("cut", "holds in another shape")])
+@pytest.mark.parametrize("lends", ["--base", "--language-model"])
+def test_base_that_lost_or_cut_a_tensor_is_refused_by_name(
+    lends, damage, told, base, tokenizer, monkeypatch, tmp_path, capfd
+):
+    """transformers would put random weights there, and say so in a warning that the program hides."""
+    if lends == "--base":
+        shutil.copytree(base / "vlm", tmp_path / "lender")
+        arguments, broken = (), "model.text_model.layers.1.self_attn.q_proj.weight"
+    else:
+        language_model(tmp_path / "lender", tokenizer, tied=False)
+        arguments, broken = FRESH, "model.layers.1.self_attn.q_proj.weight"
+    path = tmp_path / "lender" / "model.safetensors"
+    weights = load_file(path)
+    tensor = weights.pop(broken)
+    if damage == "cut":
+        weights[broken] = tensor[:-1].clone()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match=f"build_checkpoint.py: the base .*lender {told} .*{broken}"):
+        build(monkeypatch, tmp_path / "out", lends, tmp_path / "lender", "--tower", base / "tower", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_smoldriver_is_no_base(base, monkeypatch, tmp_path):
+    build(monkeypatch, tmp_path / "built", "--base", base / "vlm", "--tower", base / "tower")
+    with pytest.raises(SystemExit, match="the base .*built is a 'smoldriver': give a SmolVLM"):
+        build(monkeypatch, tmp_path / "out", "--base", tmp_path / "built", "--tower", base / "tower")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -222,6 +222,18 @@ def test_every_view_weighs_the_same_in_the_statistics_and_missing_cameras_are_le
     assert_same(trainer.statistics["deviation.4"], pooled.std(0, correction=0))
 
 
+def test_statistics_of_another_connector_are_not_read_again(options, folders, processor, tmp_path):
+    own = build_trainer(options).statistics
+    again = build_trainer(options).statistics
+    assert all(torch.equal(own[name], again[name]) for name in own)
+    model = SmolDriverForConditionalGeneration.from_pretrained(folders / "student")
+    model.model.connector.modality_projection.proj.weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "other")
+    processor.save_pretrained(tmp_path / "other")
+    other = build_trainer(options, model_name_or_path=tmp_path / "other").statistics
+    assert_same(other["connector_variance.9"], 4 * own["connector_variance.9"])
+
+
 @pytest.mark.contract
 def test_teacher_is_the_vlms_own_tower(folders):
     teacher = load_teacher(str(folders / "teacher"))
@@ -248,6 +260,7 @@ def test_accumulated_gradients_equal_those_of_a_larger_batch(options, monkeypatc
 KILLED = killed_recipe("distill_vision", "distillation_smoldriver.VisionDistillationConfig")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("killed_at", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
 def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
     """Six steps with a checkpoint every two, the tower frozen for three: the phases do not depend on the break."""
@@ -323,8 +336,36 @@ def test_nan_stops_the_run_and_names_the_frames(options, folders, monkeypatch, t
     model.model.vision_model.projection.bias.data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "nan")
     processor.save_pretrained(tmp_path / "nan")
-    with pytest.raises(SystemExit, match="distill_vision: the loss is nan at step 0 for the frames frame"):
+    message = "distill_vision: the loss is nan at step 0 for the frames frame.*; no checkpoint was saved"
+    with pytest.raises(SystemExit, match=message):
         distil(monkeypatch, {**options, "model_name_or_path": tmp_path / "nan"})
+
+
+def test_a_finished_run_given_again_takes_no_step_more(options, monkeypatch):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer, folder = distil(monkeypatch, options), options["output_dir"]
+    weights, explained = load_file(folder / "model.safetensors"), (folder / "explained_variance.json").read_text()
+    again = distil(monkeypatch, options)
+    assert losses(again) == losses(trainer) and read_training_manifest(folder)["steps"] == 2
+    found = load_file(folder / "model.safetensors")
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert (folder / "explained_variance.json").read_text() == explained
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"teacher": "other"}, "teacher was .*teacher, now .*other"),
+        ({"frozen_tower_steps": 1}, "frozen_tower_steps was 2, now 1"),
+        ({"train_visual_tokens": [9]}, r"train_visual_tokens was \[9, 4\], now \[9\]"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, folders, monkeypatch):
+    options |= {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    distil(monkeypatch, options)
+    changed = {name: folders / value if name == "teacher" else value for name, value in changed.items()}
+    with pytest.raises(SystemExit, match=f"distill_vision: .*checkpoint-1 is of a run with other settings .*{told}"):
+        distil(monkeypatch, {**options, **changed})
 
 
 @pytest.mark.parametrize(
@@ -337,11 +378,19 @@ def test_nan_stops_the_run_and_names_the_frames(options, folders, monkeypatch, t
         ({"feature_cache": "no_such_cache"}, "there is no cache of features in no_such_cache"),
         ({"reference": "no_such_run"}, "no_such_run"),
         ({"eval_split": "test"}, "split 'test'"),
+        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint=nowhere is no folder of a whole checkpoint"),
     ],
 )
 def test_bad_options_end_with_one_line(changed, message, options, monkeypatch):
     with pytest.raises(SystemExit, match=f"distill_vision: .*{message}"):
         distil(monkeypatch, {**options, **changed})
+
+
+def test_an_unknown_dtype_in_a_yaml_is_refused(options, monkeypatch, tmp_path):
+    (tmp_path / "run.yaml").write_text("dtype: bf16\n")
+    del options["dtype"]
+    with pytest.raises(SystemExit, match="distill_vision: dtype='bf16' is unknown; use one of auto, float32"):
+        distil(monkeypatch, {"config": tmp_path / "run.yaml", **options})
 
 
 def test_training_the_language_side_is_refused(tmp_path):
@@ -450,6 +499,44 @@ def test_cache_that_was_stopped_half_way_is_refused_and_goes_on(cache, folders, 
         TeacherFeatures(cache, teacher, scenes)
     assert make_cache(cache, teacher, str(scenes), ["train", "eval"], torch.device("cpu")) == 2
     assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+
+
+def test_a_split_that_was_stopped_leaves_the_others_known(cache, folders, scenes, monkeypatch):
+    teacher = load_teacher(str(folders / "teacher"))
+
+    def stop(self, pixels):
+        raise KeyboardInterrupt
+
+    (cache / "eval" / "shard-00000.safetensors").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VisionTeacher, "forward", stop)
+        make_cache(cache, teacher, str(scenes), ["eval"], torch.device("cpu"))
+    manifest = json.loads((cache / "manifest.json").read_text())
+    assert (manifest["shards"], manifest["unfinished"]) == ({"train": 3}, ["eval"])
+    with pytest.raises(ValueError, match=r"is unfinished: run the same command again.*\(--splits eval\)"):
+        TeacherFeatures(cache, teacher, scenes)
+    assert make_cache(cache, teacher, str(scenes), ["eval"], torch.device("cpu")) == 1
+    assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+
+
+def test_a_cache_without_the_names_of_unfinished_splits_is_read(cache, folders, scenes):
+    """As an earlier version left it."""
+    teacher, path = load_teacher(str(folders / "teacher")), cache / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["unfinished"]
+    path.write_text(json.dumps(manifest))
+    assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+    path.write_text(json.dumps({**manifest, "shards": {}}))
+    with pytest.raises(ValueError, match="is unfinished: run the same command again"):
+        TeacherFeatures(cache, teacher, scenes)
+
+
+def test_the_config_is_read_with_the_paths_of_make_compare():
+    parser = TrlParser((distill_vision.DataArguments, VisionDistillationConfig, ModelConfig))
+    path = ROOT / "recipes" / "configs" / "compare_distill.yaml"
+    data, training, model = parser.parse_args_and_config(args=["--config", str(path), "--bf16", "false"])
+    paths = [data.scenes, data.teacher, model.model_name_or_path, training.output_dir]
+    assert paths == [f"outputs/compare/{name}" for name in ("scenes", "smolvlm", "built", "distilled")]
 
 
 def test_command_line_makes_a_cache(folders, scenes, tmp_path, monkeypatch, capsys):

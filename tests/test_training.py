@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
+from data_scripts.whole_files import sole_writer
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
@@ -258,6 +260,13 @@ def test_the_report_knows_the_size_of_what_qlora_saves(options, monkeypatch):
     assert model_report.qlora_checkpoint_bytes(model) == sum(value.nbytes for value in saved)
 
 
+def test_a_folder_that_another_run_trains_in_is_refused(options, monkeypatch):
+    options["output_dir"].mkdir()
+    with sole_writer(options["output_dir"]), pytest.raises(SystemExit, match="sft_qlora: another process is writing"):
+        train(monkeypatch, options)
+    assert not list(options["output_dir"].glob("*.safetensors"))
+
+
 def test_manifest_says_what_the_run_was(options, monkeypatch):
     train(monkeypatch, options)
     manifest = read_training_manifest(options["output_dir"])
@@ -307,6 +316,7 @@ def losses(trainer) -> list[float]:
 KILLED = killed_recipe("sft_qlora", "trainer_smoldriver.SmolDriverSFTConfig")
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 5))])
 def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
     """Steps 1 to 6 with a checkpoint every two, LoRA with dropout, budgets drawn: nothing depends on the break."""
@@ -366,12 +376,24 @@ def test_checkpoint_that_a_kill_cut_short_is_passed_over(options, monkeypatch, t
     assert last_whole_checkpoint(tmp_path / "nowhere") is None
 
 
+class Stop(TrainerCallback):
+    """Ends the training at a step, as a kill would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_going_on(options, monkeypatch, tmp_path):
     options |= {"dtype": "bfloat16", "train_language_model": False, "max_steps": 4}
     never, _ = train(monkeypatch, {**options, "output_dir": tmp_path / "never"})
-    checkpoints = {"save_strategy": "steps", "save_steps": 2}
-    train(monkeypatch, {**options, **checkpoints, "max_steps": 2})
-    again, _ = train(monkeypatch, {**options, **checkpoints})
+    options |= {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, options, Stop(2))
+    again, _ = train(monkeypatch, options)
     loaded, _ = load_model(options["output_dir"])
     dtypes = set()
     for (name, one), other, saved in zip(
@@ -381,6 +403,116 @@ def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_goi
         assert torch.equal(one.float(), saved), name
         dtypes.add(one.dtype)
     assert dtypes == {torch.float32, torch.bfloat16}
+
+
+WAYS_TO_TRAIN = {
+    "full": {},
+    "full, part of an epoch": {"max_steps": -1, "num_train_epochs": 0.5},
+    "LoRA and vision": {**LORA, "train_connector": False, "save_total_limit": 1},
+    "QLoRA": {**LORA, "load_in_4bit": True, "dtype": "bfloat16"},
+    "all with Muon": {"muon_learning_rate": 1e-2},
+    "LoRA, of which the first step is the best": {
+        **LORA,
+        **{"learning_rate": 10.0, "eval_split": "train", "eval_strategy": "steps", "eval_steps": 1},
+        "load_best_model_at_end": True,
+    },
+}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("way", WAYS_TO_TRAIN)
+def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch):
+    """Also one that was killed between its last checkpoint and its manifest."""
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, **WAYS_TO_TRAIN[way]}
+    trainer, _ = train(monkeypatch, options)
+    folder = options["output_dir"]
+    path = folder / ("adapter_model.safetensors" if "use_peft" in options else "model.safetensors")
+    weights, manifest = load_file(path), read_training_manifest(folder)
+    assert len(losses(trainer)) == manifest["steps"] == 2
+    path.unlink()
+    (folder / "training_manifest.json").unlink()
+    again, _ = train(monkeypatch, options)
+    assert losses(again) == losses(trainer) and read_training_manifest(folder)["steps"] == 2
+    found = load_file(path)
+    assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"model_name_or_path": "other"}, "model_name_or_path was .*base[0-9]+, now .*other"),
+        ({"scenes": "other"}, "scenes was .*scenes[0-9]+, now .*other"),
+        ({"learning_rate": 2e-2}, r"learning_rate was 0.01, now 0.02"),
+        ({"per_device_train_batch_size": 1, "seed": 3}, "seed was 42, now 3; rows_a_step was 2, now 1"),
+        ({"max_steps": 4}, "max_steps was 2, now 4"),
+        ({"scene_packing": False}, "scene_packing was True, now False"),
+        ({"train_tower": False}, "train_tower was True, now False"),
+        ({**LORA, "load_in_4bit": True}, "use_peft was False, now True; .*load_in_4bit was False, now True"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, monkeypatch, tmp_path):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    train(monkeypatch, options)
+    for name in {"model_name_or_path", "scenes"} & changed.keys():
+        shutil.copytree(options[name], tmp_path / "other")
+        changed = {name: tmp_path / "other"}
+    with pytest.raises(SystemExit, match=f"sft_qlora: .*checkpoint-2 is of a run with .*{told}.*another --output_dir"):
+        train(monkeypatch, {**options, **changed})
+
+
+def test_scenes_that_were_prepared_in_another_way_are_other_settings(options, scenes, monkeypatch, tmp_path):
+    shutil.copytree(scenes, tmp_path / "scenes")
+    options |= {"scenes": tmp_path / "scenes", "max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    train(monkeypatch, options)
+    manifest = json.loads((tmp_path / "scenes" / "manifest.json").read_text())
+    write_manifest(tmp_path / "scenes", {**manifest, "options": {"image_height": 225}})
+    with pytest.raises(SystemExit, match="scenes_options was {}, now {'image_height': 225}"):
+        train(monkeypatch, options)
+
+
+def test_what_a_run_may_change_and_checkpoints_without_settings_do_not_stop_it(options, monkeypatch):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, options, Stop(1))
+    kept = options["output_dir"] / "checkpoint-1" / "run_settings.json"
+    assert json.loads(kept.read_text())["learning_rate"] == 1e-2
+    changed = {"save_steps": 2, "logging_steps": 2, "sample_steps": 1, "dataloader_num_workers": 1}
+    changed |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}  # as many rows a step
+    trainer, _ = train(monkeypatch, {**options, **changed})
+    assert trainer.state.global_step == 2
+    assert not (options["output_dir"] / kept.name).exists()  # where it would go to the Hub with the model
+    for path in options["output_dir"].glob("checkpoint-*/run_settings.json"):
+        path.unlink()
+    trainer, _ = train(monkeypatch, {**options, "learning_rate": 1e-3, "max_steps": 3})
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize("true", [True, "true"])
+def test_resuming_without_a_name_goes_on_from_the_last_whole_checkpoint(true, options, monkeypatch, capsys):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, {**options, "resume_from_checkpoint": true}, Stop(1))  # begins where there is none
+    trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": true})
+    assert trainer.state.global_step == 2
+    assert f"going on from {options['output_dir'] / 'checkpoint-1'}" in capsys.readouterr().out
+
+
+def test_yaml_values_that_no_parser_checks_are_refused(options, monkeypatch, tmp_path):
+    config = tmp_path / "run.yaml"
+    for line, message in (
+        ("dtype: bf16", "dtype='bf16' is unknown; use one of auto, float32, bfloat16, float16"),
+        ("resume_from_checkpoint: nowhere", "resume_from_checkpoint=nowhere is no folder of a whole checkpoint"),
+        (f"resume_from_checkpoint: {tmp_path}", f"resume_from_checkpoint={tmp_path} is no folder of a whole"),
+        ("resume_from_checkpoint: false", "resume_from_checkpoint=False is no folder of a whole checkpoint"),
+    ):
+        config.write_text(line + "\n")
+        given = {name: value for name, value in options.items() if not line.startswith(name)}
+        with pytest.raises(SystemExit) as stopped:
+            train(monkeypatch, {"config": config, **given})
+        assert str(stopped.value).startswith(f"sft_qlora: {message}")
+    config.write_text("resume_from_checkpoint: true\n")
+    trainer, _ = train(monkeypatch, {"config": config, **options})
+    assert trainer.state.global_step == 1
 
 
 def test_streamed_scenes_give_the_same_groups_and_train(options, scenes, monkeypatch):
@@ -416,9 +548,42 @@ def test_loss_that_is_not_a_number_stops_with_the_frames_and_keeps_the_checkpoin
         train(monkeypatch, options, Break())
     message = str(stopped.value)
     assert "the loss is nan at step 2 for the frames frame" in message and "\n" not in message
+    assert message.endswith(f"the last good checkpoint is {options['output_dir'] / 'checkpoint-2'}")
     assert not (options["output_dir"] / "model.safetensors").exists()
     checkpoint = SmolDriverForConditionalGeneration.from_pretrained(last_whole_checkpoint(options["output_dir"]))
     assert all(parameter.isfinite().all() for parameter in checkpoint.parameters())
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "broken_at, options_of_saving, kept",
+    [
+        (
+            4,
+            {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1},
+            "the last good checkpoint is {}/checkpoint-2",
+        ),
+        (2, {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}, "no checkpoint was saved"),
+        (4, {"save_strategy": "no"}, "no checkpoint was saved"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_saved(broken_at, options_of_saving, kept, options, monkeypatch):
+    """Neither over the last good checkpoint nor as the model; the message names what is there."""
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == broken_at:
+                model.model.connector.modality_projection.proj.weight.data[0, 0] = float("inf")
+
+    options |= {"max_steps": 4, **options_of_saving}
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, options, Break())
+    message, folder = str(stopped.value), options["output_dir"]
+    assert f"model.connector.modality_projection.proj.weight is not finite at step {broken_at}" in message
+    assert message.endswith(kept.format(folder)) and "\n" not in message
+    left = [path.name for path in folder.glob("checkpoint-*")]
+    assert left == (["checkpoint-2"] if "checkpoint-2" in kept else [])
+    assert not (folder / "model.safetensors").exists()
 
 
 def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path):
@@ -448,7 +613,7 @@ def test_bad_input_is_one_line(changed, message, options, monkeypatch):
 
 def test_every_config_is_read_by_the_recipe():
     paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-    paths = [path for path in paths if not path.name.startswith("distill_")]  # of recipes/distill_vision.py
+    paths = [path for path in paths if "distill" not in path.name]  # of recipes/distill_vision.py
     assert len(paths) >= 5
     for path in paths:
         parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))  # keeps the last file's values
