@@ -93,10 +93,13 @@ def compare_runs(runs: list[Run], bootstrap_samples: int) -> dict:
     """All runs' models, then their controls, with their differences from the first run's model.
 
     -> {"first": name, "results": {name: as in metrics.json}, "predictions": {name: rows in the first's order},
-        "differences": {name: {group: {metric: {"difference", "ci", "p_value"}}}}, "info": what the intervals are}
+        "differences": {name: {group: {metric: {"difference", "ci", "p_value"}}}}, "info": what the intervals are,
+        "leakage": {model: its line}, "differing_settings": {setting: {model: value}}}
     The majority answer needs no model, so that runs on the same data share it: it is shown once.
     """
     labels = contestant_labels(runs)
+    infos = {label: run.metrics["info"] for run, label in zip(runs, labels, strict=True)}
+    check_encoders(infos)
     first = runs[0].predictions[runs[0].model]
     ids = references(first, str(runs[0].folder))
     results, predictions = {}, {}
@@ -122,7 +125,35 @@ def compare_runs(runs: list[Run], bootstrap_samples: int) -> dict:
         "differences": differences,
         "predictions": predictions,
         "info": info,
+        "leakage": {label: described["leakage"] for label, described in infos.items()},
+        "differing_settings": differing_settings({label: infos[label]["settings"] for label in labels}),
     }
+
+
+def check_encoders(infos: dict[str, dict]) -> None:
+    """All BERTScores are of one encoder; runs without any may stand beside them.
+
+    Raises:
+        ValueError: names each model's encoder.
+    """
+    encoders = {label: info["bertscore_encoder"] for label, info in infos.items() if info.get("bertscore_encoder")}
+    if len(set(encoders.values())) > 1:
+        told = "; ".join(f"{label}: {encoder}" for label, encoder in encoders.items())
+        raise ValueError(
+            f"the BERTScores are of different encoders ({told}) and cannot be compared: evaluate with the same"
+            " --bertscore-model"
+        )
+
+
+def differing_settings(settings: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """{setting: {model: value}} of the settings that differ, beyond which model it was."""
+    first = next(iter(settings.values()))
+    found = {}
+    for name in first:
+        values = {label: one.get(name, "not recorded") for label, one in settings.items()}
+        if name not in ("model", "name") and len(set(values.values())) > 1:
+            found[name] = values
+    return found
 
 
 def paired(first: list[dict], other: list[dict], bootstrap_samples: int) -> tuple[dict, dict]:

@@ -68,10 +68,11 @@ class ModelAnswers:
         self.seconds = None
 
     def __call__(self, index: int, questions: list[str]) -> list[str]:
-        row = self.rows[index if self.others is None else self.others[index]]
-        images = {camera: row[camera] for camera in self.processor.cameras if row[camera] is not None}
+        shown = self.rows[index if self.others is None else self.others[index]]
+        images = {camera: shown[camera] for camera in self.processor.cameras if shown[camera] is not None}
         images = control_images(images, self.control)
-        description = row["scene_description"] if self.arguments.use_scene_description else None
+        # the asked frame's own under every control: a control takes the pictures away and nothing else
+        description = self.rows["scene_description"][index] if self.arguments.use_scene_description else None
         started = time.perf_counter()
         scene = self.model.encode_scene(**self.processor.encode_scene(images, description, self.visual_tokens))
         if torch.cuda.is_available():

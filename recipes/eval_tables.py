@@ -23,6 +23,16 @@ def columns(results: dict[str, dict]) -> list[tuple[str, str, str]]:
     return [("closed accuracy", "overall", "accuracy"), *heads, ("BLEU", "overall", "bleu")]
 
 
+def conditions(settings: dict[str, str]) -> str:
+    """How a model was asked, in words, from metrics.json's settings, whose values are text."""
+    tokens, frames, questions = (settings[key] for key in ("visual_tokens", "max_frames", "questions_per_frame"))
+    budget = "the model's largest number of" if tokens == "None" else tokens
+    described = "with" if settings["use_scene_description"] == "True" else "without"
+    asked = "all questions" if questions == "None" else f"at most {questions} questions a frame"
+    of = "all frames" if frames == "None" else f"at most {frames} frames, evenly spread"
+    return f"{budget} visual tokens a camera, {described} the scene description in the prompt, {asked} of {of}"
+
+
 def aligned(lines: list[list[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

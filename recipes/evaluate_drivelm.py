@@ -33,7 +33,7 @@ from tqdm import tqdm
 from data_scripts.question_types import question_type
 from data_scripts.schema import load_scenes
 from data_scripts.whole_files import write_json, written_whole
-from recipes.checkpoints import errors_in_one_line, load_model
+from recipes.checkpoints import base_of_adapters, errors_in_one_line, is_adapters, load_model, scenes_identity
 from recipes.compare_runs import Run, compare_runs, read_run
 from recipes.eval_controls import CONTROLS, MajorityAnswers, ModelAnswers
 from recipes.eval_tables import budget_table, differences_table, table
@@ -54,6 +54,23 @@ def select_questions(rows, questions_per_frame: int | None, seed: int) -> list[l
             numbers = sorted(random.Random(f"{seed}-{row['frame_token']}").sample(numbers, questions_per_frame))
         chosen.append(numbers)
     return chosen
+
+
+def check_answered(frames, chosen: list[list[int]], where: str) -> None:
+    """Every question to ask has a true answer.
+
+    Raises:
+        ValueError: names the first that has none, and how many have none.
+    """
+    asked = [(frame, number) for frame, numbers in zip(frames, chosen, strict=True) for number in numbers]
+    blank = [(frame, number) for frame, number in asked if not frame["qa"][number]["answer"].strip()]
+    if blank:
+        frame, number = blank[0]
+        raise ValueError(
+            f"{where}: frame {frame['frame_token']!r}: question {number} has no answer to score against:"
+            f" {frame['qa'][number]['question']!r:.80} ({len(blank)} of {len(asked)} questions have none); name a"
+            " --split with answers, or prepare the scenes from a file that has them"
+        )
 
 
 def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, state: PartialState) -> tuple[list, list]:
@@ -184,10 +201,14 @@ ANSWERS_DEPEND_ON = (
 
 
 def unfinished_folder(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Where answers are kept until all are there (a place for these settings and these weights), and the settings."""
+    """Where answers are kept until all are there, and the settings: a place for these settings, scenes and weights."""
     settings = {key: str(getattr(arguments, key)) for key in ANSWERS_DEPEND_ON}
-    files = [path.stat() for path in sorted(Path(arguments.model).glob("*.safetensors"))]
-    depends_on = [settings, [(file.st_size, file.st_mtime_ns) for file in files]]
+    folders = [arguments.model]
+    if is_adapters(arguments.model):
+        folders.append(base_of_adapters(arguments.model)[0])
+    files = [path.stat() for folder in folders for path in sorted(Path(folder).glob("*.safetensors"))]
+    weights = [(file.st_size, file.st_mtime_ns) for file in files]
+    depends_on = [settings, scenes_identity(arguments.scenes), weights]
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return arguments.output_dir / f".parts-{digest}", settings
 
@@ -223,6 +244,7 @@ def evaluate_model(arguments: argparse.Namespace):
         rows = rows.select([index * len(rows) // count for index in range(count)])
     texts = rows.select_columns(["scene_token", "frame_token", "qa"])
     chosen = select_questions(texts, arguments.questions_per_frame, arguments.seed)
+    check_answered(texts, chosen, f"split {arguments.split!r} of {arguments.scenes}")
     model, processor = load_model(arguments.model, arguments.dtype and getattr(torch, arguments.dtype))
     parts, settings = unfinished_folder(arguments)
     parts.mkdir(parents=True, exist_ok=True)
@@ -255,6 +277,7 @@ def evaluate_model(arguments: argparse.Namespace):
             str(tokens): budget_entry(*answered.get(name, answered[arguments.name]), arguments)
             for tokens, name in at.items()
         }
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier evaluation, whose answers these are not
     with written_whole(folder / "predictions.parquet") as aside:
         pq.write_table(pa.Table.from_pylist([row for answers in predictions.values() for row in answers]), aside)
     run = Run(folder, metrics, predictions)
@@ -281,10 +304,14 @@ def compare(arguments: argparse.Namespace):
     settings = runs[0].metrics["info"]["settings"]
     rows = load_scenes(settings["scenes"], settings["split"]) if Path(settings["scenes"]).is_dir() else None
     write_report(folder, runs, comparison, rows, arguments.worst)
-    kept = {key: comparison[key] for key in ("first", "results", "differences", "info")}
+    kept = {key: value for key, value in comparison.items() if key != "predictions"}
     write_json(folder / "comparison.json", kept)
     print(table(comparison["results"]))
     print(differences_table(comparison))
+    for name, leakage in comparison["leakage"].items():
+        print(f"training scenes among those that {name} was asked about: {leakage}")
+    for setting, values in comparison["differing_settings"].items():
+        print(f"differs: {setting} ({', '.join(f'{name}: {value}' for name, value in values.items())})")
     print(f"{len(runs)} evaluations of the same questions; wrote {folder}")
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_smoldriver.configuration_smoldriver import visual_token_budgets
+from recipes.eval_tables import conditions
+from recipes.provenance import SOURCES, is_hub_id
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 REQUIRED_CONTROLS = ("majority", "other_scene_images", "text_only")  # what pictures must bring anything beyond
@@ -39,7 +41,6 @@ DATA = {
         ),
     },
 }
-SOURCES = ("base", "tower")  # what a stage started from, or a model was built from
 WIDGET = (
     "Are there cars to the front of the ego car?",
     "What are objects to the front left of the ego car?",
@@ -103,7 +104,7 @@ def stage_rows(stages: list[dict]) -> list[dict]:
     """What the card tells of each stage, without paths: a local base is named by its folder alone."""
     rows = []
     for stage in stages:
-        sources = [stage[key] for key in SOURCES if key in stage] or ["not recorded"]
+        sources = [stage[key] or "random weights" for key in SOURCES if key in stage] or ["not recorded"]
         seconds = stage.get("seconds")
         rows.append(
             {
@@ -115,10 +116,6 @@ def stage_rows(stages: list[dict]) -> list[dict]:
             }
         )
     return rows
-
-
-def is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not Path(name).is_absolute() and not Path(name).parent.is_dir()
 
 
 def write_card(
@@ -159,7 +156,7 @@ def write_card(
         )
         for headline in found
     ]
-    bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key, ""))]
+    bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key) or "")]
     front_matter = ModelCardData(
         model_name=repo_id.split("/")[-1],
         language="en",
@@ -191,6 +188,7 @@ def write_card(
         split=split,
         count=results[model]["overall"]["count"],
         scenes=results[model]["overall"]["scenes"],
+        conditions=conditions(info["settings"]),
         interval=info["interval"],
         encoder=info.get("bertscore_encoder"),
         leakage=info["leakage"],

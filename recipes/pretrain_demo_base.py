@@ -36,7 +36,15 @@ from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
 from modeling_smoldriver.processing_smoldriver import to_rgb
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.checkpoints import errors_in_one_line
-from recipes.tiny_base import IMAGE_SIZE, PATCH_SIZE, scene_texts, tiny_tower, tiny_vlm, train_tokenizer
+from recipes.tiny_base import (
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    save_with_record,
+    scene_texts,
+    tiny_tower,
+    tiny_vlm,
+    train_tokenizer,
+)
 
 GRID = IMAGE_SIZE // PATCH_SIZE
 # Words that always come together get one token: a question is read in half the time.
@@ -297,9 +305,12 @@ def make_base(arguments: argparse.Namespace) -> None:
     for number, (name, trained) in enumerate(towers.items()):
         loss = pretrain(trained, views, arguments.steps, arguments.batch_size, arguments.seed + number)
         print(f"{name}: {trained.num_parameters():,} weights pretrained, loss {loss:.4f}")
-    vlm.save_pretrained(arguments.output_dir / "vlm")
+    scene_tokens, seconds = sorted(set(scenes["scene_token"])), round(time.perf_counter() - started)
+    supervised = (scene_tokens, arguments.steps, seconds)
+    save_with_record(tower, arguments.output_dir / "tower", arguments, *supervised)
+    of_vlm = supervised if arguments.both_towers else ([], 0, 0)
+    save_with_record(vlm, arguments.output_dir / "vlm", arguments, *of_vlm)
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
-    tower.save_pretrained(arguments.output_dir / "tower")
     print(
         f"demo base in {arguments.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} weights,"
         f" in {time.perf_counter() - started:.0f} s"

@@ -1,4 +1,7 @@
-"""Where a model comes from: its training stages by their manifests, whether a split leaks from them, its weights."""
+"""Where a model comes from: its training stages by their manifests, whether a split leaks from them, its weights.
+
+A published manifest (recipes/push_to_hub.py) stands for all stages: its `unrecorded` names those that left none.
+"""
 
 import hashlib
 import os
@@ -8,6 +11,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from recipes.checkpoints import TRAINING_MANIFEST, read_training_manifest
+
+SOURCES = ("base", "tower")  # what a stage started from, or a model was built from
+TEACHERS = ("teacher", "teacher_model")  # arguments of distill_vision.py and of sft_qlora.py
 
 
 def training_stages(model: str | os.PathLike, local_files_only: bool = False) -> list[dict]:
@@ -27,9 +33,40 @@ def training_stages(model: str | os.PathLike, local_files_only: bool = False) ->
     return stages[::-1]
 
 
+def training_record(
+    model: str | os.PathLike, local_files_only: bool = False
+) -> tuple[dict[str, dict], list[str], list[str]]:
+    """All that a model learned from: itself, its base, its tower, its teachers, and what each of those learned from.
+
+    -> ({folder or Hub id: training manifest}, Hub ids without a manifest, folders that are gone or have none)
+    `local_files_only`: see [`training_stages`].
+    """
+    manifests, without, left = {}, [], [str(model)]
+    while left:
+        name = left.pop(0)
+        if name in manifests or name in without:
+            continue
+        manifest = read_training_manifest(_folder(name, local_files_only))
+        if manifest is None:
+            without.append(name)
+            continue
+        manifests[name] = manifest
+        without += [other for other in manifest.get("unrecorded", ()) if other not in without]
+        arguments = manifest.get("arguments", {})
+        sources = [manifest.get(key) for key in SOURCES] + [arguments.get(key) for key in TEACHERS]
+        left += [source for source in sources if source]
+    hub_ids = [name for name in without if is_hub_id(name)]
+    return manifests, hub_ids, [name for name in without if name not in hub_ids]
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it is of the form of a Hub id and names no folder, nor one that was there."""
+    return name.count("/") == 1 and not Path(name).is_absolute() and not Path(name).parent.is_dir()
+
+
 def _folder(model: str, local_files_only: bool) -> Path:
     """The folder that would hold the model's manifest: itself, or where the Hub's client keeps its copy."""
-    if Path(model).parent.is_dir() or model.count("/") != 1:  # a folder, or one that was there
+    if not is_hub_id(model):
         return Path(model)
     try:
         return Path(hf_hub_download(model, TRAINING_MANIFEST, local_files_only=local_files_only)).parent
@@ -38,25 +75,34 @@ def _folder(model: str, local_files_only: bool) -> Path:
 
 
 def check_leakage(model: str | os.PathLike, scene_tokens: list[str], split: str) -> str:
-    """One line on whether the evaluated scenes are training scenes.
+    """One line on whether the evaluated scenes are training scenes of the model, or of what it learned from.
+
+    It begins with "none", "TRAINING FRAMES" or, where a folder's training is not recorded, "unknown". What came from
+    the Hub without a manifest is named and does not make it unknown.
 
     Raises:
         ValueError: they are, though the split asked for is not `train`.
     """
     scenes = set(scene_tokens)
-    stages = training_stages(model)
-    trained = {token for stage in stages for token in stage.get("scene_tokens", ())}
+    manifests, hub_ids, folders = training_record(model)
+    trained = {token for manifest in manifests.values() for token in manifest.get("scene_tokens", ())}
     leaked = sorted(scenes & trained)
     if leaked and split != "train":
         raise ValueError(
             f"{len(leaked)} of the {len(scenes)} scenes of split {split!r} are training scenes of {model}"
-            f" (the first: {leaked[0]}); evaluate on scenes that it was not trained on, or name --split train"
+            f" or of what it learned from (the first: {leaked[0]}); evaluate on other scenes, or name --split train"
         )
-    if not stages:
+    if not manifests:
         return f"unknown: the model has no {TRAINING_MANIFEST} that names its training scenes"
     if leaked:
         return f"TRAINING FRAMES: {len(leaked)} of the {len(scenes)} scenes are training scenes; this measures memory"
-    return f"none: the {len(scenes)} scenes are not among the {len(trained)} training scenes ({len(stages)} stages)"
+    found = f"the {len(scenes)} scenes are not among the {len(trained)} training scenes ({len(manifests)} stages)"
+    if hub_ids:
+        found += f"; not recorded: {', '.join(hub_ids)}"
+    if folders:  # named without their paths, since the line is published
+        names = ", ".join(Path(folder).name for folder in folders)
+        return f"unknown: it learned from {names}, gone or without {TRAINING_MANIFEST}; of the recorded, {found}"
+    return f"none: {found}"
 
 
 def weights_digest(model: str | os.PathLike) -> str | None:

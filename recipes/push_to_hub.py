@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from recipes.checkpoints import TRAINING_MANIFEST, errors_in_one_line
 from recipes.model_card import DATA, write_card
-from recipes.provenance import training_stages, weights_digest
+from recipes.provenance import training_record, training_stages, weights_digest
 
 # What a user needs to load the model. Whatever else lies in the folder belongs to its training and stays at home.
 MODEL_FILES = (
@@ -69,15 +69,19 @@ def _siblings(path: Path) -> list[str]:
 
 
 def _is_one(name: str, patterns) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    """Whether it matches a pattern; `*` stays within a folder, which fnmatch's own does not."""
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
 
-def slim_manifest(stages: list[dict]) -> dict:
-    """What others may know of the training: its scenes, for their own leakage check, and its size. No paths."""
+def slim_manifest(model: Path, stages: list[dict]) -> dict:
+    """What others may know of the training, without paths: its scenes and teachers' scenes, and the names of what
+    left no record, for their own leakage check; and the size of its stages."""
+    manifests, hub_ids, folders = training_record(model, local_files_only=True)
     return {
-        "scene_tokens": sorted({token for stage in stages for token in stage.get("scene_tokens", ())}),
+        "scene_tokens": sorted({token for one in manifests.values() for token in one.get("scene_tokens", ())}),
         "steps": sum(stage.get("steps", 0) for stage in stages),
         "seconds": sum(stage.get("seconds", 0) for stage in stages),
+        "unrecorded": hub_ids + [Path(folder).name for folder in folders],
     }
 
 
@@ -101,7 +105,7 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
         files["report.html"] = evaluation / "report.html"
     stages = training_stages(model, local_files_only=True)
     if stages:
-        files[TRAINING_MANIFEST] = json.dumps(slim_manifest(stages), indent=1).encode()
+        files[TRAINING_MANIFEST] = json.dumps(slim_manifest(model, stages), indent=1).encode()
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     figures = sorted(name for name in files if name.startswith("figures/"))
     files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data).encode()

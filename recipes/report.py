@@ -12,7 +12,7 @@ import jinja2
 from data_scripts.whole_files import written_whole
 from modeling_smoldriver import CAMERAS
 from recipes.compare_runs import Run
-from recipes.eval_tables import columns, is_control, type_metric
+from recipes.eval_tables import columns, conditions, is_control, type_metric
 from recipes.figures import elastic_curve, headline_bars, save, type_bars
 from recipes.metrics.drivelm.answer_metrics import normalise
 from recipes.metrics.drivelm.drivelm import QUESTION_TYPES
@@ -79,7 +79,7 @@ def frame_pictures(rows, frame_tokens: set[str]) -> dict[str, dict[str, str]]:
 
 
 def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: int = 5) -> Path:
-    """Write `<folder>/report.html` and `<folder>/figures/*.png`.
+    """Write `<folder>/report.html` and `<folder>/figures/*.png`, and remove curves that an earlier report left there.
 
     Args:
         runs, comparison: see `recipes.compare_runs.compare_runs`.
@@ -98,8 +98,12 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
         name: _data_url(save(figure, folder / "figures" / f"{name}.png").read_bytes(), "png")
         for name, figure in figures.items()
     }
+    for path in (folder / "figures").glob("elastic*.png"):
+        if path.stem not in figures:
+            path.unlink()  # or it would be published as this model's
     model = comparison["first"]
     info = runs[0].metrics["info"]
+    encoders = [run.metrics["info"].get("bertscore_encoder") for run in runs]
     worst_rows = {}
     if info.get("bertscore_model"):
         worst_rows = worst_answers(predictions[model], info["bertscore_model"], worst)
@@ -109,6 +113,12 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
     html = page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         model=model,
         info=info,
+        described=[
+            {"name": name, "info": run.metrics["info"], "conditions": conditions(run.metrics["info"]["settings"])}
+            for run, name in zip(runs, comparison["leakage"], strict=True)
+        ],
+        differing=comparison["differing_settings"],
+        encoder=next(filter(None, encoders), None),
         results=results,
         columns=columns(results),
         types=[(kind, type_metric(kind)) for kind in QUESTION_TYPES if any(kind in r for r in results.values())],

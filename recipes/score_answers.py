@@ -110,20 +110,22 @@ def main():
     with errors_in_one_line("score_answers"):
         questions = read_questions(arguments.json)
         predictions = matched(read_answers(arguments.answers), questions)
-    rows = list(questions.values())
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    scores = compute_metrics(predictions, **columns, bertscore_model=arguments.bertscore_model)
+        rows = list(questions.values())
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        scores = compute_metrics(predictions, **columns, bertscore_model=arguments.bertscore_model)
+        if arguments.output:
+            write_json(arguments.output, scores)
     print(score_table(scores))
     if scores["info"].get("bertscore_encoder"):
         print(f"BERTScore by {scores['info']['bertscore_encoder']}")
     empty = sum(not answer.strip() for answer in predictions)
     if empty:
         print(f"{empty} empty answers count as wrong")
-    print(f"questions that the challenge leaves out: {scores['challenge']['skipped']}")
+    if "challenge" in scores:
+        print(f"questions that the challenge leaves out: {scores['challenge']['skipped']}")
     for name, why in scores["info"]["left_out"].items():
         print(f"left out: {name}: {why}")
     if arguments.output:
-        write_json(arguments.output, scores)
         print(f"wrote {arguments.output}")
 
 

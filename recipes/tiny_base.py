@@ -13,6 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -22,6 +23,7 @@ from transformers import (
 
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
+from recipes.checkpoints import write_training_manifest
 
 VISION_WIDTH = 128
 TEXT_WIDTH = 192
@@ -127,6 +129,27 @@ def tiny_tower(seed: int = 0) -> ViTModel:
     )
 
 
+def save_with_record(
+    model: PreTrainedModel,
+    folder: Path,
+    arguments: argparse.Namespace,
+    scene_tokens: list[str],
+    steps: int,
+    seconds: int,
+) -> None:
+    """A model that began with random weights, and its training manifest: of no scenes where it was not trained."""
+    model.save_pretrained(folder)
+    manifest = {
+        "base": None,
+        "scenes": str(arguments.scenes),
+        "scene_tokens": scene_tokens,
+        "steps": steps,
+        "seconds": seconds,
+        "arguments": vars(arguments),
+    }
+    write_training_manifest(folder, manifest)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", required=True, help="folder of prepared scenes; its text trains the tokenizer")
@@ -138,9 +161,9 @@ def main():
     )
     vlm = tiny_vlm(tokenizer, arguments.seed)
     tower = tiny_tower(arguments.seed)
-    vlm.save_pretrained(arguments.output_dir / "vlm")
+    save_with_record(vlm, arguments.output_dir / "vlm", arguments, [], steps=0, seconds=0)
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
-    tower.save_pretrained(arguments.output_dir / "tower")
+    save_with_record(tower, arguments.output_dir / "tower", arguments, [], steps=0, seconds=0)
     print(
         f"tiny base in {arguments.output_dir}: SmolVLM {vlm.num_parameters():,} weights,"
         f" tower {tower.num_parameters():,}, {len(tokenizer)} tokens"

@@ -25,7 +25,7 @@ def results(printed: str, folder: Path) -> list[str]:
 
 
 def kill_in(step: str, folder: Path, deadline: float = 300.0) -> None:
-    """Run the demo until a step has written to its log, which is after its imports, and kill the demo's own process."""
+    """Run the demo until a step has written to its log, past its imports, and kill the demo's own process."""
     running, log = demo(folder), folder / LOGS / f"{step}.log"
     began = time.time()
     while not (log.exists() and log.stat().st_size):

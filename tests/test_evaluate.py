@@ -1,8 +1,10 @@
 """The evaluation asks what it says, of the model and of each control, goes on where it stopped, and writes it down."""
 
+import argparse
 import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +19,17 @@ from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
 from recipes.checkpoints import write_training_manifest
+from recipes.compare_runs import read_run
+from recipes.eval_controls import ModelAnswers
+from recipes.provenance import check_leakage
 
 ROOT = Path(__file__).parents[1]
 CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]
 NEW_TOKENS = 6
 
 
-def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = ()) -> Path:
-    """A prepared folder with `frames` for training and others held out."""
+def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = (), **options) -> Path:
+    """A prepared folder with `frames` for training and others held out; `options` of its preparation."""
     counts = {}
     for split, rows in (("train", frames), ("test", list(test))):
         if rows:
@@ -32,7 +37,7 @@ def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = ()) 
                 writer.write_table(scene_table(rows))
             count = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": 1}
             counts[split] = {**count, "questions": sum(len(row["qa"]) for row in rows)}
-    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": counts, "report": {}})
+    write_manifest(folder, {"complete": True, "source": {}, "options": options, "splits": counts, "report": {}})
     return folder
 
 
@@ -111,6 +116,31 @@ def test_model_and_controls_answer_what_they_are_shown(arguments, scenes, config
     assert len({tuple(answers.values()) for answers in by_model.values()}) == 6
 
 
+class Shown:
+    """A processor and model that note which pictures and description they are given."""
+
+    cameras = CAMERAS
+
+    def encode_scene(self, images=None, description=None, visual_tokens=None) -> dict:
+        if images is not None:  # as a processor; as a model it is given nothing
+            self.images, self.description = images, description
+        return {}
+
+    def answer(self, scene, processor, questions, **options) -> list[str]:
+        return ["Yes."] * len(questions)
+
+
+def test_pictures_of_another_scene_stand_behind_the_frames_own_description(tmp_path):
+    frames = [scene_row(number, 1) | {"scene_description": f"drive {number}"} for number in range(4)]
+    rows, shown = load_scenes(write_scenes(tmp_path / "scenes", frames), "train"), Shown()
+    arguments = argparse.Namespace(use_scene_description=True, max_new_tokens=NEW_TOKENS)
+    answer = ModelAnswers(shown, shown, rows, "other_scene_images", arguments, None)
+    for number in range(4):
+        answer(number, ["Are there cars to the front of the ego car?"])
+        assert shown.description == f"drive {number}"
+        assert shown.images["CAM_FRONT"].tobytes() == rows[(number + 2) % 4]["CAM_FRONT"].tobytes()
+
+
 def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
     metrics, predictions = evaluate(monkeypatch, arguments, "--controls", *CONTROLS)
     assert list(metrics["results"]) == ["smoldriver", *CONTROLS]
@@ -182,6 +212,68 @@ def test_other_weights_or_settings_do_not_go_on_from_old_answers(arguments, conf
         asked = stop_at_frame(patch, 3)
         evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
     assert asked == [0, 1, 2]
+
+
+def stopped_at_the_first_frame(monkeypatch, arguments: dict) -> bool:
+    """Whether an evaluation that is stopped after one frame began with the first frame."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        asked = stop_at_frame(patch, 1)
+        evaluate(patch, arguments, "--controls")
+    return asked == [0]
+
+
+def test_scenes_prepared_anew_do_not_go_on_from_old_answers(arguments, monkeypatch, tmp_path):
+    """Into the same folder, with other options."""
+    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+    frames = [scene_row(number, 2) for number in range(4)]
+    arguments["scenes"] = write_scenes(tmp_path / "scenes", frames, object_tags="keep")
+    assert stopped_at_the_first_frame(monkeypatch, arguments)
+    assert not stopped_at_the_first_frame(monkeypatch, arguments)
+    write_scenes(tmp_path / "scenes", frames, object_tags="drop")
+    assert stopped_at_the_first_frame(monkeypatch, arguments)
+
+
+def test_adapters_on_another_base_do_not_go_on_from_old_answers(tmp_path):
+    base, adapters = tmp_path / "base", tmp_path / "adapters"
+    base.mkdir()
+    write_training_manifest(adapters, {"base": str(base), "dtype": "float32", "quantization": None})
+    (adapters / "adapter_config.json").write_text("{}")
+    arguments = argparse.Namespace(**dict.fromkeys(evaluate_drivelm.ANSWERS_DEPEND_ON), output_dir=tmp_path)
+    arguments.model, arguments.scenes = str(adapters), str(tmp_path)
+    folders = set()
+    for content in (b"one", b"other"):
+        (base / "model.safetensors").write_bytes(content)
+        folders.add(evaluate_drivelm.unfinished_folder(arguments)[0])
+    assert len(folders) == 2
+
+
+def test_old_scores_never_stand_beside_new_answers(arguments, monkeypatch):
+    """An evaluation into a finished folder, stopped when its answers are written and its scores are not."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    evaluate(monkeypatch, arguments, "--controls")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate_drivelm, "write_report", stop)
+        evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
+    with pytest.raises(FileNotFoundError, match="is no finished evaluation: it has no metrics.json"):
+        read_run(arguments["output-dir"])
+
+
+def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(arguments, monkeypatch, tmp_path):
+    frames = [scene_row(number, 2) for number in range(2)]
+    frames[1]["qa"][1]["answer"] = ""
+    arguments |= {"scenes": write_scenes(tmp_path / "scenes", frames), "model": tmp_path / "nowhere" / "model"}
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, arguments)
+    message = (
+        f"evaluate_drivelm: split 'train' of {arguments['scenes']}: frame 'frame1': question 1 has no answer to score"
+        " against: 'What are objects to the back left of the ego car?' (1 of 4 questions have none)"
+    )
+    assert str(stopped.value).startswith(message)
+    with pytest.raises(SystemExit, match="there is no model folder"):  # the frame with the blank is not asked about
+        evaluate(monkeypatch, arguments, "--max-frames", "1")
 
 
 def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tmp_path):
@@ -284,6 +376,41 @@ def test_training_frames_are_called_so_and_others_cleared(trained, arguments, mo
 def test_unknown_training_is_called_unknown(arguments, monkeypatch, capsys):
     metrics, _ = evaluate(monkeypatch, arguments, "--controls")
     assert metrics["info"]["leakage"].startswith("unknown: ") and "unknown: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", ["folder", "manifest"])
+def test_a_stage_without_a_record_makes_the_training_unknown(gone, trained, tmp_path):
+    model = trained(["a"], ["b"])
+    assert check_leakage(model, ["c"], "test") == (
+        "none: the 1 scenes are not among the 2 training scenes (2 stages); not recorded: nowhere/base"
+    )
+    (tmp_path / "first" / "training_manifest.json").unlink()
+    if gone == "folder":
+        shutil.rmtree(tmp_path / "first")
+    assert check_leakage(model, ["c"], "test") == (
+        "unknown: it learned from first, gone or without training_manifest.json; of the recorded, the 1 scenes are not"
+        " among the 1 training scenes (1 stages)"
+    )
+    with pytest.raises(ValueError, match=r"1 of the 1 scenes of split 'test' .* \(the first: b\)"):
+        check_leakage(model, ["b"], "test")
+
+
+@pytest.mark.parametrize("learned_from", ["arguments teacher", "arguments teacher_model", "tower"])
+def test_scenes_of_a_teacher_or_tower_are_training_scenes(learned_from, trained, tmp_path):
+    """As distill_vision.py, sft_qlora.py and build_checkpoint.py name them."""
+    model = trained(["a"], ["b"])
+    write_training_manifest(tmp_path / "teacher", {"base": None, "scene_tokens": ["c"]})
+    *within, key = learned_from.split()
+    named = {key: str(tmp_path / "teacher")}
+    manifest = {"base": str(tmp_path / "first"), "scene_tokens": ["b"]}
+    write_training_manifest(model, manifest | ({"arguments": named} if within else named))
+    with pytest.raises(ValueError, match="or of what it learned from \\(the first: c\\)"):
+        check_leakage(model, ["c"], "test")
+    assert check_leakage(model, ["d"], "test").startswith(
+        "none: the 1 scenes are not among the 3 training scenes (3 stages)"
+    )
+    shutil.rmtree(tmp_path / "teacher")
+    assert check_leakage(model, ["c"], "test").startswith("unknown: it learned from teacher, gone or without")
 
 
 @pytest.mark.slow

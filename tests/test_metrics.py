@@ -440,7 +440,8 @@ def test_listing_f1():
     assert listing_f1("There are many barriers, one truck and two cars in front of the ego car.", reference) == 1.0
     assert listing_f1("There are two cars and three barriers in front of the ego car.", reference) == 2 * 1 / (2 + 3)
     assert listing_f1("No objects.", "There are no objects to the front of the ego car.") == 1.0
-    assert listing_f1("", "There are no objects to the front of the ego car.") == 0.0
+    for wordless in ("", " ", ".", " ..", ","):
+        assert listing_f1(wordless, "There are no objects to the front of the ego car.") == 0.0
     assert listing_f1("No objects.", reference) == 0.0
 
 

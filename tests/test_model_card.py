@@ -38,7 +38,9 @@ def metrics():
     results = {"smoldriver": result(0.80, 0.60, 0.97)}
     results |= {name: result(0.50, 0.40, 0.93) for name in REQUIRED_CONTROLS}
     results["text_only"]["listing"]["listing_f1"] = 0.55
-    info = {"settings": {"split": "test", "model": "/runs/outputs/model"}, "left_out_controls": {}}
+    settings = {"split": "test", "model": "/runs/outputs/model", "use_scene_description": "True"}
+    settings |= {"visual_tokens": "4", "max_frames": "None", "questions_per_frame": "None"}
+    info = {"settings": settings, "left_out_controls": {}}
     info |= {"interval": "95% bootstrap over scenes", "bertscore_encoder": "all-MiniLM-L6-v2, layer 6"}
     info |= {"controls": CONTROLS, "leakage": "none: the 9 scenes are not among the 1 training scenes (2 stages)"}
     budget = {"closed_accuracy": 0.79, "yes_no": 0.78, "listing_f1": 0.5, "questions": 90}
@@ -88,6 +90,20 @@ def test_table_shows_each_control_under_the_model(metrics):
     assert "BERTScore encoder: all-MiniLM-L6-v2, layer 6" in text and "95% bootstrap over scenes" in text
     assert "| 9 | 79.0 | 78.0 | - | 50.0 | 10.5 | 2.0 |" in text
     assert "![figures/scores.png](figures/scores.png)" in text and "{{" not in text and "{%" not in text
+
+
+def test_card_says_how_the_model_was_asked(metrics):
+    assert (
+        "Asked with 4 visual tokens a camera, with the scene description in the prompt, all questions of all frames."
+        in card(metrics)
+    )
+
+
+def test_training_that_is_not_wholly_known_is_shown_in_bold(metrics):
+    line = "Scenes shared with the training: "
+    assert f"{line}none: the 9 scenes" in card(metrics)
+    metrics["info"]["leakage"] = "unknown: it learned from vision, gone or without training_manifest.json"
+    assert f"{line}**{metrics['info']['leakage']}**." in card(metrics)
 
 
 def test_a_number_that_a_control_reaches_is_called_so(metrics):
@@ -149,3 +165,6 @@ def test_training_is_told_with_its_time_and_hardware_and_without_paths(metrics):
     assert "| 2 | vision | 1 | 11000 | 121 min (7,260 s) | 1 x T4 |" in text
     assert "/runs" not in text
     assert "There is no record of its training." in card(metrics, stages=[])
+    from_nothing = {"base": None, "scene_tokens": ["a", "b"], "steps": 700, "seconds": 120, "machine": "CPU, 2 cores"}
+    text = card(metrics, stages=[from_nothing])
+    assert "| 1 | random weights | 2 | 700 | 2 min (120 s) | CPU, 2 cores |" in text and "base_model" not in text

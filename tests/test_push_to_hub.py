@@ -178,7 +178,19 @@ def test_what_is_published_is_what_loading_needs_and_what_shows_the_evaluation(p
 
 def test_published_manifest_names_the_training_scenes_alone(published):
     manifest = json.loads(published["hub"].files(REPO)["training_manifest.json"])
-    assert manifest == {"scene_tokens": ["scene0", "scene1"], "steps": 7, "seconds": 90}
+    size = {"steps": 7, "seconds": 90}
+    assert manifest == {"scene_tokens": ["scene0", "scene1"], **size, "unrecorded": ["user/base"]}
+
+
+def test_published_manifest_tells_of_teachers_and_of_what_is_gone_without_paths(trained, tmp_path):
+    teacher, model = tmp_path / "teacher", tmp_path / "model"
+    write_training_manifest(teacher, {"base": None, "scene_tokens": ["scene7"], "steps": 1000})
+    manifest = {"base": str(tmp_path / "vision"), "scene_tokens": ["scene0"], "steps": 7, "seconds": 90}
+    write_training_manifest(model, manifest | {"arguments": {"teacher_model": str(teacher)}})
+    slim = push_to_hub.slim_manifest(model, training_stages(model, local_files_only=True))
+    assert slim == {"scene_tokens": ["scene0", "scene7"], "steps": 7, "seconds": 90, "unrecorded": ["vision"]}
+    write_training_manifest(tmp_path / "fetched", slim)
+    assert check_leakage(tmp_path / "fetched", ["scene9"], "test").startswith("unknown: it learned from vision, gone")
 
 
 def test_card_holds_the_numbers_of_the_evaluation_with_intervals_and_controls(published, trained):
@@ -246,16 +258,20 @@ def test_push_that_breaks_off_publishes_nothing_and_can_be_given_again(where, ar
 
 def test_next_push_replaces_its_own_files_and_leaves_others(arguments, hub, monkeypatch):
     hub.repos[REPO] = {"private": True, "commits": []}
-    old = {"figures/old.png": b"old", "notes.txt": b"mine", "model-00001-of-00002.safetensors": b"old"}
+    old = {"figures/old.png": b"old", "model-00001-of-00002.safetensors": b"old"}
+    theirs = {"onnx/model.safetensors": b"mine", "adapters/adapter_model.safetensors": b"mine"}
+    theirs |= {"figures/talk/slide.png": b"mine", "notes.txt": b"mine"}
+    old |= theirs
     hub.repos[REPO]["commits"].append({"oid": "0" * 40, "summary": "first", "files": old})
     push(monkeypatch, arguments)
     files = hub.files(REPO)
-    assert len(hub.repos[REPO]["commits"]) == 2 and files["notes.txt"] == b"mine"
-    assert {name for name in files if name.startswith("figures/")} == {
+    assert len(hub.repos[REPO]["commits"]) == 2 and theirs.items() <= files.items()
+    assert {name for name in files.keys() - theirs.keys() if name.startswith("figures/")} == {
         "figures/scores.png",
         "figures/question_types.png",
     }
-    assert {name for name in files if name.endswith(".safetensors")} == {"model.safetensors"}
+    own = files.keys() - theirs.keys()
+    assert {name for name in own if name.endswith(".safetensors")} == {"model.safetensors"}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from test_training import scene_row
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
 from recipes.compare_runs import compare_runs, read_run
+from recipes.eval_tables import conditions
 from recipes.metrics.drivelm.text_metrics import find_minilm
-from recipes.report import worst_answers, yes_no_confusion
+from recipes.report import worst_answers, write_report, yes_no_confusion
 
 CONTROLS = ("--controls", "majority", "other_scene_images", "text_only")
 NAMES = ["smoldriver", "majority", "other_scene_images", "text_only"]
@@ -167,6 +168,82 @@ def test_runs_stand_side_by_side_with_p_values(evaluations, monkeypatch, tmp_pat
     assert "against smoldriver" in printed and f"p={difference['p_value']:.3f}" in printed
     text = (tmp_path / "both" / "report.html").read_text()
     assert "smoldriver beside" in text and f"p = {difference['p_value']:.3f}" in text
+
+
+def with_info(folder, target, **changed):
+    """A copy of an evaluation whose metrics.json says something else of how it came about."""
+    shutil.copytree(folder, target)
+    metrics = json.loads((target / "metrics.json").read_text())
+    metrics["info"] |= changed
+    (target / "metrics.json").write_text(json.dumps(metrics))
+    return target
+
+
+def test_scores_of_different_encoders_are_refused(evaluations, monkeypatch, tmp_path):
+    ours, other = (
+        with_info(evaluations / f"eval{number}", tmp_path / str(number), bertscore_model=None, bertscore_encoder=name)
+        for number, name in enumerate(("MiniLM, layer 6", "roberta-large, layer 17"))
+    )
+    message = r"different encoders \(smoldriver: MiniLM, layer 6; other: roberta-large, layer 17\) .* evaluate"
+    with pytest.raises(SystemExit, match=message):
+        compare(monkeypatch, [ours, other], tmp_path / "both")
+    assert not (tmp_path / "both" / "report.html").exists()
+
+
+def test_comparison_shows_how_each_run_came_about(evaluations, monkeypatch, tmp_path, capsys):
+    settings = json.loads((evaluations / "eval1" / "metrics.json").read_text())["info"]["settings"]
+    other = with_info(
+        evaluations / "eval1",
+        tmp_path / "other",
+        settings=settings | {"use_scene_description": "True"},
+        leakage="none: the 3 scenes are not among the 5 training scenes (2 stages)",
+        bertscore_encoder="roberta-large, layer 17",
+        left_out_controls={"blank_images": "no grey"},
+    )
+    ours = with_info(evaluations / "eval0", tmp_path / "ours", bertscore_model=None, bertscore_encoder=None)
+    comparison = compare(monkeypatch, [ours, other], tmp_path / "both")
+    differing = {"use_scene_description": {"smoldriver": "False", "other": "True"}}
+    assert comparison["differing_settings"] == differing and "leakage" in comparison
+    text, printed = (tmp_path / "both" / "report.html").read_text(), capsys.readouterr().out
+    for shown in (
+        "<b>smoldriver</b>: Scenes shared with the training: unknown: the model has no",
+        "<b>other</b>: Scenes shared with the training: none: the 3 scenes are not among the 5",
+        "<b>other</b>: Asked with the model&#39;s largest number of visual tokens a camera, with the scene",
+        "Settings that differ: use_scene_description (smoldriver: False, other: True).",
+        "BERTScore encoder: roberta-large, layer 17.",
+        "Left out: other: blank_images (no grey).",
+    ):
+        assert shown in text
+    assert "training scenes among those that other was asked about: none: the 3 scenes" in printed
+    assert "differs: use_scene_description (smoldriver: False, other: True)" in printed
+
+
+def test_report_says_how_the_model_was_asked(evaluations):
+    text = (evaluations / "eval0" / "report.html").read_text()
+    assert (
+        "Asked with the model&#39;s largest number of visual tokens a camera, without the scene description in the"
+        " prompt, all questions of all frames."
+    ) in text
+    assert "Settings that differ" not in text
+
+
+def test_conditions_tell_of_what_was_asked_for():
+    settings = {"visual_tokens": "9", "use_scene_description": "True"}
+    assert conditions(settings | {"max_frames": "80", "questions_per_frame": "5"}) == (
+        "9 visual tokens a camera, with the scene description in the prompt, at most 5 questions a frame of at most 80"
+        " frames, evenly spread"
+    )
+
+
+def test_curve_of_an_earlier_evaluation_does_not_stay(evaluations, tmp_path):
+    """Or it would be published as this model's: every figure is."""
+    run = read_run(evaluations / "eval1")
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("elastic.png", "elastic_1.png", "mine.png"):
+        shutil.copy(evaluations / "eval0" / "figures" / "elastic.png", figures / name)
+    write_report(tmp_path, [run], compare_runs([run], 50), None)
+    assert sorted(path.name for path in figures.iterdir()) == ["mine.png", "question_types.png", "scores.png"]
 
 
 def test_a_run_does_not_differ_from_itself(evaluations, tmp_path):

@@ -101,3 +101,6 @@ def test_run_leaves_its_samples_and_manifest(sample):
     assert json.loads((trained / "samples.json").read_text())
     manifest = json.loads((trained / "training_manifest.json").read_text())
     assert manifest["scene_tokens"] and manifest["steps"] == manifest["arguments"]["max_steps"]
+    for part in ("vlm", "tower"):
+        record = json.loads((sample[0] / "base" / part / "training_manifest.json").read_text())
+        assert record["base"] is None and record["scene_tokens"] == [] and record["steps"] == 0

@@ -1,5 +1,6 @@
 """Answers in the challenge's form against a DriveLM file: numbering, scores, bad input."""
 
+import copy
 import json
 import sys
 
@@ -32,9 +33,9 @@ def files(tmp_path):
     return write
 
 
-def score(folder, monkeypatch) -> dict:
+def score(folder, monkeypatch, *more: str) -> dict:
     command = ["score_answers.py", "--answers", folder / "output.json", "--json", folder / "test.json"]
-    monkeypatch.setattr(sys, "argv", [*map(str, command), "--output", str(folder / "scores.json")])
+    monkeypatch.setattr(sys, "argv", [*map(str, command), "--output", str(folder / "scores.json"), *more])
     score_answers.main()
     return json.loads((folder / "scores.json").read_text())
 
@@ -53,6 +54,22 @@ def test_empty_answers_are_wrong_and_counted(files, monkeypatch, capsys):
     scores = score(files({**ANSWERS, "s_f_2": " "}), monkeypatch)
     assert scores["planning"]["exact_match"] == 0.0
     assert "1 empty answers count as wrong" in capsys.readouterr().out
+
+
+def test_file_without_challenge_tags_is_scored(files, monkeypatch, capsys):
+    untagged = copy.deepcopy(FRAME)
+    for questions in untagged["QA"].values():
+        for question in questions:
+            del question["tag"]
+    scores = score(files(ANSWERS, untagged), monkeypatch)
+    assert scores["yes_no"]["accuracy"] == 0.5 and "challenge" not in scores
+    printed = capsys.readouterr().out
+    assert "left out: challenge_without_gpt: needs tags" in printed and "the challenge leaves out" not in printed
+
+
+def test_unknown_encoder_is_refused_in_one_line(files, monkeypatch):
+    with pytest.raises(SystemExit, match="^score_answers: bertscore_model 'bogus' is neither a model's folder"):
+        score(files(ANSWERS), monkeypatch, "--bertscore-model", "bogus")
 
 
 @pytest.mark.parametrize(

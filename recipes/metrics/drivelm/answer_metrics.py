@@ -72,9 +72,9 @@ def listed_objects(answer):
 
 
 def listing_f1(prediction, reference):
-    """F1 (0..1) between the sets of (count, class) that the two answers list. Two empty lists agree; a blank answer
-    scores 0."""
-    if not prediction.strip():
+    """F1 (0..1) between the sets of (count, class) that the two answers list. Two empty lists agree; an answer
+    without a word ("", ".") scores 0."""
+    if not re.search(r"\w", prediction):
         return 0.0
     said, meant = listed_objects(prediction), listed_objects(reference)
     if not said and not meant:
