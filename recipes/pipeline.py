@@ -6,6 +6,7 @@ same command continues the run.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,11 @@ def _run(step: Step, log: Path) -> None:
         shutil.rmtree(aside(step.result), ignore_errors=True)
     with log.open("w", encoding="utf-8") as output:
         command = [sys.executable, *map(str, step.command)]
-        options = {"stdout": output, "stderr": subprocess.STDOUT, "preexec_fn": killed_with_parent}
+        options = {
+            "stdout": output,
+            "stderr": subprocess.STDOUT,
+            "preexec_fn": killed_with_parent if os.name == "posix" else None,
+        }
         code = subprocess.run(command, **options).returncode
     if code:
         sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(read_log(log)[-8:]))

@@ -16,7 +16,7 @@ from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.whole_files import sole_writer
 from data_scripts.world_folder import WORLD_VERSION
-from recipes import ablation, compare, demo
+from recipes import ablation, compare, demo, pretrain_demo_base
 from recipes.pipeline import Step, aside, check_settings, read_log, run_steps
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
@@ -200,6 +200,28 @@ def test_a_world_that_cannot_be_read_is_refused_by_name(tmp_path):
     record["options"]["version"] = 3
     (world / "world.json").write_text(json.dumps(record))
     assert f"{world} is a world of version 3, not {WORLD_VERSION}" in refusal()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--steps", "19"), "19 is out of range: choose at least 20"),
+        (("--frames", "0"), "0 is out of range: choose at least 1"),
+        ((), "there is no folder"),
+    ],
+)
+def test_the_demo_s_base_names_what_is_wrong(options, message, monkeypatch, tmp_path, capsys):
+    folders = ("--world", tmp_path / "world", "--scenes", tmp_path / "scenes", "--output-dir", tmp_path / "base")
+    monkeypatch.setattr(sys, "argv", ["pretrain_demo_base.py", *map(str, folders), *options])
+    with pytest.raises(SystemExit) as caught:
+        pretrain_demo_base.main()
+    assert message in f"{caught.value.code} {capsys.readouterr().err}"
+
+
+def test_a_frame_without_a_camera_s_image_is_named():
+    row = dict.fromkeys(CAMERAS) | {"frame_token": "4a07"}
+    with pytest.raises(ValueError, match="frame 4a07 has no image of CAM_FRONT_LEFT, CAM_FRONT, "):
+        pretrain_demo_base.frame_pixels(row)
 
 
 def test_log_reads_as_a_terminal_leaves_it(tmp_path):

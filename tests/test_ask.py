@@ -1,0 +1,49 @@
+"""Asking a saved model about a frame: bad input is named, and only what has a truth is coloured as right or wrong."""
+
+import json
+import sys
+
+import pytest
+from conftest import picture
+from PIL import Image
+
+from modeling_smoldriver import CAMERAS
+from recipes import ask
+
+
+def refusal(monkeypatch, *options) -> str:
+    monkeypatch.setattr(sys, "argv", ["ask.py", *map(str, options)])
+    with pytest.raises(SystemExit) as caught:
+        ask.main()
+    return caught.value.code
+
+
+def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
+    scenes = tmp_path / "scenes"
+    told = refusal(monkeypatch, "--model", tmp_path / "none", "--scenes", scenes)
+    assert told == f"ask: there is no model folder {tmp_path}/none"
+    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert told == f"ask: {scenes} is no folder of prepared scene rows: it has no manifest.json"
+    scenes.mkdir()
+    (scenes / "manifest.json").write_text(json.dumps({"complete": False}))
+    assert "was not finished: run the same command again" in refusal(
+        monkeypatch, "--model", tmp_path, "--scenes", scenes
+    )
+    (scenes / "manifest.json").write_text(json.dumps({"complete": True}))
+    assert "has no shards of the split 'test'" in refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    (scenes / "test").mkdir()
+    (scenes / "test" / "shard-00000.parquet").write_bytes(b"PAR1 cut short")
+    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert told.startswith("ask: ") and "\n" not in told
+
+
+def test_an_answer_without_a_truth_is_neither_green_nor_red(tmp_path):
+    row = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
+
+    def colours(truth):
+        ask.paint(row, [("Are there cars?", "Yes.", truth)], tmp_path / "answers.png")
+        with Image.open(tmp_path / "answers.png") as image:
+            text = image.convert("RGB").crop((0, image.height * 9 // 10, image.width, image.height))
+        return {colour for _, colour in text.getcolors(100_000) if max(colour) - min(colour) > 60}
+
+    assert colours("Yes.") and colours("No.") and not colours(None)
