@@ -10,9 +10,10 @@ picture or several, and questions in other words than DriveLM's. Source: the wor
      "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
             {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
 
-and one with up to `--most-views` of them, whose questions say which they ask about: "What does CAM_BACK show?". Both
-ask to repeat two sentences of DriveLM's questions and answers, drawn at random: so the base knows the words, as
-SmolVLM2 does, and nothing of what they say about a picture.
+and one with up to `--most-views` of them, whose questions say which they ask about, by its camera or in words: "What
+does CAM_BACK show?", "What does the picture to the back of the ego car show?". Both ask to repeat two sentences of
+DriveLM's questions and answers, drawn at random. So the base knows the words and which camera looks where, as SmolVLM2
+can tell from a camera's name, and nothing of DriveLM's questions about a picture.
 
 Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
 """
@@ -32,9 +33,9 @@ from data_scripts.schema import CAMERAS, split_of
 from data_scripts.shards import format_report, write_splits
 from data_scripts.world_captions import NUMBERS
 from data_scripts.world_folder import read_json, read_world
-from data_scripts.world_questions import CLASSES, PLURALS
+from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS
 
-FORMAT = 3  # raised when the same input would give other rows
+FORMAT = 4  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
 THINGS = (  # what a question asks for that the picture need not show
     *[("", kind) for kind in CLASSES],
@@ -82,6 +83,11 @@ def general_questions(items: list[list[str]], rng: random.Random, view: str = "t
     return [{"task": "general", "question": question, "answer": answer, "tag": []} for question, answer in asked]
 
 
+def names_of(camera: str, views: int) -> list[str]:
+    """What questions may call a camera's picture among so many."""
+    return ["the picture"] if views == 1 else [camera, f"the picture to the {DIRECTIONS[camera]} of the ego car"]
+
+
 def repetitions(sentences: list[str], rng: random.Random) -> list[dict]:
     """`qa` that asks to repeat two sentences."""
     return [
@@ -116,7 +122,7 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
             cameras = sorted(rng.sample(sorted(captions), count))
             asked = []
             for camera in cameras:
-                asked += general_questions(captions[camera], rng, camera if count > 1 else "the picture")
+                asked += general_questions(captions[camera], rng, rng.choice(names_of(camera, count)))
             rows.append(
                 {
                     "scene_token": frame["scene_token"],

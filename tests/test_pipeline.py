@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from data_scripts.prepare_captions import caption, general_questions, main
+from data_scripts.prepare_captions import caption, general_questions, main, names_of
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.whole_files import sole_writer
@@ -147,7 +148,7 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
     main(["--world", str(world), "--output-dir", str(folder), "--most-views", "3"])
     assert "train" in capsys.readouterr().out
     seen = json.loads((world / "captions.json").read_text())
-    counts = []
+    counts, names = [], Counter()
     for split in ("train", "eval", "test"):
         if not (folder / split).is_dir():
             continue
@@ -156,15 +157,17 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
             frame, cameras = row["frame_token"].split("/")
             assert sorted(shown) == cameras.split(",") and split_of(row["scene_token"]) == split
             assert all(row[camera].size == (96, 54) for camera in shown)
-            names = dict.fromkeys(shown) if len(shown) > 1 else {"the picture": None}
             answers = {qa["question"]: qa["answer"] for qa in row["qa"]}
-            for camera, name in zip(sorted(shown), sorted(names), strict=True):
-                assert answers[f"What does {name} show?"] == caption(seen[frame][camera])
+            for camera in shown:
+                named = [name for name in names_of(camera, len(shown)) if f"What does {name} show?" in answers]
+                assert [answers[f"What does {name} show?"] for name in named] == [caption(seen[frame][camera])]
+                names[named[0].split(" of ")[-1] if len(shown) > 1 else "one"] += 1
             repeated = [
                 (q.removeprefix("Repeat this: "), a) for q, a in answers.items() if q.startswith("Repeat this: ")
             ]
             assert repeated and all(question == answer for question, answer in repeated)
             counts.append(len(shown))
+    assert names["one"] and names["the ego car"] > 20 and names["CAM_FRONT"] > 2
     assert set(counts) == {1, 2, 3} and counts.count(1) > len(counts) // 3
 
 
