@@ -35,7 +35,7 @@ from data_scripts.world_captions import NUMBERS
 from data_scripts.world_folder import read_json, read_world
 from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS
 
-FORMAT = 4  # raised when the same input would give other rows
+FORMAT = 5  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
 THINGS = (  # what a question asks for that the picture need not show
     *[("", kind) for kind in CLASSES],
@@ -43,6 +43,16 @@ THINGS = (  # what a question asks for that the picture need not show
     *[("moving", "pedestrian"), ("standing", "pedestrian"), ("ridden", "bicycle"), ("empty", "bicycle")],
     *[("red", "light"), ("green", "light")],
 )
+
+# SmolVLM2 understands a question in whichever words; a tiny base that has read one wording knows only that one.
+IS_IT_THERE = (
+    "Does {view} show {one}?",
+    "Is there {one} in {view}?",
+    "Can {many} be seen in {view}?",
+    "Are any {many} in {view}?",
+)
+WHAT_IS_THERE = ("What does {view} show?", "What can be seen in {view}?")
+HOW_MANY = ("How many {many} does {view} show?", "How many {many} can be seen in {view}?")
 
 
 def caption(items: list[list[str]]) -> str:
@@ -57,6 +67,19 @@ def named(items: list[list[str]]) -> set[tuple[str, str]]:
     return pairs | {("", noun) for _, noun in pairs}
 
 
+def asks_for(wording: str, view: str, attribute: str, noun: str) -> str:
+    """One of IS_IT_THERE about a thing: ("Are any {many} in {view}?", "CAM_BACK", "moving", "bus") -> "Are any moving
+    buses in CAM_BACK?"."""
+    thing = f"{attribute} {noun}".strip()
+    one = f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+    return wording.format(view=view, one=one, many=f"{attribute} {plural(noun)}".strip())
+
+
+def plural(noun: str) -> str:
+    """"bus" -> "buses", "light" -> "lights"."""
+    return PLURALS.get(noun, f"{noun}s")
+
+
 def general_questions(items: list[list[str]], rng: random.Random, view: str = "the picture") -> list[dict]:
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
@@ -65,18 +88,17 @@ def general_questions(items: list[list[str]], rng: random.Random, view: str = "t
     shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
     there = named(items)
     absent = [thing for thing in THINGS if thing not in there]
-    asked = [(f"What does {view} show?", caption(items))]
+    asked = [(rng.choice(WHAT_IS_THERE).format(view=view), caption(items))]
     for answer, things in (("Yes.", sorted(there)), ("No.", absent)):
         for attribute, noun in rng.sample(things, min(2, len(there))):
-            thing = f"{attribute} {noun}".strip()
-            article = "an" if thing[0] in "aeiou" else "a"
-            asked.append((f"Does {view} show {article} {thing}?", answer))
+            asked.append((asks_for(rng.choice(IS_IT_THERE), view, attribute, noun), answer))
     counts = Counter()
     for number, _, noun in shown:
         counts[noun] += NUMBERS.index(number) + 1
     for noun in rng.sample(sorted(counts), min(1, len(counts))):
         number = NUMBERS[min(counts[noun], len(NUMBERS)) - 1]
-        asked.append((f"How many of this kind does {view} show: {noun}?", f"{number.capitalize()}."))
+        question = rng.choice(HOW_MANY).format(view=view, many=plural(noun))
+        asked.append((question, f"{number.capitalize()}."))
         attributes = {attribute for _, attribute, other in shown if other == noun}
         if len(attributes) == 1 and attributes != {""}:
             asked.append((f"Which word describes the {noun} in {view}?", f"{attributes.pop().capitalize()}."))

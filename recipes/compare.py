@@ -5,8 +5,8 @@ python recipes/compare.py --output-dir outputs/compare
 1. A tiny SmolVLM is pretrained on general questions about one to six pictures: it plays the part of SmolVLM2.
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
-3. Vision stage (language model frozen), then QLoRA, merged: SmolDriver. SmolVLM goes through the same two stages with
-   the same data, steps and seeds: SmolVLM-FT.
+3. Vision stage (language model frozen), then QLoRA, first behind few views, then behind all six, merged: SmolDriver.
+   SmolVLM goes through the same stages with the same data, steps and seeds: SmolVLM-FT.
 4. All three answer the same questions of held-out scenes, with every control; report and card.
 
 Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
@@ -37,7 +37,8 @@ FULL = {
     "pretraining_steps": 1000,
     "distillation_steps": 400,
     "vision_steps": 100,
-    "qlora_steps": 2500,
+    "few_views_steps": 500,
+    "six_views_steps": 700,
     "test_frames": 80,
 }
 SHORT = {
@@ -48,7 +49,8 @@ SHORT = {
     "pretraining_steps": 10,
     "distillation_steps": 10,
     "vision_steps": 4,
-    "qlora_steps": 4,
+    "few_views_steps": 4,
+    "six_views_steps": 4,
     "test_frames": 4,
 }
 CONFIGS = "recipes/configs"
@@ -109,8 +111,10 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
 
 
 def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> list[Step]:
-    """Vision stage, QLoRA and merge: the same for both contestants."""
-    folders = {stage: out / f"{name}-{stage}" for stage in ("vision", "qlora")}
+    """Vision stage and QLoRA in two parts, each merged: the same for both contestants."""
+
+    def folder(stage: str) -> Path:
+        return out / f"{name}-{stage}"
 
     def tune(stage: str, model: Path, seconds: int) -> Step:
         return training_step(
@@ -118,21 +122,26 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
             "recipes/sft_qlora.py",
             f"{CONFIGS}/compare_{stage}.yaml",
             model,
-            folders[stage],
+            folder(stage),
             seconds,
             *("--scenes", out / "scenes", "--max_steps", size[f"{stage}_steps"], "--seed", seed),
         )
 
-    return [
-        tune("vision", start, 30),
-        tune("qlora", folders["vision"], 600),
-        Step(
-            f"{name}-merged",
-            ["recipes/merge_checkpoint.py", "--adapters", folders["qlora"], "--output-dir", out / name]
+    def merge(stage: str, merged: Path) -> Step:
+        return Step(
+            f"{name}-{stage}-merged",
+            ["recipes/merge_checkpoint.py", "--adapters", folder(stage), "--output-dir", merged]
             + ["--dtype", "float32"],
             seconds=15,
-            done=out / name,
-        ),
+            done=merged,
+        )
+
+    return [
+        tune("vision", start, 30),
+        tune("few_views", folder("vision"), 260),
+        merge("few_views", folder("few_views-merged")),
+        tune("six_views", folder("few_views-merged"), 280),
+        merge("six_views", out / name),
     ]
 
 

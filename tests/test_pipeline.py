@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts.prepare_captions import caption, general_questions, main, names_of
+from data_scripts.prepare_captions import (
+    IS_IT_THERE,
+    THINGS,
+    WHAT_IS_THERE,
+    asks_for,
+    caption,
+    general_questions,
+    main,
+    names_of,
+)
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.whole_files import sole_writer
@@ -129,17 +138,37 @@ def test_captions_are_sentences():
     assert caption([]) == "Nothing."
 
 
-def test_yes_and_no_are_equally_many_and_true():
-    answers = []
-    for seed in range(40):
+def test_yes_and_no_are_equally_many_and_true_in_every_wording():
+    shown = {("", "car"), ("moving", "car"), ("", "barrier"), ("", "light"), ("red", "light")}
+    things = {
+        asks_for(wording, "the picture", *thing): (wording, thing)
+        for wording in IS_IT_THERE
+        for thing in {*THINGS, *shown}
+    }
+    answers, wordings = [], set()
+    for seed in range(60):
         for qa in general_questions(ITEMS, random.Random(seed)):
-            if qa["question"].startswith("Does"):
-                thing = qa["question"].removeprefix("Does the picture show ").split(" ", 1)[1][:-1]
-                true = thing in ("car", "moving car", "barrier", "light", "red light")
-                assert qa["answer"] == ("Yes." if true else "No."), qa
+            if qa["question"] in things:
+                wording, thing = things[qa["question"]]
+                assert qa["answer"] == ("Yes." if thing in shown else "No."), qa
                 answers.append(qa["answer"])
-    assert answers.count("Yes.") == answers.count("No.") > 0
+                wordings.add((wording, qa["answer"]))
+    assert answers.count("Yes.") == answers.count("No.") == 120
+    assert len(wordings) == 2 * len(IS_IT_THERE)
     assert [qa["answer"] for qa in general_questions([], random.Random(0))] == ["Nothing."]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "noun", "asked"),
+    [
+        ("empty", "bicycle", ["an empty bicycle", "an empty bicycle", "empty bicycles", "empty bicycles"]),
+        ("", "bus", ["a bus", "a bus", "buses", "buses"]),
+        ("red", "light", ["a red light", "a red light", "red lights", "red lights"]),
+    ],
+)
+def test_a_thing_is_asked_for_in_singular_and_plural(attribute, noun, asked):
+    for wording, thing in zip(IS_IT_THERE, asked, strict=True):
+        assert f" {thing} " in asks_for(wording, "CAM_BACK", attribute, noun).replace("?", " ")
 
 
 def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp_path, capsys):
@@ -159,8 +188,14 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
             assert all(row[camera].size == (96, 54) for camera in shown)
             answers = {qa["question"]: qa["answer"] for qa in row["qa"]}
             for camera in shown:
-                named = [name for name in names_of(camera, len(shown)) if f"What does {name} show?" in answers]
-                assert [answers[f"What does {name} show?"] for name in named] == [caption(seen[frame][camera])]
+                captions = {
+                    name: answers[wording.format(view=name)]
+                    for name in names_of(camera, len(shown))
+                    for wording in WHAT_IS_THERE
+                    if wording.format(view=name) in answers
+                }
+                assert list(captions.values()) == [caption(seen[frame][camera])]
+                named = list(captions)
                 names[named[0].split(" of ")[-1] if len(shown) > 1 else "one"] += 1
             repeated = [
                 (q.removeprefix("Repeat this: "), a) for q, a in answers.items() if q.startswith("Repeat this: ")
