@@ -76,7 +76,7 @@ def asks_for(wording: str, view: str, attribute: str, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """"bus" -> "buses", "light" -> "lights"."""
+    """ "bus" -> "buses", "light" -> "lights"."""
     return PLURALS.get(noun, f"{noun}s")
 
 

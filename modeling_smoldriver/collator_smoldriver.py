@@ -42,11 +42,7 @@ def camera_asked(question: str) -> str | None:
 
 
 def group_questions(
-    scenes: Dataset | IterableDataset,
-    questions_per_scene: int,
-    seed: int,
-    most_views: int = 0,
-    all_views_too: bool = False,
+    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
@@ -55,7 +51,6 @@ def group_questions(
 
     With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
     rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
-    `all_views_too` adds the rows that there are without it: every question, behind all pictures.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -67,13 +62,13 @@ def group_questions(
         order = list(range(len(row["qa"])))
         rng = random.Random(f"{seed}-{row['frame_token']}")
         rng.shuffle(order)
-        together = [(None, order)] if all_views_too or not most_views else []
+        together = [(None, order)]
         if most_views:
             of_camera = defaultdict(list)
             for index in order:
                 of_camera[camera_asked(row["qa"][index]["question"])].append(index)
             of_camera.pop(None, None)
-            together += sorted(of_camera.items())
+            together = sorted(of_camera.items())
         return [
             (shown(camera, rng), sorted(chosen[start : start + questions_per_scene]))
             for camera, chosen in together

@@ -63,10 +63,6 @@ class SmolDriverSFTConfig(SFTConfig):
             " among them: a first stage for a language model that has yet to learn to look. 0: all, behind all."
         },
     )
-    all_views_too: bool = field(
-        default=False,
-        metadata={"help": "With most_views: beside its rows those without it too, all questions behind all pictures."},
-    )
     max_pack_length: int | None = field(
         default=None,
         metadata={"help": "Most tokens a sequence may have; longer packs are split, longer questions dropped."},
@@ -120,8 +116,6 @@ class SmolDriverSFTConfig(SFTConfig):
             raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
         if not 0 <= self.most_views <= len(CAMERAS):
             raise ValueError(f"most_views={self.most_views} must be 0 .. {len(CAMERAS)}")
-        if self.all_views_too and not self.most_views:
-            raise ValueError("all_views_too goes with most_views, which is 0: all views are shown anyway")
         for name in ("tower_learning_rate", "muon_learning_rate"):
             rate = getattr(self, name)
             if not 0 <= rate < math.inf:
@@ -273,13 +267,7 @@ class SmolDriverSFTTrainer(SFTTrainer):
             for packed in (model, self.teacher_model):
                 if packed is not None:
                     packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
-        group = partial(
-            group_questions,
-            questions_per_scene=questions,
-            seed=args.seed,
-            most_views=args.most_views,
-            all_views_too=args.all_views_too,
-        )
+        group = partial(group_questions, questions_per_scene=questions, seed=args.seed, most_views=args.most_views)
         super().__init__(
             model,
             args=args,

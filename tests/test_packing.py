@@ -705,13 +705,6 @@ def test_camera_asked(question, camera):
     assert camera_asked(question) == camera
 
 
-def test_all_views_too_adds_the_rows_that_there_are_without_few_views():
-    frames = dataset([frame(number, DIRECTED) for number in range(4)])
-    both = asked(group_questions(frames, 4, seed=0, most_views=2, all_views_too=True))
-    apart = [asked(group_questions(frames, 4, seed=0, **few)) for few in ({}, {"most_views": 2})]
-    assert sorted(both) == sorted(apart[0] + apart[1])
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_single_views_ask_about_one_direction_behind_that_picture_alone(streaming):
     scenes = dataset([frame(0, DIRECTED), frame(1, DIRECTED[3:]), frame(2, DIRECTED[:2], missing=["CAM_BACK"])])
@@ -826,7 +819,6 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_frames(make_trainer
         ({"loss_mode": "both"}, "loss_mode='both' is unknown; use one of"),
         ({"packed_attention": "dense"}, "packed_attention='dense' is unknown; use one of"),
         ({"questions_per_scene": 0}, "questions_per_scene=0 must be at least 1"),
-        ({"all_views_too": True}, "all_views_too goes with most_views"),
     ],
 )
 def test_bad_training_values_are_refused(tmp_path, values, message):
