@@ -4,16 +4,17 @@
 
 What a small base VLM is pretrained on, in the place of the pictures and captions of the web that SmolVLM2 saw: one
 picture or several, and questions in other words than DriveLM's. Source: the world's `captions.json` (see
-`world_captions.py`), drawn by the project itself. A frame gives two rows (`schema.py`), one with a single picture:
+`world_captions.py`), drawn by the project itself. A frame with captions gives up to two rows (`schema.py`), one with
+a single picture:
 
     {"scene_token": "f0f1...", "frame_token": "4a07.../CAM_BACK", "CAM_BACK": {"bytes": b"<JPEG>", ...}, others None,
      "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
             {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
 
-and one with up to `--most-views` of them, whose questions say which they ask about, by its camera or in words: "What
-does CAM_BACK show?", "What does the picture to the back of the ego car show?". Both ask to repeat two sentences of
-DriveLM's questions and answers, drawn at random. So the base knows the words and which camera looks where, as SmolVLM2
-can tell from a camera's name, and nothing of DriveLM's questions about a picture.
+and, unless the number drawn is one, another with up to `--most-views` of them, whose questions say which they ask
+about, by its camera or in words: "What does CAM_BACK show?", "What does the picture to the back of the ego car show?".
+Both ask to repeat two sentences of DriveLM's questions and answers, drawn at random. So the base knows the words and
+which camera looks where, as SmolVLM2 can tell from its name, and none of DriveLM's questions about a picture.
 
 Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
 """
@@ -35,15 +36,8 @@ from data_scripts.world_captions import NUMBERS
 from data_scripts.world_folder import read_json, read_world
 from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS
 
-FORMAT = 5  # raised when the same input would give other rows
+FORMAT = 6  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
-THINGS = (  # what a question asks for that the picture need not show
-    *[("", kind) for kind in CLASSES],
-    *[(status, kind) for kind in ("car", "truck", "bus") for status in ("moving", "stopped", "parked")],
-    *[("moving", "pedestrian"), ("standing", "pedestrian"), ("ridden", "bicycle"), ("empty", "bicycle")],
-    *[("red", "light"), ("green", "light")],
-)
-
 # SmolVLM2 understands a question in whichever words; a tiny base that has read one wording knows only that one.
 IS_IT_THERE = (
     "Does {view} show {one}?",
@@ -80,21 +74,34 @@ def plural(noun: str) -> str:
     return PLURALS.get(noun, f"{noun}s")
 
 
-def general_questions(items: list[list[str]], rng: random.Random, view: str = "the picture") -> list[dict]:
+def things_shown(seen: dict[str, dict[str, list[list[str]]]]) -> dict[str, Counter]:
+    """How many captions of each camera name each thing: `captions.json` -> {"CAM_BACK": {("moving", "car"): 312}}."""
+    shown = {camera: Counter() for camera in CAMERAS}
+    for captions in seen.values():
+        for camera, items in captions.items():
+            shown[camera].update(named(items))
+    return shown
+
+
+def general_questions(items: list[list[str]], rng: random.Random, usual: Counter, view: str = "the picture"):
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
-    As many questions are answered with yes as with no, for each view that shows something.
+    As many questions are answered with yes as with no. What is not there is drawn as often as the camera usually shows
+    it (`usual`, see [`things_shown`]), so that the words of a question alone do not tell its answer.
     """
     shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
     there = named(items)
-    absent = [thing for thing in THINGS if thing not in there]
+    absent = {thing: usual[thing] for thing in sorted(usual) if thing not in there}
     asked = [(rng.choice(WHAT_IS_THERE).format(view=view), caption(items))]
-    for answer, things in (("Yes.", sorted(there)), ("No.", absent)):
-        for attribute, noun in rng.sample(things, min(2, len(there))):
+    for thing in rng.sample(sorted(there), min(2, len(there), len(absent))):
+        other = rng.choices(list(absent), absent.values())[0]
+        del absent[other]
+        for answer, (attribute, noun) in (("Yes.", thing), ("No.", other)):
             asked.append((asks_for(rng.choice(IS_IT_THERE), view, attribute, noun), answer))
     counts = Counter()
     for number, _, noun in shown:
-        counts[noun] += NUMBERS.index(number) + 1
+        if noun in CLASSES:  # a view has one light or arrow at most
+            counts[noun] += NUMBERS.index(number) + 1
     for noun in rng.sample(sorted(counts), min(1, len(counts))):
         number = NUMBERS[min(counts[noun], len(NUMBERS)) - 1]
         question = rng.choice(HOW_MANY).format(view=view, many=plural(noun))
@@ -127,7 +134,7 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     read_world(world)
     seen = read_json(world / "captions.json")
     frames, digests = read_drivelm([world / "drivelm.json"], drop_object_tags=True, keep_unlabelled=False)
-    rows = []
+    rows, usual = [], things_shown(seen)
     sentences = {
         split: sorted({qa[part] for frame in of_split for qa in frame["qa"] for part in ("question", "answer")})
         for split, of_split in plan_splits(frames, "auto").items()
@@ -144,7 +151,7 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
             cameras = sorted(rng.sample(sorted(captions), count))
             asked = []
             for camera in cameras:
-                asked += general_questions(captions[camera], rng, rng.choice(names_of(camera, count)))
+                asked += general_questions(captions[camera], rng, usual[camera], rng.choice(names_of(camera, count)))
             rows.append(
                 {
                     "scene_token": frame["scene_token"],

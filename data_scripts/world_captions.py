@@ -5,9 +5,10 @@ The world's `captions.json` maps a key frame's token to the views that can be ca
 
     {"<sample token>": {"CAM_FRONT": [["two", "moving", "cars"], ["one", "red", "light"], ["one", "left", "arrow"]]}}
 
-A view with an object that is only half visible (UNCLEAR, see world_questions.py) has no caption. Attributes are the
-status (moving, stopped, parked, standing), `ridden` or `empty` of bicycles and motorcycles, nothing ("") of cones and
-barriers, the colour of a traffic light and the direction of the arrows on the ego's lane (left, right, straight).
+A view with an object that is only half visible (UNCLEAR, see world_questions.py) has no caption, nor has one other
+than the front view that shows a traffic light. Attributes are the status (moving, stopped, parked, standing), `ridden`
+or `empty` of bicycles and motorcycles, nothing ("") of cones and barriers, the colour of a traffic light and the
+direction of the arrows on the ego's lane (straight, left, right, slanted left, slanted right).
 """
 
 from collections import Counter

@@ -101,7 +101,9 @@ def view_of(scene: Scene, t: int, look: dict) -> View:
     """The clear and the unclear objects of a rendered frame; `look` is the renderer's."""
     seen, unclear, visibility, signals = [], set(), {}, set()
     of_lights = [what == "light" for what, _ in look["sources"]]
-    # A signal counts in the front camera alone.
+    # A signal counts in the front camera alone; where another shows one, its view is not captioned.
+    elsewhere = (look["pixels"] * (~FRONT_ONLY[:, None] & of_lights)).max(axis=1, initial=0) > MAX_UNSEEN_PIXELS
+    unclear |= {(name, "traffic light") for name, shows in zip(CAMERAS, elsewhere, strict=True) if shows}
     pixels_of = np.where(~FRONT_ONLY[:, None] & of_lights, 0, look["pixels"])
     best_camera = pixels_of.argmax(axis=0)
     most_first = sorted(range(len(look["sources"])), key=lambda n: -pixels_of[best_camera[n], n])
@@ -524,8 +526,8 @@ def balanced_existence(views: list[View], rng: random.Random) -> list[tuple[int,
 
 
 def balanced_tags(views: list[View], rng: random.Random) -> list[tuple[int, str, str, bool]]:
-    """(frame, task, question, truth) on tagged objects, each template as often true as false; one pair a frame at
-    most."""
+    """(frame, task, question, truth) on tagged objects, each template as often true as false; half as many pairs of a
+    template as frames at most."""
     by_truth = defaultdict(lambda: ([], []))
     for number, view in enumerate(views):
         for o in view.seen:

@@ -14,13 +14,13 @@ import pytest
 
 from data_scripts.prepare_captions import (
     IS_IT_THERE,
-    THINGS,
     WHAT_IS_THERE,
     asks_for,
     caption,
     general_questions,
     main,
     names_of,
+    things_shown,
 )
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
@@ -140,14 +140,11 @@ def test_captions_are_sentences():
 
 def test_yes_and_no_are_equally_many_and_true_in_every_wording():
     shown = {("", "car"), ("moving", "car"), ("", "barrier"), ("", "light"), ("red", "light")}
-    things = {
-        asks_for(wording, "the picture", *thing): (wording, thing)
-        for wording in IS_IT_THERE
-        for thing in {*THINGS, *shown}
-    }
+    usual = Counter(dict.fromkeys(shown, 3) | {("", "bus"): 2, ("moving", "bus"): 1, ("green", "light"): 1})
+    things = {asks_for(wording, "the picture", *thing): (wording, thing) for wording in IS_IT_THERE for thing in usual}
     answers, wordings = [], set()
     for seed in range(60):
-        for qa in general_questions(ITEMS, random.Random(seed)):
+        for qa in general_questions(ITEMS, random.Random(seed), usual):
             if qa["question"] in things:
                 wording, thing = things[qa["question"]]
                 assert qa["answer"] == ("Yes." if thing in shown else "No."), qa
@@ -155,7 +152,27 @@ def test_yes_and_no_are_equally_many_and_true_in_every_wording():
                 wordings.add((wording, qa["answer"]))
     assert answers.count("Yes.") == answers.count("No.") == 120
     assert len(wordings) == 2 * len(IS_IT_THERE)
-    assert [qa["answer"] for qa in general_questions([], random.Random(0))] == ["Nothing."]
+    assert [qa["answer"] for qa in general_questions([], random.Random(0), usual)] == ["Nothing."]
+
+
+def test_the_words_of_a_question_hardly_tell_whether_a_thing_is_there(tmp_path):
+    world, answers = tmp_path / "world", Counter()
+    synthesize(world, scenes=30, seed=1, size=(96, 54), every=8, workers=1)
+    seen = json.loads((world / "captions.json").read_text())
+    usual = things_shown(seen)
+    for seed, (camera, items) in enumerate(view for views in seen.values() for view in views.items()):
+        for qa in general_questions(items, random.Random(seed), usual[camera]):
+            if qa["answer"] in ("Yes.", "No."):
+                thing = next(
+                    thing
+                    for thing in usual[camera]
+                    for wording in IS_IT_THERE
+                    if qa["question"] == asks_for(wording, "the picture", *thing)
+                )
+                answers[thing, qa["answer"]] += 1
+    things = {thing for thing, _ in answers}
+    known = sum(max(answers[thing, "Yes."], answers[thing, "No."]) for thing in things)
+    assert len(things) > 20 and known / answers.total() < 0.6
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_a_signal_is_seen_by_the_head_that_the_front_camera_shows_most_of():
     bounds = np.tile([700.0, 100.0, 760.0, 200.0], (len(CAMERAS), 2, 1))
     view = view_of(scene, 0, {"sources": [("light", 0), ("light", 0)], "pixels": pixels, "bounds": bounds})
     assert [(o.kind, o.camera, o.main) for o in view.seen] == [("traffic light", "CAM_FRONT", True)]
-    assert not view.unclear
+    assert view.unclear == {("CAM_FRONT_LEFT", "traffic light")}  # no caption of that view, which does show one
 
 
 def test_behaviour_is_asked_where_the_coming_second_is_known():
