@@ -25,6 +25,13 @@ def test_every_make_target_named_in_the_readme_exists(pytestconfig):
     assert not named - targets
 
 
+def test_scenes_are_prepared_as_the_papers_training_expects_them(pytestconfig):
+    """recipes/configs/paper trains on the questions without object tags."""
+    text = "\n".join(commands(readme(pytestconfig))).replace("\\\n", " ")
+    prepared = re.findall(r"python data_scripts/prepare_drivelm.py ([^`\n]*)", text)
+    assert prepared and all("--object-tags drop" in options for options in prepared)
+
+
 def commands(text: str) -> list[str]:
     """Code blocks and inline code."""
     return re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL)
