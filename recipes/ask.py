@@ -90,7 +90,7 @@ def ask(arguments: argparse.Namespace) -> None:
     model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
     images = {camera: row[camera] for camera in processor.cameras}
     scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
-    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=64)
+    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
     lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
     for question, answer, truth in lines:
         print(f"Q {question}\n  answer {answer}")

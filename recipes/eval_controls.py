@@ -55,17 +55,35 @@ def control_images(images: dict, control: str | None) -> dict | None:
     return images
 
 
+class CutCounter:
+    """A processor that counts, as it decodes them, answers of `limit` tokens whose last is no end."""
+
+    def __init__(self, processor, limit: int, generation_config):
+        self.processor, self.limit, self.cut = processor, limit, 0
+        ends = generation_config.eos_token_id
+        self.ends = {generation_config.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+
+    def __getattr__(self, name: str):
+        return getattr(self.processor, name)
+
+    def batch_decode(self, token_ids: torch.Tensor, **options) -> list[str]:
+        if token_ids.shape[1] == self.limit:
+            self.cut += sum(last not in self.ends for last in token_ids[:, -1].tolist())
+        return self.processor.batch_decode(token_ids, **options)
+
+
 class ModelAnswers:
     """Answers of a model, or of a model under a control, to questions about rows.
 
-    `seconds` is the last frame's time: `encode` for its pictures and the shared prompt, `answer` a question.
+    `measured` is of the last frame: seconds to `encode` its pictures and the shared prompt, seconds to `answer` a
+    question, and how many answers were `cut` at `max_new_tokens`.
     """
 
     def __init__(self, model, processor, rows, control: str | None, arguments, visual_tokens: int | None):
         self.model, self.processor, self.rows, self.control = model, processor, rows, control
         self.arguments, self.visual_tokens = arguments, visual_tokens
         self.others = other_scenes(rows["scene_token"]) if control == "other_scene_images" else None
-        self.seconds = None
+        self.measured = None
 
     def __call__(self, index: int, questions: list[str]) -> list[str]:
         shown = self.rows[index if self.others is None else self.others[index]]
@@ -78,16 +96,17 @@ class ModelAnswers:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         encoded = time.perf_counter()
-        answers = self.model.answer(
-            scene, self.processor, questions, max_new_tokens=self.arguments.max_new_tokens, batch_size=256
-        )
+        limit = self.arguments.max_new_tokens
+        counting = CutCounter(self.processor, limit, self.model.generation_config)
+        answers = self.model.answer(scene, counting, questions, max_new_tokens=limit, batch_size=256)
         answered = time.perf_counter()
-        self.seconds = {"encode": encoded - started, "answer": (answered - encoded) / len(questions)}
+        seconds = {"encode": encoded - started, "answer": (answered - encoded) / len(questions)}
+        self.measured = {**seconds, "cut": counting.cut}
         return answers
 
 
 class MajorityAnswers:
-    seconds = None
+    measured = {"cut": 0}
 
     def __init__(self, train):
         self.answers = majority_answers(train)

@@ -30,7 +30,10 @@ def conditions(settings: dict[str, str]) -> str:
     described = "with" if settings["use_scene_description"] == "True" else "without"
     asked = "all questions" if questions == "None" else f"at most {questions} questions a frame"
     of = "all frames" if frames == "None" else f"at most {frames} frames, evenly spread"
-    return f"{budget} visual tokens a camera, {described} the scene description in the prompt, {asked} of {of}"
+    return (
+        f"{budget} visual tokens a camera, {described} the scene description in the prompt, {asked} of {of}, answers"
+        f" of at most {settings['max_new_tokens']} tokens"
+    )
 
 
 def aligned(lines: list[list[str]]) -> str:

@@ -74,7 +74,7 @@ def check_answered(frames, chosen: list[list[int]], where: str) -> None:
 
 
 def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, state: PartialState) -> tuple[list, list]:
-    """All predictions of one contestant and its seconds by frame, in chunks of frames that are kept as they are done.
+    """All predictions of one contestant and, by frame, its `measured`, in chunks that are kept as they are done.
 
     Both are empty except in the main process.
     """
@@ -84,14 +84,14 @@ def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, sta
         path = folder / f"{name}-{start:06d}.json"
         if path.is_file():
             continue
-        rows, seconds = [], []
+        rows, measured = [], []
         for index in range(start, min(start + CHUNK, len(texts))):
             frame = texts[index]
             asked = [frame["qa"][number] for number in chosen[index]]
             if not asked:
                 continue
             answers = answer(index, [qa["question"] for qa in asked])
-            seconds.append(answer.seconds)
+            measured.append(answer.measured)
             for number, qa, text in zip(chosen[index], asked, answers, strict=True):
                 rows.append(
                     {
@@ -107,13 +107,13 @@ def predict(name: str, answer, texts, chosen: list[list[int]], folder: Path, sta
                         "prediction": text,
                     }
                 )
-        write_json(path, {"rows": rows, "seconds": seconds}, indent=None, ensure_ascii=False)
+        write_json(path, {"rows": rows, "measured": measured}, indent=None, ensure_ascii=False)
     state.wait_for_everyone()
     if not state.is_main_process:
         return [], []
     chunks = [json.loads((folder / f"{name}-{start:06d}.json").read_text("utf-8")) for start in starts]
     return [row for chunk in chunks for row in chunk["rows"]], [
-        frame for chunk in chunks for frame in chunk["seconds"]
+        frame for chunk in chunks for frame in chunk["measured"]
     ]
 
 
@@ -131,10 +131,10 @@ def score(predictions: list[dict], arguments: argparse.Namespace, **options) -> 
     return compute_metrics(columns["prediction"], columns["reference"], **options)
 
 
-def budget_entry(predictions: list[dict], seconds: list[dict], arguments: argparse.Namespace) -> dict:
+def budget_entry(predictions: list[dict], measured: list[dict], arguments: argparse.Namespace) -> dict:
     """metrics.json's entry of one budget: the main scores with their intervals, and the median seconds."""
     result = score(predictions, arguments, metrics=("accuracy", "listing_f1", "bleu"))
-    entry = {"frames": len(seconds), "questions": len(predictions)}
+    entry = {"frames": len(measured), "questions": len(predictions)}
     for name, group, metric in (
         ("closed_accuracy", "overall", "accuracy"),
         ("yes_no", "yes_no", "accuracy"),
@@ -144,8 +144,8 @@ def budget_entry(predictions: list[dict], seconds: list[dict], arguments: argpar
     ):
         if result.get(group, {}).get(metric) is not None:
             entry |= {name: result[group][metric], f"{name}_ci": result[group][f"{metric}_ci"]}
-    entry["encode_seconds_per_frame"] = statistics.median(frame["encode"] for frame in seconds)
-    entry["answer_seconds_per_question"] = statistics.median(frame["answer"] for frame in seconds)
+    entry["encode_seconds_per_frame"] = statistics.median(frame["encode"] for frame in measured)
+    entry["answer_seconds_per_question"] = statistics.median(frame["answer"] for frame in measured)
     return entry
 
 
@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--visual-tokens", type=positive, help="tokens a camera; default the model's largest budget")
     parser.add_argument("--budgets", nargs="+", type=positive, default=[], help="tokens a camera to draw a curve over")
     parser.add_argument("--use-scene-description", action="store_true")
-    parser.add_argument("--max-new-tokens", type=positive, default=64)
+    parser.add_argument("--max-new-tokens", type=positive, default=256, help="where an answer is cut")
     parser.add_argument("--bootstrap-samples", type=int, default=1000)
     parser.add_argument(
         "--bertscore-model",
@@ -270,6 +270,7 @@ def evaluate_model(arguments: argparse.Namespace):
     info = {name: result.pop("info") for name, result in results.items()}[arguments.name]
     info |= {"settings": settings, "controls": CONTROLS, "left_out_controls": left_out, "seconds": seconds}
     info |= {"leakage": leakage, "weights_sha256": weights_digest(arguments.model)}
+    info["cut_answers"] = {name: sum(frame["cut"] for frame in answered[name][1]) for name in predictions}
     metrics = {"results": results, "info": info | {"bertscore_model": arguments.bertscore_model}}
     if arguments.budgets:
         at = {tokens: f"{arguments.name}@{tokens}" for tokens in arguments.budgets}
@@ -290,6 +291,9 @@ def evaluate_model(arguments: argparse.Namespace):
         print(budget_table(metrics["budgets"]))
     for name, why in left_out.items():
         print(f"left out: {name} ({why})")
+    for name, cut in info["cut_answers"].items():
+        if cut:
+            print(f"{cut} answers of {name} were cut at --max-new-tokens {arguments.max_new_tokens}")
     print(f"{len(texts)} frames, {results[arguments.name]['overall']['count']} questions; wrote {folder}")
 
 

@@ -4,6 +4,7 @@ import argparse
 import collections
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_model
 from PIL import Image
+from test_scene_answers import generated
 from test_training import scene_row
+from transformers import GenerationConfig
 
+from data_scripts.drivelm_json import read_drivelm
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
@@ -119,7 +123,7 @@ def test_model_and_controls_answer_what_they_are_shown(arguments, scenes, config
 class Shown:
     """A processor and model that note which pictures and description they are given."""
 
-    cameras = CAMERAS
+    cameras, generation_config = CAMERAS, GenerationConfig()
 
     def encode_scene(self, images=None, description=None, visual_tokens=None) -> dict:
         if images is not None:  # as a processor; as a model it is given nothing
@@ -141,6 +145,31 @@ def test_pictures_of_another_scene_stand_behind_the_frames_own_description(tmp_p
         assert shown.images["CAM_FRONT"].tobytes() == rows[(number + 2) % 4]["CAM_FRONT"].tobytes()
 
 
+def test_answers_that_were_cut_are_counted(scenes, config, processor):
+    """Of those with as many tokens as there may be, those whose last one is no end."""
+    model, rows = tiny_model(config), load_scenes(scenes, "train")
+    images = {camera: rows[1][camera] for camera in CAMERAS}
+    questions = [qa["question"] for qa in rows[1]["qa"]]
+    plain = [generated(model, processor, images, question, max_new_tokens=NEW_TOKENS) for question in questions]
+    ends = {plain[0][-1], plain[1][1]}
+    model.generation_config.eos_token_id = list(ends)
+    uncut = [bool(ends & set(tokens)) for tokens in plain]
+    assert uncut[:2] == [True, True] and not all(uncut)
+    arguments = argparse.Namespace(use_scene_description=False, max_new_tokens=NEW_TOKENS)
+    answer = ModelAnswers(model, processor, rows, None, arguments, None)
+    answer(1, questions)
+    assert answer.measured["cut"] == uncut.count(False)
+
+
+def test_an_answer_with_object_tags_is_not_cut_unless_asked_for(drivelm_sample, monkeypatch):
+    """By a count of digits, words and signs, which SmolLM2's tokens are about."""
+    frames, _ = read_drivelm([drivelm_sample / "train_sample.json"], drop_object_tags=False, keep_unlabelled=True)
+    lengths = [len(re.findall(r"\d|[^\W\d_]+|[^\w\s]|_", qa["answer"])) for frame in frames for qa in frame["qa"]]
+    words = command_line({"model": "m", "scenes": "s", "output-dir": "o"})
+    monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *words])
+    assert 128 < max(lengths) < evaluate_drivelm.parse_arguments().max_new_tokens
+
+
 def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
     metrics, predictions = evaluate(monkeypatch, arguments, "--controls", *CONTROLS)
     assert list(metrics["results"]) == ["smoldriver", *CONTROLS]
@@ -150,6 +179,8 @@ def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
         assert sum(result[kind]["count"] for kind in ("yes_no", "listing", "status", "behavior")) == 10
         assert "bleu" in result["overall"] and "listing_f1" in result["listing"]
     assert metrics["info"]["left_out_controls"] == {}
+    cut = metrics["info"]["cut_answers"]
+    assert list(cut) == list(metrics["results"]) and cut["smoldriver"] > cut["majority"] == 0
     assert list(predictions[0]) == [
         *("model", "id", "scene_token", "frame_token", "task", "type", "tag", "question", "reference", "prediction")
     ]
@@ -157,6 +188,7 @@ def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "closed accuracy" in printed and all(f"{name} " in printed for name in ["smoldriver", *CONTROLS])
     assert "4 frames, 10 questions" in printed
+    assert f"{cut['smoldriver']} answers of smoldriver were cut at --max-new-tokens {NEW_TOKENS}" in printed
 
 
 def test_frames_and_questions_can_be_drawn(arguments, monkeypatch):

@@ -39,7 +39,7 @@ def metrics():
     results |= {name: result(0.50, 0.40, 0.93) for name in REQUIRED_CONTROLS}
     results["text_only"]["listing"]["listing_f1"] = 0.55
     settings = {"split": "test", "model": "/runs/outputs/model", "use_scene_description": "True"}
-    settings |= {"visual_tokens": "4", "max_frames": "None", "questions_per_frame": "None"}
+    settings |= {"visual_tokens": "4", "max_frames": "None", "questions_per_frame": "None", "max_new_tokens": "256"}
     info = {"settings": settings, "left_out_controls": {}}
     info |= {"interval": "95% bootstrap over scenes", "bertscore_encoder": "all-MiniLM-L6-v2, layer 6"}
     info |= {"controls": CONTROLS, "leakage": "none: the 9 scenes are not among the 1 training scenes (2 stages)"}
@@ -94,9 +94,9 @@ def test_table_shows_each_control_under_the_model(metrics):
 
 def test_card_says_how_the_model_was_asked(metrics):
     assert (
-        "Asked with 4 visual tokens a camera, with the scene description in the prompt, all questions of all frames."
-        in card(metrics)
-    )
+        "Asked with 4 visual tokens a camera, with the scene description in the prompt, all questions of all frames,"
+        " answers of at most 256 tokens."
+    ) in card(metrics)
 
 
 def test_training_that_is_not_wholly_known_is_shown_in_bold(metrics):

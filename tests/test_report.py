@@ -222,16 +222,16 @@ def test_report_says_how_the_model_was_asked(evaluations):
     text = (evaluations / "eval0" / "report.html").read_text()
     assert (
         "Asked with the model&#39;s largest number of visual tokens a camera, without the scene description in the"
-        " prompt, all questions of all frames."
+        " prompt, all questions of all frames, answers of at most 6 tokens."
     ) in text
     assert "Settings that differ" not in text
 
 
 def test_conditions_tell_of_what_was_asked_for():
-    settings = {"visual_tokens": "9", "use_scene_description": "True"}
+    settings = {"visual_tokens": "9", "use_scene_description": "True", "max_new_tokens": "64"}
     assert conditions(settings | {"max_frames": "80", "questions_per_frame": "5"}) == (
         "9 visual tokens a camera, with the scene description in the prompt, at most 5 questions a frame of at most 80"
-        " frames, evenly spread"
+        " frames, evenly spread, answers of at most 64 tokens"
     )
 
 
