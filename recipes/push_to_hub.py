@@ -76,12 +76,12 @@ def _is_one(name: str, patterns) -> bool:
 def slim_manifest(model: Path, stages: list[dict]) -> dict:
     """What others may know of the training, without paths: its scenes and teachers' scenes, and the names of what
     left no record, for their own leakage check; and the size of its stages."""
-    manifests, hub_ids, folders = training_record(model, local_files_only=True)
+    manifests, hub_ids, folders, unread = training_record(model, local_files_only=True)
     return {
         "scene_tokens": sorted({token for one in manifests.values() for token in one.get("scene_tokens", ())}),
         "steps": sum(stage.get("steps", 0) for stage in stages),
         "seconds": sum(stage.get("seconds", 0) for stage in stages),
-        "unrecorded": hub_ids + [Path(folder).name for folder in folders],
+        "unrecorded": hub_ids + unread + [Path(folder).name for folder in folders],
     }
 
 

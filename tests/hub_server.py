@@ -23,6 +23,7 @@ class Hub:
         self.repos = {}  # id -> {"private": bool, "commits": [{"oid", "summary", "files": {name: bytes}}]}
         self.stored = {}  # LFS: sha256 -> bytes
         self.requests = []  # (method, path)
+        self.errors = {}  # id -> HTTP status that every look at the repository gets
         self.broken = None  # "PUT": connections of LFS uploads are dropped half-way; "commit": so are commits
 
     def __enter__(self):
@@ -106,6 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/lfs/"):
             return self.send(200, self.hub.stored[self.path.rpartition("/")[2]])
         found = re.match(r"/(?:api/models/)?([^/]+/[^/?]+)(.*)", self.path)
+        if found and found[1] in self.hub.errors:
+            return self.refuse(self.hub.errors[found[1]])
         repo = self.hub.repos.get(found[1]) if found else None
         if repo is None or (repo["private"] and self.headers.get("Authorization") != f"Bearer {TOKEN}"):
             return self.refuse(401, "RepoNotFound")

@@ -223,6 +223,36 @@ def test_published_model_names_its_training_scenes_to_who_evaluates_it(published
     assert training_stages(REPO, local_files_only=True)[0]["scene_tokens"] == ["scene0", "scene1"]
 
 
+ASK_FOR_RECORDS = """
+import json, sys, time
+from recipes.provenance import check_leakage
+time.sleep = lambda seconds: None  # between the client's own tries
+for model in sys.argv[1:]:
+    print(check_leakage(model, ["scene9"], "test"))
+"""
+
+
+def test_a_repository_that_could_not_be_looked_at_leaves_the_training_unknown(tmp_path):
+    """Offline, busy, hidden or gone; a repository without a record is another thing."""
+    home, bases = tmp_path / "home", ("user/plain", "user/busy", "user/locked", "user/gone")
+    for base in bases:
+        write_training_manifest(tmp_path / base.split("/")[1], {"base": base, "scene_tokens": ["scene0"]})
+    folders = [tmp_path / base.split("/")[1] for base in bases]
+    with Hub() as hub:
+        files = {"config.json": b"{}"}
+        hub.repos["user/plain"] = {"private": False, "commits": [{"oid": "0" * 40, "summary": "", "files": files}]}
+        hub.errors = {"user/busy": 503, "user/locked": 401}
+        lines = run(["-c", ASK_FOR_RECORDS, *folders, "user/gone"], ROOT, env=environment(hub, home)).splitlines()
+    found = "the 1 scenes are not among the 1 training scenes (1 stages)"
+    assert lines[0] == f"none: {found}; not recorded: user/plain"
+    for base, line in zip(bases[1:], lines[1:4], strict=True):
+        assert line == f"unknown: could not read training_manifest.json of {base}; of the recorded, {found}"
+    assert lines[4] == "unknown: could not read training_manifest.json of user/gone"
+    assert check_leakage(folders[0], ["scene9"], "test") == (  # offline, as the tests are
+        f"unknown: could not read training_manifest.json of user/plain; of the recorded, {found}"
+    )
+
+
 # What a push must not do
 
 
