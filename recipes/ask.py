@@ -80,7 +80,8 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
 
 def ask(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    if not Path(arguments.model).is_dir() and len(Path(arguments.model).parts) != 2:
+    folder = Path(arguments.model)
+    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
         raise FileNotFoundError(f"there is no model folder {arguments.model}")
     row = read_frame(arguments.scenes, arguments.split, arguments.frame)
     own = [{"question": text, "answer": None} for text in arguments.questions or []]

@@ -37,6 +37,14 @@ def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
     assert told.startswith("ask: ") and "\n" not in told
 
 
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+    """Where code of that name would be run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "smoldriver-2b-merged").mkdir(parents=True)
+    for name in ("outputs/smoldriver-2b-mergd", "/smoldriver-2b-merged"):
+        assert refusal(monkeypatch, "--model", name, "--scenes", "s") == f"ask: there is no model folder {name}"
+
+
 def test_an_answer_without_a_truth_is_neither_green_nor_red(tmp_path):
     row = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
 
