@@ -1,4 +1,7 @@
-"""Fills model_card.md: every headline number stands beside its controls and its interval, or there is no card."""
+"""Fills model_card.md: every headline number stands beside its controls and its interval, or there is no card.
+
+A question type whose questions are all of one scene can have no interval: its number says so.
+"""
 
 from pathlib import Path
 
@@ -51,14 +54,22 @@ WIDGET = (
 def headlines(results: dict[str, dict], left_out: dict[str, str]) -> list[dict]:
     """The model's headline numbers with their controls: {"name", "group", "metric", "hub", "controls": {name: value}}.
 
+    Each has an interval, but for a question type whose questions are all of one scene: that can have none.
+
     Raises:
-        ValueError: names the number and the control that it lacks.
+        ValueError: names the number, and the interval or the control that it lacks.
     """
     model, *others = results
     found = []
     for name, group, metric, hub in HEADLINES:
-        if results[model].get(group, {}).get(metric) is None:
+        entry = results[model].get(group, {})
+        if entry.get(metric) is None:
             continue
+        if entry.get(f"{metric}_ci") is None and (group == "overall" or entry["scenes"] > 1):
+            raise ValueError(
+                f"the headline number {name!r} lacks its interval: evaluate several scenes, with --bootstrap-samples"
+                " above 0 (default 1000)"
+            )
         controls = {other: results[other].get(group, {}).get(metric) for other in others}
         for control in REQUIRED_CONTROLS:
             if controls.get(control) is None:
@@ -86,15 +97,17 @@ def cell(result: dict, headline: dict) -> str:
 
 
 def not_clearly_better(result: dict, found: list[dict]) -> list[str]:
-    """Headline numbers that a control reaches: its value is not below the model's interval (or value, without one)."""
+    """Headline numbers without an interval, or that a control reaches: its value is not below the model's interval."""
     sentences = []
     for headline in found:
-        entry = result[headline["group"]]
-        floor = (entry.get(headline["metric"] + "_ci") or [entry[headline["metric"]]])[0]
+        interval = result[headline["group"]].get(headline["metric"] + "_ci")
+        if interval is None:
+            sentences.append(f"{headline['name']} (no interval: all questions are of one scene)")
+            continue
         control = max(
             (name for name, value in headline["controls"].items() if value is not None), key=headline["controls"].get
         )
-        if headline["controls"][control] >= floor:
+        if headline["controls"][control] >= interval[0]:
             value = 100 * headline["controls"][control]
             sentences.append(f"{headline['name']} ({control}: {value:.1f})")
     return sentences
@@ -131,7 +144,7 @@ def write_card(
         data: a key of `DATA`, what it was trained and evaluated on.
 
     Raises:
-        ValueError: a headline number without its controls, or numbers of training frames.
+        ValueError: a headline number without its interval or its controls, or numbers of training frames.
     """
     results, info, source = metrics["results"], metrics["info"], DATA[data]
     split = info["settings"]["split"]

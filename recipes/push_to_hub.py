@@ -5,7 +5,7 @@ python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation 
 
 The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
 model_card.md, filled from the evaluation's metrics.json, the training manifests and the model's config. A headline
-number without its controls is refused, and so are numbers of other weights.
+number without its interval or its controls is refused, and so are numbers of other weights.
 """
 
 import argparse

@@ -25,11 +25,12 @@ STAGES = [
 
 def result(accuracy: float, f1: float, bertscore: float | None) -> dict:
     overall = {"count": 90, "scenes": 9, "accuracy": accuracy, "accuracy_ci": [accuracy - 0.05, accuracy + 0.05]}
-    overall |= {"bleu": accuracy / 2, "bleu_ci": None}
+    overall |= {"bleu": accuracy / 2, "bleu_ci": [accuracy / 2 - 0.05, accuracy / 2 + 0.05]}
     if bertscore is not None:
         overall |= {"bertscore_f1": bertscore, "bertscore_f1_ci": [bertscore - 0.01, bertscore + 0.01]}
-    listing = {"count": 20, "listing_f1": f1, "listing_f1_ci": [f1 - 0.1, f1 + 0.1]}
-    return {"overall": overall, "yes_no": {"accuracy": accuracy, "accuracy_ci": [0, 1]}, "listing": listing}
+    listing = {"count": 20, "scenes": 7, "listing_f1": f1, "listing_f1_ci": [f1 - 0.1, f1 + 0.1]}
+    yes_no = {"scenes": 8, "accuracy": accuracy, "accuracy_ci": [0, 1]}
+    return {"overall": overall, "yes_no": yes_no, "listing": listing}
 
 
 @pytest.fixture
@@ -71,7 +72,6 @@ def test_model_index_gives_each_headline_its_interval_and_controls(metrics):
         "interval_95": [0.5, 0.7],
         "controls": {"majority": 0.4, "other_scene_images": 0.4, "text_only": 0.55},
     }
-    assert set(entries["BLEU"].metric_args) == {"controls"}  # it has no interval
 
 
 def test_table_shows_each_control_under_the_model(metrics):
@@ -82,7 +82,7 @@ def test_table_shows_each_control_under_the_model(metrics):
         "80.0 (75.0 to 85.0)",
         "80.0 (0.0 to 100.0)",
         "60.0 (50.0 to 70.0)",
-        "40.0 (no interval)",
+        "40.0 (35.0 to 45.0)",
         "97.0 (96.0 to 98.0)",
     ]
     for name in REQUIRED_CONTROLS:
@@ -109,12 +109,37 @@ def test_training_that_is_not_wholly_known_is_shown_in_bold(metrics):
 def test_a_number_that_a_control_reaches_is_called_so(metrics):
     """An interval of 0 to 100 percent says nothing either."""
     text = card(metrics)
-    line = re.search(r"\*\*Not clearly better than its best control\*\*.*? interval: (.*)\.$", text, re.MULTILINE)[1]
+    line = re.search(
+        r"\*\*Not clearly better than its best control\*\*.*? there is none: (.*)\.$", text, re.MULTILINE
+    )[1]
     assert line.split("; ") == ["yes/no accuracy (majority: 50.0)", "listing F1 (text_only: 55.0)"]
     for name in REQUIRED_CONTROLS:
         for group in ("yes_no", "listing"):
             metrics["results"][name][group] = {"accuracy": -0.1, "listing_f1": 0.1}
     assert "Not clearly better" not in card(metrics)
+
+
+def test_headline_without_an_interval_is_refused(metrics):
+    """As --bootstrap-samples 0 leaves it, or an evaluation of one scene."""
+    for group, metric, name in (("listing", "listing_f1", "listing F1"), ("overall", "bleu", "BLEU")):
+        without = copy.deepcopy(metrics)
+        without["results"]["smoldriver"][group][f"{metric}_ci"] = None
+        with pytest.raises(
+            ValueError, match=f"'{name}' lacks its interval: evaluate several scenes, with --bootstrap"
+        ):
+            card(without)
+    metrics["results"]["smoldriver"]["overall"] |= {"scenes": 1, "accuracy_ci": None}
+    with pytest.raises(ValueError, match="'closed accuracy' lacks its interval"):
+        card(metrics)
+
+
+def test_question_type_in_one_scene_is_shown_without_an_interval_and_as_unclear(metrics):
+    metrics["results"]["smoldriver"]["listing"] |= {"scenes": 1, "listing_f1": 0.99, "listing_f1_ci": None}
+    text = card(metrics)
+    assert "| 99.0 (no interval) |" in text
+    assert "listing F1 (no interval: all questions are of one scene)." in text
+    entries = {entry.metric_name: entry for entry in ModelCard(text).data.eval_results}
+    assert set(entries["listing F1"].metric_args) == {"controls"}
 
 
 @pytest.mark.parametrize("control", REQUIRED_CONTROLS)
