@@ -162,7 +162,9 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
     return manifest
 
 
-def load_scenes(folder: str | os.PathLike, split: str, streaming: bool = False) -> Dataset | IterableDataset:
+def load_scenes(
+    folder: str | os.PathLike, split: str, streaming: bool = False, columns: list[str] | None = None
+) -> Dataset | IterableDataset:
     """Rows of one split of a prepared folder, camera columns decoded to PIL images as they are read.
 
     Args:
@@ -170,6 +172,7 @@ def load_scenes(folder: str | os.PathLike, split: str, streaming: bool = False) 
         split: `train`, `eval` or `test`.
         streaming: read the shards in passing (`datasets.IterableDataset`) and not through a memory-mapped copy in the
             `datasets` cache.
+        columns: those to read; all of them where it is None.
 
     Raises:
         FileNotFoundError: the folder, its manifest or one of its shards is missing.
@@ -203,7 +206,7 @@ def load_scenes(folder: str | os.PathLike, split: str, streaming: bool = False) 
             )
     check_disjoint({name: _scene_tokens(paths) for name, paths in shards.items()})
     files = [str(path) for path in shards[split]]
-    return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming)
+    return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming, columns=columns)
 
 
 def _scene_tokens(shards: Iterable[Path]) -> set[str]:

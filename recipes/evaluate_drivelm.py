@@ -234,7 +234,8 @@ def contestants(arguments: argparse.Namespace, model, processor, rows) -> dict:
     for control in arguments.controls:
         found[control] = asked(control, arguments.visual_tokens)
     if "majority" in found:
-        found["majority"] = lambda: MajorityAnswers(load_scenes(arguments.scenes, "train").select_columns(["qa"]))
+        # in passing, and without its pictures, of which the datasets cache would else hold a copy
+        found["majority"] = lambda: MajorityAnswers(load_scenes(arguments.scenes, "train", True, columns=["qa"]))
     for tokens in arguments.budgets:
         offered = processor.visual_token_budgets
         if tokens not in offered:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 from conftest import tiny_model
@@ -354,6 +355,17 @@ def test_one_checkpoint_one_curve(arguments, config, processor, scenes, monkeypa
     assert {row["model"] for row in predictions} == {"smoldriver", "majority"}  # the curve is the plain model's alone
     assert "visual tokens a camera" in capsys.readouterr().out
     assert (arguments["output-dir"] / "figures" / "elastic.png").is_file()
+
+
+def test_pictures_of_the_training_split_are_not_copied(arguments, monkeypatch, tmp_path):
+    """Of which the majority answer needs the questions and answers alone."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    frames = [scene_row(number, 4) for number in range(4)]
+    arguments |= {"scenes": write_scenes(tmp_path / "scenes", frames[:2], tuple(frames[2:])), "split": "test"}
+    metrics, _ = evaluate(monkeypatch, arguments, "--controls", "majority")
+    assert list(metrics["results"]) == ["smoldriver", "majority"]
+    copies = {path.name for path in (tmp_path / "cache").rglob("*.arrow")}
+    assert copies == {"parquet-test.arrow"}
 
 
 def test_a_run_bears_its_name(arguments, monkeypatch, capsys):
