@@ -23,6 +23,7 @@ from datasets.exceptions import DatasetsError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from data_scripts.command_line import whole_number
 from data_scripts.whole_files import written_whole
 
 LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
@@ -109,7 +110,9 @@ def main():
     parser.add_argument("--split", default="test")
     parser.add_argument("--frame", type=int, default=0, help="number of the frame in the split")
     parser.add_argument("--questions", nargs="*", help="default: five of the frame's own, with their true answers")
-    parser.add_argument("--visual-tokens", type=int, help="tokens a camera; default the model's largest budget")
+    parser.add_argument(
+        "--visual-tokens", type=whole_number(), help="tokens a camera; default the model's largest budget"
+    )
     parser.add_argument("--picture", type=Path, help="PNG to write")
     arguments = parser.parse_args()
 

@@ -31,6 +31,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from data_scripts.command_line import whole_number
 from data_scripts.question_types import question_type
 from data_scripts.schema import load_scenes
 from data_scripts.whole_files import write_json, written_whole
@@ -171,19 +172,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", choices=("train", "eval", "test"))
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--controls", nargs="*", default=["majority", "other_scene_images"], choices=list(CONTROLS))
-    parser.add_argument("--max-frames", type=positive, help="frames to ask about, evenly spread; default all")
-    parser.add_argument("--questions-per-frame", type=positive, help="questions to draw a frame; default all")
-    parser.add_argument("--visual-tokens", type=positive, help="tokens a camera; default the model's largest budget")
-    parser.add_argument("--budgets", nargs="+", type=positive, default=[], help="tokens a camera to draw a curve over")
+    parser.add_argument("--max-frames", type=whole_number(), help="frames to ask about, evenly spread; default all")
+    parser.add_argument("--questions-per-frame", type=whole_number(), help="questions to draw a frame; default all")
+    parser.add_argument(
+        "--visual-tokens", type=whole_number(), help="tokens a camera; default the model's largest budget"
+    )
+    parser.add_argument(
+        "--budgets", nargs="+", type=whole_number(), default=[], help="tokens a camera to draw a curve over"
+    )
     parser.add_argument("--use-scene-description", action="store_true")
-    parser.add_argument("--max-new-tokens", type=positive, default=256, help="where an answer is cut")
-    parser.add_argument("--bootstrap-samples", type=int, default=1000)
+    parser.add_argument("--max-new-tokens", type=whole_number(), default=256, help="where an answer is cut")
+    parser.add_argument("--bootstrap-samples", type=whole_number(0), default=1000)
     parser.add_argument(
         "--bertscore-model",
         default=find_minilm() or "none",
         help="folder or name that bert-score knows (roberta-large: the paper's), or none; default all-MiniLM-L6-v2",
     )
-    parser.add_argument("--worst", type=positive, default=5, help="worst answers that the report shows a measure")
+    parser.add_argument(
+        "--worst", type=whole_number(), default=5, help="worst answers that the report shows a measure"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: as it was trained")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -191,12 +198,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--model and --scenes are needed, or --compare with finished evaluations")
     arguments.bertscore_model = None if arguments.bertscore_model == "none" else arguments.bertscore_model
     return arguments
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def contestant(text: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMConfig
 
+from data_scripts.command_line import whole_number
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
 from recipes.build_checkpoint import count_weights, parameter_table, weights_table
 from recipes.checkpoints import CLASSES, check_source, errors_in_one_line, peak_resident_bytes
@@ -159,7 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id whose configuration to take")
     parser.add_argument("--smolvlm", action="store_true", help="without --model: SmolVLM2-2.2B's dimensions")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens a training sequence has")
+    parser.add_argument("--tokens", type=whole_number(), default=1024, help="tokens a training sequence has")
     parser.add_argument("--run", action="store_true", help="run a forward pass and an answer on random weights")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from data_scripts.drivelm_json import read_drivelm
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import CAMERAS
-from recipes import evaluate_drivelm
+from recipes import ask, evaluate_drivelm, model_report
 from recipes.checkpoints import write_training_manifest
 from recipes.compare_runs import read_run
 from recipes.eval_controls import ModelAnswers
@@ -332,6 +332,28 @@ def test_bad_input_is_one_line(changed, message, arguments, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         evaluate(monkeypatch, {**arguments, **changed})
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    "script, option, message",
+    [
+        (
+            evaluate_drivelm,
+            ("--bootstrap-samples", "-5"),
+            "--bootstrap-samples: -5 is out of range: choose at least 0",
+        ),
+        (evaluate_drivelm, ("--max-frames", "0"), "--max-frames: 0 is out of range: choose at least 1"),
+        (ask, ("--visual-tokens", "0"), "--visual-tokens: 0 is out of range: choose at least 1"),
+        (model_report, ("--tokens", "-1"), "--tokens: -1 is out of range: choose at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_as_they_are_read(script, option, message, monkeypatch, capsys):
+    needed = () if script is model_report else ("--model", "m", "--scenes", "s")
+    needed += ("--output-dir", "o") if script is evaluate_drivelm else ()
+    monkeypatch.setattr(sys, "argv", ["script", *needed, *option])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert message in capsys.readouterr().err
 
 
 def test_one_checkpoint_one_curve(arguments, config, processor, scenes, monkeypatch, capsys):
