@@ -14,13 +14,11 @@ from modeling_smoldriver import CAMERAS
 from recipes.compare_runs import Run
 from recipes.eval_tables import columns, conditions, is_control, type_metric
 from recipes.figures import elastic_curve, headline_bars, save, type_bars
-from recipes.metrics.drivelm.answer_metrics import normalise
+from recipes.metrics.drivelm.answer_metrics import leading_decision
 from recipes.metrics.drivelm.drivelm import BERTSCORE, QUESTION_TYPES
 
 TEMPLATE = Path(__file__).with_name("report_template.html.jinja")
 PICTURE_WIDTH = 240  # pixels of a picture in the report
-# where each camera looks, as the pictures are laid out: what lies ahead on top
-PLACES = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 SAID = ("yes", "no", "neither")
 
 
@@ -28,15 +26,10 @@ def yes_no_confusion(rows: list[dict]) -> dict[str, dict[str, int]] | None:
     """{true answer: {what was said: questions}} of the yes/no questions; None without any."""
     counts = {truth: dict.fromkeys(SAID, 0) for truth in SAID[:2]}
     for row in rows:
-        truth, said = (_leading_word(row[key]) for key in ("reference", "prediction"))
+        truth, said = (leading_decision(row[key]) or "neither" for key in ("reference", "prediction"))
         if row["type"] == "yes_no" and truth in counts:
             counts[truth][said] += 1
     return counts if any(sum(row.values()) for row in counts.values()) else None
-
-
-def _leading_word(answer: str) -> str:
-    first = normalise(answer).replace(",", " ").replace(".", " ").split()[:1]
-    return first[0] if first and first[0] in SAID[:2] else "neither"
 
 
 def worst_answers(rows: list[dict], count: int) -> dict[str, list[dict]]:
@@ -132,7 +125,7 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
         images=images,
         worst=worst_rows,
         pictures=frame_pictures(rows, shown) if rows is not None and shown else {},
-        places=PLACES,
+        places=CAMERAS,
         controls={name: text for name, text in info["controls"].items() if any(name in key for key in results)},
         count=results[model]["overall"]["count"],
     )

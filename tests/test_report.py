@@ -19,6 +19,7 @@ from recipes import evaluate_drivelm
 from recipes.compare_runs import compare_runs, read_run
 from recipes.eval_tables import conditions
 from recipes.evaluate_drivelm import score_bert
+from recipes.metrics.drivelm.answer_metrics import closed_answer_match
 from recipes.metrics.drivelm.drivelm import BERTSCORE
 from recipes.metrics.drivelm.text_metrics import find_minilm
 from recipes.report import worst_answers, write_report, yes_no_confusion
@@ -166,14 +167,17 @@ def test_confusion_counts_what_was_said():
         ("No.", "no"),
         ("No.", ""),
         ("No.", "Yesterday"),
+        ("No.", "No; it is clear."),
+        ("Yes!", "Yes!"),
         ("Two.", "Yes"),
     ]
     rows = [{"type": "yes_no", "reference": truth, "prediction": text} for truth, text in said]
     rows.append({"type": "status", "reference": "Yes.", "prediction": "Yes."})
-    assert yes_no_confusion(rows) == {
-        "yes": {"yes": 1, "no": 1, "neither": 0},
-        "no": {"yes": 0, "no": 1, "neither": 2},
-    }
+    confusion = yes_no_confusion(rows)
+    assert confusion == {"yes": {"yes": 2, "no": 1, "neither": 0}, "no": {"yes": 0, "no": 2, "neither": 2}}
+    asked = [row for row in rows if row["type"] == "yes_no" and row["reference"] != "Two."]
+    right = sum(closed_answer_match(row["prediction"], row["reference"]) for row in asked)
+    assert right == confusion["yes"]["yes"] + confusion["no"]["no"]  # by the rule of the accuracy
     assert yes_no_confusion(rows[-1:]) is None
 
 

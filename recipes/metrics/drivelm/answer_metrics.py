@@ -31,15 +31,19 @@ def exact_match(prediction, reference):
     return float(prediction == reference)
 
 
+def leading_decision(answer):
+    """ "yes" or "no" where the answer begins with that word ("Yes, there is a car.", "No!"), else None."""
+    found = re.match(r"(?:yes|no)\b", normalise(answer))
+    return found and found.group()
+
+
 def closed_answer_match(prediction, reference):
     """1.0 or 0.0. A reference that begins with the word yes or no asks for that leading word alone ("Yes, there is a
     car." is right for "Yes."); any other reference must be equal after `normalise`."""
-    prediction, reference = normalise(prediction), normalise(reference)
-    decision = re.match(r"(?:yes|no)\b", reference)
+    decision = leading_decision(reference)
     if decision is None:
-        return float(prediction == reference)
-    said = re.match(r"(?:yes|no)\b", prediction)
-    return float(said is not None and said.group() == decision.group())
+        return float(normalise(prediction) == normalise(reference))
+    return float(leading_decision(prediction) == decision)
 
 
 def _singular(word):
