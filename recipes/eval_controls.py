@@ -13,7 +13,7 @@ CONTROLS = {
     "other_scene_images": "the model with the pictures of a frame of another scene",
     "text_only": "the model without pictures",
     "blank_images": "the model with grey pictures",
-    "permuted_cameras": "the model with each camera's picture at the next one",
+    "permuted_cameras": "the model with the next camera's picture at each camera",
 }
 
 
