@@ -23,6 +23,7 @@ import re
 import shutil
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from data_scripts.command_line import whole_number
 from data_scripts.question_types import question_type
 from data_scripts.schema import load_scenes
-from data_scripts.whole_files import write_json, written_whole
+from data_scripts.whole_files import sole_writer, write_json, written_whole
 from recipes.checkpoints import base_of_adapters, errors_in_one_line, is_adapters, load_model, scenes_identity
 from recipes.compare_runs import Run, compare_runs, read_run
 from recipes.eval_controls import CONTROLS, MajorityAnswers, ModelAnswers
@@ -246,8 +247,8 @@ def contestants(arguments: argparse.Namespace, model, processor, rows) -> dict:
     return found
 
 
-def evaluate_model(arguments: argparse.Namespace):
-    """Ask, score, write, print."""
+def evaluate_model(arguments: argparse.Namespace, held: ExitStack):
+    """Ask, score, write, print; `held` keeps other processes out of the output folder."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), arguments.output_dir
     rows = load_scenes(arguments.scenes, arguments.split)
     leakage = check_leakage(arguments.model, rows["scene_token"], arguments.split)
@@ -259,6 +260,8 @@ def evaluate_model(arguments: argparse.Namespace):
     chosen = select_questions(texts, arguments.questions_per_frame, arguments.seed)
     check_answered(texts, chosen, f"split {arguments.split!r} of {arguments.scenes}")
     model, processor = load_model(arguments.model, arguments.dtype and getattr(torch, arguments.dtype))
+    if state.is_main_process:
+        held.enter_context(sole_writer(folder))
     parts, settings = unfinished_folder(arguments)
     parts.mkdir(parents=True, exist_ok=True)
 
@@ -310,13 +313,13 @@ def evaluate_model(arguments: argparse.Namespace):
     print(f"{len(texts)} frames, {results[arguments.name]['overall']['count']} questions; wrote {folder}")
 
 
-def compare(arguments: argparse.Namespace):
-    """Put finished evaluations side by side: print, and write comparison.json and report.html."""
+def compare(arguments: argparse.Namespace, held: ExitStack):
+    """Put finished evaluations side by side: print, and write comparison.json and report.html; `held` as there."""
     folder = arguments.output_dir
     runs = [read_run(path) for path in arguments.compare]
     if (folder / "metrics.json").is_file():
         raise ValueError(f"{folder} is an evaluation itself: give the comparison an --output-dir of its own")
-    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(sole_writer(folder))
     comparison = compare_runs(runs, arguments.bootstrap_samples)
     settings = runs[0].metrics["info"]["settings"]
     rows = load_scenes(settings["scenes"], settings["split"]) if Path(settings["scenes"]).is_dir() else None
@@ -333,12 +336,12 @@ def compare(arguments: argparse.Namespace):
 
 
 def main():
-    with errors_in_one_line("evaluate_drivelm"):
+    with errors_in_one_line("evaluate_drivelm"), ExitStack() as held:
         arguments = parse_arguments()
         if arguments.compare:
-            compare(arguments)
+            compare(arguments, held)
         else:
-            evaluate_model(arguments)
+            evaluate_model(arguments, held)
 
 
 if __name__ == "__main__":

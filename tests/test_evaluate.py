@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from data_scripts.drivelm_json import read_drivelm
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
+from data_scripts.whole_files import LOCK, sole_writer
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
 from recipes.checkpoints import write_training_manifest
@@ -227,7 +228,7 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(arguments, monkeypatch, tm
         again, same = evaluate(patch, arguments, *controls)
     assert asked == [2, 3] and same == predictions
     assert again["results"] == metrics["results"]
-    left = sorted(path.name for path in arguments["output-dir"].iterdir())
+    left = sorted(path.name for path in arguments["output-dir"].iterdir() if path.name != LOCK)
     assert left == ["figures", "metrics.json", "predictions.parquet", "report.html"]
 
 
@@ -245,6 +246,18 @@ def test_other_weights_or_settings_do_not_go_on_from_old_answers(arguments, conf
         asked = stop_at_frame(patch, 3)
         evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
     assert asked == [0, 1, 2]
+
+
+def test_two_evaluations_do_not_write_into_one_folder(arguments, monkeypatch, tmp_path):
+    message = f"^evaluate_drivelm: another process is writing {arguments['output-dir']}: wait for it, stop it or give"
+    with sole_writer(arguments["output-dir"]), pytest.raises(SystemExit, match=message):
+        evaluate(monkeypatch, arguments, "--controls")
+    assert {path.name for path in arguments["output-dir"].iterdir()} <= {LOCK}
+    evaluate(monkeypatch, arguments, "--controls")
+    with sole_writer(tmp_path / "both"), pytest.raises(SystemExit, match="another process is writing"):
+        compared = ["--compare", str(arguments["output-dir"]), "--output-dir", str(tmp_path / "both")]
+        monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *compared])
+        evaluate_drivelm.main()
 
 
 def stopped_at_the_first_frame(monkeypatch, arguments: dict) -> bool:
