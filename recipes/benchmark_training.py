@@ -6,6 +6,7 @@ Batches are made beforehand, as a data loader's workers make them.
 """
 
 import multiprocessing
+import signal
 import tempfile
 
 import torch
@@ -132,7 +133,11 @@ def estimate_bytes(size: Size, questions: int, dtype: torch.dtype) -> int:
 
 
 def peak_of_step(size: Size, device: str, dtype: torch.dtype, questions: int, packs: int) -> int | None:
-    """Peak memory in bytes of a step in a process of its own, everything included; None where it was killed."""
+    """Peak memory in bytes of a step in a process of its own, everything included; None where memory ran out.
+
+    Raises:
+        RuntimeError: the process failed for another reason, which it has printed.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_peak, args=(sender, size, device, dtype, questions, packs))
@@ -141,13 +146,23 @@ def peak_of_step(size: Size, device: str, dtype: torch.dtype, questions: int, pa
     try:
         return receiver.recv()
     except EOFError:
-        return None
+        process.join()
+        if process.exitcode == -signal.SIGKILL:  # as the kernel does where memory runs out
+            return None
+        raise RuntimeError(
+            f"training, {name_of(questions, packs)}: its process failed with exit status {process.exitcode}, its error"
+            " stands above"
+        ) from None
     finally:
         process.join()
 
 
 def _send_peak(sender, size: Size, device: str, dtype: torch.dtype, questions: int, packs: int):
-    bench = TrainingBench(size, device, dtype)
-    for batch in (bench.batch(1), bench.batch(questions, packs)):  # the first step makes the optimizer's moments
-        bench.step(batch)
+    try:
+        bench = TrainingBench(size, device, dtype)
+        for batch in (bench.batch(1), bench.batch(questions, packs)):  # the first step makes the optimizer's moments
+            bench.step(batch)
+    except torch.OutOfMemoryError:
+        sender.send(None)
+        return
     sender.send(torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes())

@@ -13,7 +13,7 @@ from recipes import benchmark
 from recipes.benchmark_counts import Counter, Phase, limit_of
 from recipes.benchmark_inference import NEW_TOKENS, InferenceBench
 from recipes.benchmark_models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
-from recipes.benchmark_training import TrainingBench
+from recipes.benchmark_training import TrainingBench, peak_of_step
 
 RATIOS = {
     "train_packed_93",
@@ -212,6 +212,20 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(monkeypatch, tmp_pat
     assert (
         "left out: vision, prefill, answers: about" in printed and "left out: training, 93 questions in 2" in printed
     )
+
+
+class EndsItsReader:
+    """Ends the process that it is sent to, as the kernel does where memory runs out."""
+
+    def __reduce__(self):
+        return eval, ("__import__('os').kill(__import__('os').getpid(), 9)",)
+
+
+def test_a_killed_process_ran_out_of_memory_and_a_failed_one_did_not(capfd):
+    assert peak_of_step(SIZES["tiny"], EndsItsReader(), torch.float32, 1, 1) is None
+    with pytest.raises(RuntimeError, match="^training, 1 questions in 1: its process failed with exit status 1, its"):
+        peak_of_step(SIZES["tiny"], "nonsense", torch.float32, 1, 1)
+    assert "nonsense" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
