@@ -253,14 +253,15 @@ class SceneAnswerMixin:
 def weights_fingerprint(weights: Iterable[torch.Tensor]) -> int:
     """Changes when a weight is moved, replaced or written to.
 
-    Fused optimizers write without counting a new version, so about eight values of each tensor are looked at too.
+    Fused optimizers write without counting a new version, and a tensor made under `torch.inference_mode` counts none,
+    so about eight values of each tensor are looked at too.
     """
     weights = [weight.detach() for weight in weights if not weight.is_meta]  # meta: offloaded
     sums = [weight.flatten()[:: max(1, weight.numel() // 8)].float().sum() for weight in weights]
     values = torch.stack([value.to(sums[0].device) for value in sums]).tolist()  # one wait for the device, not many
     return hash(
         tuple(
-            (weight.data_ptr(), weight._version, weight.dtype, value)
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
             for weight, value in zip(weights, values, strict=True)
         )
     )
