@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from PIL import Image
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -28,15 +28,10 @@ from transformers import (
 )
 
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
 from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes, write_training_manifest
-
-try:
-    from transformers import ViTImageProcessorPil as ViTImageProcessor
-except ImportError:  # its name in transformers 4.57
-    from transformers import ViTImageProcessor
-
 
 BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
 
@@ -119,15 +114,6 @@ def language_parts(arguments, dtype: torch.dtype):
     for name, tensor in model.state_dict().items():
         weights[name if name.startswith("lm_head.") else name.replace("model.", "model.text_model.", 1)] = tensor
     return tokenizer, fields, grid, weights
-
-
-def tower_image_processor(tower: str):
-    """A square resize with the tower's own normalisation (0.5 where it does not say)."""
-    try:
-        own = AutoImageProcessor.from_pretrained(tower)
-    except OSError:
-        return ViTImageProcessor()
-    return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
 
 
 def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -237,6 +223,9 @@ def main():
     }
     write_training_manifest(arguments.output_dir, manifest)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")
+    pictures = processor.image_processor
+    how = Image.Resampling(pictures.resample).name.lower()
+    print(f"pictures: {how} resize, mean {list(pictures.image_mean)}, deviation {list(pictures.image_std)}")
     print(parameter_table(model))
     print(f"built in {seconds:.0f} s, peak memory {peak_resident_bytes() / 1e9:.1f} GB")
 

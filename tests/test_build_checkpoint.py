@@ -27,6 +27,7 @@ from transformers import (
 
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from recipes import build_checkpoint, model_report
 from recipes.checkpoints import load_model, write_training_manifest
 from recipes.provenance import check_leakage, training_stages
@@ -117,6 +118,50 @@ def test_towers_of_other_kinds_arrive_whole(kind, base, monkeypatch, tmp_path):
     with torch.no_grad():
         expected = patches(pixels).last_hidden_state[:, -16:]
         assert_same(model.model.vision_model.tower_features(pixels).flatten(1, 2), expected)
+
+
+OWN = {"image_processor_type": "BitImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "resample": 3}
+
+
+def normalisation(image_processor) -> list:
+    return [list(image_processor.image_mean), list(image_processor.image_std), image_processor.resample]
+
+
+@pytest.mark.parametrize(
+    "name, saved",
+    [
+        ("preprocessor_config.json", OWN),
+        ("processor_config.json", {"image_processor": OWN}),  # as transformers 5 saves it
+        ("processor_config.json", {"processor_class": "SmolVLMProcessor"}),
+        ("config.json", {}),
+    ],
+)
+def test_normalisation_is_the_towers_own_wherever_it_was_saved(name, saved, base, monkeypatch, tmp_path, capsys):
+    shutil.copytree(base / "tower", tmp_path / "tower")
+    settings = json.loads((tmp_path / "tower" / "config.json").read_text()) if name == "config.json" else saved
+    (tmp_path / "tower" / name).write_text(json.dumps(settings))
+    arguments = ("--base", base / "vlm", "--tower", tmp_path / "tower")
+    _, processor = build(monkeypatch, tmp_path / "out", *arguments)
+    own = OWN in (saved, saved.get("image_processor"))
+    expected = [[0.4] * 3, [0.2] * 3, 3] if own else [[0.5] * 3, [0.5] * 3, 2]
+    assert normalisation(processor.image_processor) == expected
+    how = "bicubic" if own else "bilinear"
+    assert f"pictures: {how} resize, mean {expected[0]}, deviation {expected[1]}\n" in capsys.readouterr().out
+
+
+def test_normalisation_that_offline_cannot_be_told_is_not_guessed(monkeypatch, tmp_path):
+    """Of a repository in the cache; the Hub's word that it has no file is kept there too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--some--tower", "0" * 40
+    for folder in (repository / "refs", repository / "snapshots" / commit, repository / ".no_exist" / commit):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    with pytest.raises(OSError, match="whether some/tower has a preprocessor_config.json cannot be told: it is not"):
+        tower_image_processor("some/tower")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (repository / ".no_exist" / commit / name).touch()
+    assert normalisation(tower_image_processor("some/tower")) == [[0.5] * 3, [0.5] * 3, 2]
 
 
 def language_model(folder: Path, tokenizer, tied: bool):
