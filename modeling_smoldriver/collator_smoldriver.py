@@ -113,6 +113,10 @@ def group_questions(
     return Dataset.from_dict({"frame": frames, "cameras": cameras, "questions": groups}).with_transform(take)
 
 
+class RowsDoNotFit(ValueError):
+    """Scene rows of which no batch can be made within the limits of length."""
+
+
 @dataclass
 class SmolDriverCollator:
     """Batches scene rows.
@@ -152,8 +156,9 @@ class SmolDriverCollator:
             sequences, answer tokens in the same order.
 
         Raises:
-            ValueError: no question is left, an empty answer, or a prefix that leaves no room in `max_pack_length` or
-                in the model's context.
+            RowsDoNotFit: no question is left, or a prefix leaves no room in `max_pack_length` or in the model's
+                context.
+            ValueError: an empty answer.
         """
         visual_tokens = self._draw_budget(rows)
         frames, views, asked = [], [], []
@@ -166,7 +171,7 @@ class SmolDriverCollator:
                 views.append(scene)
                 asked.append(row)
         if not frames:
-            raise ValueError(
+            raise RowsDoNotFit(
                 f"no question of the frames {[row['frame_token'] for row in rows]} is left: they have none, or none"
                 f" fits into max_pack_length={self.max_pack_length} and the context of {self.context_length} tokens"
             )
@@ -186,7 +191,7 @@ class SmolDriverCollator:
         """The batch of sequences that another collator chose, behind this one's prefixes and at its full budget.
 
         Raises:
-            ValueError: if a question does not fit behind its prefix.
+            RowsDoNotFit: a question is too long for the teacher's context behind its prefix.
         """
         prefixes = [
             self._prefix(row, [camera for camera, _ in scene], None) for row, scene in zip(rows, views, strict=True)
@@ -194,7 +199,7 @@ class SmolDriverCollator:
         for row, prefix, of_frame in zip(rows, prefixes, packs, strict=True):
             longest = len(prefix) + max(_length([branch]) for pack in of_frame for branch in pack)
             if self.context_length is not None and longest > self.context_length:
-                raise ValueError(
+                raise RowsDoNotFit(
                     f"frame {row['frame_token']}: prefix and question take the teacher {longest} tokens, its context"
                     f" is {self.context_length}: choose another teacher_model or a smaller max_pack_length"
                 )
@@ -232,7 +237,7 @@ class SmolDriverCollator:
         limits = {what: limit for what, limit in limits.items() if limit is not None}
         for what, limit in limits.items():
             if prefix >= limit:
-                raise ValueError(
+                raise RowsDoNotFit(
                     f"frame {row['frame_token']}: the prefix takes {prefix} tokens, {what} is {limit}:"
                     f" {'raise it or ' if what == 'max_pack_length' else ''}choose fewer visual_tokens"
                 )

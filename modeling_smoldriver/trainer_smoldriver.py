@@ -65,7 +65,10 @@ class SmolDriverSFTConfig(SFTConfig):
     )
     max_pack_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens a sequence may have; longer packs are split, longer questions dropped."},
+        metadata={
+            "help": "Most tokens a sequence may have; longer packs are split, longer questions dropped. A batch that"
+            " loses all its questions, as one question a sequence easily does, ends the run."
+        },
     )
     train_visual_tokens: list[int] | None = field(
         default=None, metadata={"help": "Budgets of tokens a camera to draw from, one a batch; default: the full one."}

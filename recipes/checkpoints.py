@@ -28,6 +28,7 @@ from data_scripts.schema import read_manifest
 from data_scripts.whole_files import sole_writer, write_json
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
+from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
 
 TRAINING_MANIFEST = "training_manifest.json"
 TRAINING_SECONDS = "training_seconds.json"
@@ -243,7 +244,8 @@ class StopWhereTrained(TrainerCallback):
 def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
     """Train to the end, from a checkpoint if there is one, and save the model in the run's folder.
 
-    A loss or a weight that is no number, or another process in that folder, ends the program with one line.
+    A loss or a weight that is no number, rows that do not fit into a sequence, or another process in that folder, ends
+    the program with one line.
 
     Returns:
         Seconds of training, those before an interruption among them.
@@ -261,10 +263,11 @@ def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
         train_what_remains(trainer, checkpoint)
         seconds = round(clock.seconds())
         trainer.save_model(trainer.args.output_dir)
-    except FloatingPointError as error:
+    except (FloatingPointError, RowsDoNotFit) as error:
+        told = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
         last = last_whole_checkpoint(trainer.args.output_dir)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
-        sys.exit(f"{program}: {error}; {kept}")
+        sys.exit(f"{program}: {told}; {kept}")
     finally:
         held.close()
     return seconds

@@ -555,6 +555,17 @@ def test_loss_that_is_not_a_number_stops_with_the_frames_and_keeps_the_checkpoin
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("workers", [0, 1])
+def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, monkeypatch):
+    """One a batch, the frame's pictures before it: nothing of the batch is left."""
+    options |= {"scene_packing": False, "per_device_train_batch_size": 1, "max_pack_length": 170, "max_steps": 11}
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, {**options, "dataloader_num_workers": workers})
+    told = str(stopped.value)
+    assert "no question of the frames ['frame" in told and "fits into max_pack_length=170" in told
+    assert told.startswith("sft_qlora: ") and told.endswith("; no checkpoint was saved") and "\n" not in told
+
+
 @pytest.mark.parametrize(
     "broken_at, options_of_saving, kept",
     [
