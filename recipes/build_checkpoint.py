@@ -31,7 +31,14 @@ from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGenera
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes, write_training_manifest
+from recipes.checkpoints import (
+    check_output,
+    check_source,
+    errors_in_one_line,
+    peak_resident_bytes,
+    read_training_manifest,
+    write_training_manifest,
+)
 
 BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
 
@@ -126,9 +133,31 @@ def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict
     return loaded.state_dict()
 
 
+def options(arguments) -> dict:
+    """What was given, as the manifest keeps it."""
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    return given | {"output_dir": str(arguments.output_dir)}
+
+
+def check_free(arguments) -> None:
+    """Refuse a folder that holds another model, which would be lost; the same command may be given again.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    folder = arguments.output_dir
+    if (folder / "config.json").is_file():
+        built_by = (read_training_manifest(folder) or {}).get("arguments")
+        if built_by != options(arguments):
+            raise ValueError(f"{folder} holds another model already: remove it or give another --output-dir")
+
+
 def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
-    for source in (arguments.base or arguments.language_model, arguments.tower):
+    sources = (arguments.base or arguments.language_model, arguments.tower)
+    for source in sources:
         check_source(source)
+    check_output(arguments.output_dir, *sources)
+    check_free(arguments)
     dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(arguments.seed)
     parts = base_parts(arguments.base, dtype) if arguments.base else language_parts(arguments, dtype)
@@ -219,7 +248,7 @@ def main():
         "scene_tokens": [],
         "steps": 0,
         "seconds": round(seconds),
-        "arguments": {name: value for name, value in vars(arguments).items() if value is not None},
+        "arguments": options(arguments),
     }
     write_training_manifest(arguments.output_dir, manifest)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")

@@ -70,16 +70,27 @@ def check_source(name: str) -> None:
         raise FileNotFoundError(f"there is no model folder {name}")
 
 
+def check_output(folder: str | os.PathLike, *sources: str) -> None:
+    """Refuse to write a model over one that it is made from: its manifest would name itself as what came before.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    if Path(folder).resolve() in [Path(source).resolve() for source in sources]:
+        raise ValueError(f"the output folder {folder} is the model to start from: give another")
+
+
 def check_run(training_args: TrainingArguments, source: str) -> None:
     """Refuse, before anything is loaded, a run that would publish without an evaluation or that starts from nothing.
 
     Raises:
-        ValueError: `push_to_hub` is set.
+        ValueError: `push_to_hub` is set; see [`check_output`].
         FileNotFoundError: see [`check_source`].
     """
     if training_args.push_to_hub:
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
     check_source(source)
+    check_output(training_args.output_dir, source)
 
 
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:

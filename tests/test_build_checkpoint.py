@@ -270,6 +270,20 @@ def test_bad_input_is_one_line(arguments, message, base, monkeypatch, tmp_path):
     assert "\n" not in str(stopped.value)
 
 
+def test_no_model_is_built_over_another(base, monkeypatch, tmp_path):
+    sources = ("--base", base / "vlm", "--tower", base / "tower")
+    for name in ("vlm", "tower"):
+        with pytest.raises(SystemExit, match=f"the output folder .*{name} is the model to start from: give another"):
+            build(monkeypatch, base / "tower" / ".." / name, *sources)
+    build(monkeypatch, tmp_path / "out", *sources)
+    build(monkeypatch, tmp_path / "out", *sources)
+    with pytest.raises(SystemExit, match="build_checkpoint.py: .*out holds another model already: remove it or give"):
+        build(monkeypatch, tmp_path / "out", *sources, "--seed", 1)
+    (tmp_path / "out" / "training_manifest.json").unlink()
+    with pytest.raises(SystemExit, match="out holds another model already"):
+        build(monkeypatch, tmp_path / "out", *sources)
+
+
 def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_path, capsys):
     model, _ = build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower")
     monkeypatch.setattr(sys, "argv", ["model_report.py", "--model", str(tmp_path / "out"), "--run"])

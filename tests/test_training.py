@@ -622,6 +622,17 @@ def test_bad_input_is_one_line(changed, message, options, monkeypatch):
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
 
 
+def test_run_that_would_write_over_its_base_is_refused(options, base, monkeypatch, tmp_path):
+    (tmp_path / "same").symlink_to(base)
+    with pytest.raises(SystemExit, match="sft_qlora: the output folder .*same is the model to start from: give anoth"):
+        train(monkeypatch, {**options, "output_dir": tmp_path / "same"})
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    train(monkeypatch, options)
+    checkpoint = options["output_dir"] / "checkpoint-1"
+    trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": checkpoint})
+    assert trainer.state.global_step == 1
+
+
 def test_every_config_is_read_by_the_recipe():
     paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
     paths = [path for path in paths if "distill" not in path.name]  # of recipes/distill_vision.py
