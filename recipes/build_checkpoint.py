@@ -42,6 +42,14 @@ from recipes.checkpoints import (
 
 BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
 
+FRESH = {
+    "vision-width": (768, "width of visual tokens"),
+    "vision-heads": (4, "heads of the resamplers"),
+    "grid-size": (32, "side of the query grid"),
+    "scale-factor": (4, "pixel shuffle"),
+}
+"""Options that a base VLM answers by itself: default and meaning."""
+
 
 def load_whole(auto_class, base: str, **arguments) -> PreTrainedModel:
     """A model of which nothing is missing, where transformers would put random weights in silence.
@@ -223,15 +231,19 @@ def main():
     parser.add_argument("--tower-image-size", type=int, help="pixels; default 16 a grid cell")
     parser.add_argument("--resampler-keys", default="content", choices=("content", "position"))
     parser.add_argument("--resampler-residual", default=True, action=argparse.BooleanOptionalAction)
-    parser.add_argument("--vision-width", type=int, default=768, help="with --language-model: width of visual tokens")
-    parser.add_argument("--vision-heads", type=int, default=4, help="with --language-model: heads of the resamplers")
-    parser.add_argument("--grid-size", type=int, default=32, help="with --language-model: side of the query grid")
-    parser.add_argument("--scale-factor", type=int, default=4, help="with --language-model: pixel shuffle")
+    for name, (default, what) in FRESH.items():
+        parser.add_argument(f"--{name}", type=int, help=f"with --language-model: {what}; default {default}")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if bool(arguments.gguf_file) and not arguments.language_model:
         parser.error("--gguf-file goes with --language-model")
+    for name, (default, _) in FRESH.items():
+        field = name.replace("-", "_")
+        if arguments.base and getattr(arguments, field) is not None:
+            parser.error(f"--{name} goes with --language-model: a --base brings its own")
+        if arguments.language_model and getattr(arguments, field) is None:
+            setattr(arguments, field, default)
     started = time.perf_counter()
     logging.set_verbosity_error()  # what a checkpoint has beyond the tower is no news
     with errors_in_one_line(parser.prog):

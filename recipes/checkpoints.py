@@ -43,6 +43,13 @@ DEPENDS_ON = (
 """Arguments beside a model's and the trainer's own that the weights of a run depend on."""
 DEPENDS_NOT_ON = ("attn_implementation", "packed_attention", "sample_steps", "sample_questions")
 """Those of a model's and the trainer's own arguments that a run may change when it goes on."""
+NOT_OFFERED = {
+    "load_in_8bit": "use load_in_4bit",
+    "model_revision": "download that revision and give its folder as model_name_or_path",
+    "lora_modules_to_save": "train_vision and train_connector say what trains in full beside the adapters",
+    "bnb_4bit_quant_storage": "leave it out",
+}
+"""Options of TRL's `ModelConfig` that the recipes would not honour, and what to do instead."""
 CLASSES = {
     "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
     "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
@@ -80,17 +87,22 @@ def check_output(folder: str | os.PathLike, *sources: str) -> None:
         raise ValueError(f"the output folder {folder} is the model to start from: give another")
 
 
-def check_run(training_args: TrainingArguments, source: str) -> None:
-    """Refuse, before anything is loaded, a run that would publish without an evaluation or that starts from nothing.
+def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """Refuse, before anything is loaded, a run that would not be the one that was asked for.
 
     Raises:
-        ValueError: `push_to_hub` is set; see [`check_output`].
+        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; see
+            [`check_output`].
         FileNotFoundError: see [`check_source`].
     """
+    for option in fields(model_args):
+        value = getattr(model_args, option.name)
+        if option.name in NOT_OFFERED and value != option.default:
+            raise ValueError(f"{option.name}={value} is not offered: {NOT_OFFERED[option.name]}")
     if training_args.push_to_hub:
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
-    check_source(source)
-    check_output(training_args.output_dir, source)
+    check_source(model_args.model_name_or_path)
+    check_output(training_args.output_dir, model_args.model_name_or_path)
 
 
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:

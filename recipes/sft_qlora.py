@@ -54,7 +54,7 @@ LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate
 
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
-    check_run(training_args, model_args.model_name_or_path)
+    check_run(training_args, model_args)
     # Model
     settings = run_settings(data_args, training_args, model_args)
     checkpoint = checkpoint_to_go_on_from(training_args, settings)

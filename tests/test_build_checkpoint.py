@@ -185,7 +185,7 @@ def language_model(folder: Path, tokenizer, tied: bool):
     plain.save_pretrained(folder)
 
 
-FRESH = ("--vision-width", 128, "--grid-size", 6, "--scale-factor", 2)
+FRESH = ("--vision-width", 128, "--grid-size", 6, "--scale-factor", 2, "--vision-heads", 4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -268,6 +268,13 @@ def test_bad_input_is_one_line(arguments, message, base, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=message) as stopped:
         build(monkeypatch, tmp_path / "out", *(folders.get(word, word) for word in arguments))
     assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("option", FRESH[::2])
+def test_options_that_a_base_answers_are_refused_with_one(option, base, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower", option, 4)
+    assert f"error: {option} goes with --language-model: a --base brings its own" in capsys.readouterr().err
 
 
 def test_no_model_is_built_over_another(base, monkeypatch, tmp_path):

@@ -614,6 +614,13 @@ def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path
         ({"scenes": "nowhere"}, "sft_qlora: there is no folder nowhere: prepare the scenes first"),
         ({"eval_split": "test"}, "sft_qlora: split 'test' of"),
         ({"push_to_hub": True}, "sft_qlora: push_to_hub would publish weights without an evaluation"),
+        ({"load_in_8bit": True}, "sft_qlora: load_in_8bit=True is not offered: use load_in_4bit"),
+        ({"model_revision": "v2"}, "sft_qlora: model_revision=v2 is not offered: download that revision and give"),
+        (
+            {"lora_modules_to_save": ["lm_head"]},
+            r"sft_qlora: lora_modules_to_save=\['lm_head'\] is not offered: train_v",
+        ),
+        ({"bnb_4bit_quant_storage": "uint8"}, "sft_qlora: bnb_4bit_quant_storage=uint8 is not offered: leave it out"),
     ],
 )
 def test_bad_input_is_one_line(changed, message, options, monkeypatch):
