@@ -177,17 +177,21 @@ class SceneAnswerMixin:
         Args:
             scene: a [`SceneCache`], or the list of them that `encode_scene` returns.
             processor: the model's processor.
-            questions (`list[str]`): for a list of several scenes, a list of lists.
+            questions (`list[str]`): for a list of scenes a list of lists; of one scene, one list will do.
             batch_size (`int`): questions decoded at a time; similar lengths go together.
-            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`,
-                `repetition_penalty`, which counts the scene's tokens too, ...).
+            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`, default False,
+                `repetition_penalty`, which counts the scene's tokens too, ...); with a `generation_config` its
+                values take the defaults' place.
+
+        Returns:
+            A list of str; a list of them where `questions` is a list of lists.
 
         Raises:
             ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
                 `generate` that would need the scene's tokens (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
-            if len(scene) > 1:
+            if len(scene) > 1 or (questions and not isinstance(questions[0], str)):
                 if len(questions) != len(scene):
                     raise ValueError(
                         f"{len(questions)} lists of questions for {len(scene)} scenes; give one list a scene"
@@ -241,7 +245,8 @@ class SceneAnswerMixin:
             value = given.get(name, getattr(settings, name, None))
             if value is not None and value != nothing:
                 raise ValueError(f"{name}={value!r} is not offered by answer; use generate on each question alone")
-        arguments = {"max_new_tokens": 32, "do_sample": False, **given}
+        defaults = {} if given.get("generation_config") else {"max_new_tokens": 32, "do_sample": False}
+        arguments = {**defaults, **given}
         penalty = given.get("repetition_penalty", settings.repetition_penalty)
         if penalty is not None and penalty != 1:
             own = ScenePenalty(penalty, scene.token_ids.to(self.device), pad_token_id)
