@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMBaseModelOutputWithPast
 from transformers.utils import cached_file
 
-from .modeling_smoldriver import SmolDriverForConditionalGeneration
+from .modeling_smoldriver import SmolDriverForConditionalGeneration, added_mask, features_of_views
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
 from .scene_smoldriver import SceneAnswerMixin
 
@@ -124,10 +124,7 @@ class SmolVLMSceneModel(SmolVLMModel):
             input_ids = pixel_values = None
         packed = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
         if packed and self.text_model.config._attn_implementation == "eager":
-            blocked = torch.finfo(self.text_model.dtype).min  # eager attention adds its mask
-            attention_mask = torch.zeros_like(attention_mask, dtype=self.text_model.dtype).masked_fill(
-                ~attention_mask, blocked
-            )
+            attention_mask = added_mask(attention_mask, self.text_model.dtype)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -145,7 +142,7 @@ class SmolVLMSceneModel(SmolVLMModel):
         # a trained vision model may be kept in a wider dtype than a frozen connector
         tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         if frame_index is not None:
-            views = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)[frame_index]
+            views = features_of_views(camera_ids)[frame_index]
             tokens = tokens[views[views >= 0]]
         return tokens.flatten(0, 1)
 

@@ -183,6 +183,9 @@ def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProc
         model = SmolDriverForConditionalGeneration(config)
     vision = SmolDriverVisionModel(config.vision_config).to(dtype)
     vision.tower.load_state_dict(tower_weights(arguments.tower, vision.tower, dtype))
+    size = config.vision_config.tower_image_size
+    with torch.no_grad():
+        vision.tower_features(torch.zeros(1, 3, size, size))  # refuses a tower that gives no grid of patches
     model.model.vision_model = vision
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     missing = [name for name in missing if not name.startswith("model.vision_model.")]

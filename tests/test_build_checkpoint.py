@@ -23,12 +23,14 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SmolVLMForConditionalGeneration,
+    ViTMAEConfig,
+    ViTMAEModel,
 )
 
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
-from recipes import build_checkpoint, model_report
+from recipes import build_checkpoint, model_report, tiny_base
 from recipes.checkpoints import load_model, write_training_manifest
 from recipes.provenance import check_leakage, training_stages
 from recipes.tiny_base import tiny_tower, tiny_vlm
@@ -164,6 +166,16 @@ def test_normalisation_that_offline_cannot_be_told_is_not_guessed(monkeypatch, t
     assert normalisation(tower_image_processor("some/tower")) == [[0.5] * 3, [0.5] * 3, 2]
 
 
+def test_tower_without_a_token_a_patch_is_refused_by_its_name(base, monkeypatch, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = ViTMAEModel(ViTMAEConfig(image_size=32, patch_size=8, **shape))  # which hides three quarters of them
+    tower.save_pretrained(tmp_path / "tower")
+    arguments = ("--base", base / "vlm", "--tower", tmp_path / "tower", "--tower-image-size", 32)
+    with pytest.raises(SystemExit, match="the tower, a 'vit_mae', gives .* not a token a patch: choose a ViT, DINOv2"):
+        build(monkeypatch, tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def language_model(folder: Path, tokenizer, tied: bool):
     """A plain Llama whose tokenizer knows none of SmolVLM's tokens beyond its own."""
     torch.manual_seed(2)
@@ -289,6 +301,13 @@ def test_no_model_is_built_over_another(base, monkeypatch, tmp_path):
     (tmp_path / "out" / "training_manifest.json").unlink()
     with pytest.raises(SystemExit, match="out holds another model already"):
         build(monkeypatch, tmp_path / "out", *sources)
+
+
+def test_tiny_base_without_scenes_is_one_line(monkeypatch, tmp_path):
+    words = ["--scenes", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "base")]
+    monkeypatch.setattr(sys, "argv", ["tiny_base.py", *words])
+    with pytest.raises(SystemExit, match="tiny_base: there is no folder .*nowhere: prepare the scenes first"):
+        tiny_base.main()
 
 
 def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_path, capsys):
