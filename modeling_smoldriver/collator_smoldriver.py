@@ -41,6 +41,19 @@ def camera_asked(question: str) -> str | None:
     return f"CAM_{directions.pop().upper().replace(' ', '_')}" if len(directions) == 1 else None
 
 
+def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None:
+    """Refuse scenes without a question about one direction; it reads up to the first one, of a stream too.
+
+    Raises:
+        ValueError: names `most_views`, which asks no other.
+    """
+    if not any(camera_asked(qa["question"]) for row in scenes.select_columns(["qa"]) for qa in row["qa"]):
+        raise ValueError(
+            f'most_views={most_views} asks only questions about one direction ("to the front left of the ego car"),'
+            " and there is none: leave most_views out"
+        )
+
+
 def group_questions(
     scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
 ) -> Dataset | IterableDataset:
@@ -51,6 +64,9 @@ def group_questions(
 
     With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
     rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
+
+    Raises:
+        ValueError: see [`check_directions`]; a stream, which may have no end, is not looked through here.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -97,6 +113,8 @@ def group_questions(
 
         return scenes.map(split, batched=True, batch_size=1)
 
+    if most_views:
+        check_directions(scenes, most_views)
     frames, cameras, groups = [], [], []
     for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
         for views, group in draw(row):
@@ -111,6 +129,12 @@ def group_questions(
         return {name: [row[name] for row in rows] for name in columns}
 
     return Dataset.from_dict({"frame": frames, "cameras": cameras, "questions": groups}).with_transform(take)
+
+
+def draw_budget(budgets: list[int], seed: int, batch: str) -> int:
+    """One of the budgets, by the seed and by what tells a batch from others."""
+    digest = hashlib.sha256(f"{seed}-{batch}".encode()).digest()
+    return budgets[int.from_bytes(digest[:8], "big") % len(budgets)]
 
 
 class RowsDoNotFit(ValueError):
@@ -218,8 +242,7 @@ class SmolDriverCollator:
         if not self.visual_tokens:
             return None
         text = "|".join(row["frame_token"] + "".join(qa["question"] for qa in row["qa"]) for row in rows)
-        digest = hashlib.sha256(f"{self.seed}-{text}".encode()).digest()
-        return self.visual_tokens[int.from_bytes(digest[:8], "big") % len(self.visual_tokens)]
+        return draw_budget(self.visual_tokens, self.seed, text)
 
     def _prefix(self, row: dict, cameras: list[str], visual_tokens: int | None) -> list[int]:
         description = row["scene_description"] if self.use_scene_description else None

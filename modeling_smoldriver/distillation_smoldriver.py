@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from .collator_smoldriver import draw_budget
 from .processing_smoldriver import SmolDriverProcessor, to_rgb
 from .resampler_smoldriver import resize_grid
 from .trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, freeze_parts
@@ -203,8 +204,7 @@ class VisionDistillationCollator:
         return batch
 
     def _draw(self, frame_tokens: list[str]) -> int:
-        digest = hashlib.sha256(f"{self.seed}-{'|'.join(frame_tokens)}".encode()).digest()
-        return self.budgets[int.from_bytes(digest[:8], "big") % len(self.budgets)]
+        return draw_budget(self.budgets, self.seed, "|".join(frame_tokens))
 
 
 class RunningMoments:
@@ -285,11 +285,8 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
                 " take the VLM that the student was built from"
             )
         budgets = args.train_visual_tokens or processing_class.visual_token_budgets[:1]
-        unknown = sorted(set(budgets) - set(processing_class.visual_token_budgets))
-        if unknown:
-            raise ValueError(
-                f"train_visual_tokens names {unknown}; the budgets are {processing_class.visual_token_budgets}"
-            )
+        for budget in budgets:
+            processing_class._check_budget(budget)
         freeze_parts(model, args)
         collator = VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features)
         columns = ["frame_token", *processing_class.cameras]

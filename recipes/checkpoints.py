@@ -91,8 +91,8 @@ def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None
     """Refuse, before anything is loaded, a run that would not be the one that was asked for.
 
     Raises:
-        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; see
-            [`check_output`].
+        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; several
+            GPUs in one process; see [`check_output`].
         FileNotFoundError: see [`check_source`].
     """
     for option in fields(model_args):
@@ -101,6 +101,12 @@ def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None
             raise ValueError(f"{option.name}={value} is not offered: {NOT_OFFERED[option.name]}")
     if training_args.push_to_hub:
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
+    if training_args.n_gpu > 1:  # the Trainer would use DataParallel, which cannot split packed frames
+        raise ValueError(
+            f"one process would train on {training_args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES=0, or start a process a"
+            " GPU with accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes"
+            f" {training_args.n_gpu}"
+        )
     check_source(model_args.model_name_or_path)
     check_output(training_args.output_dir, model_args.model_name_or_path)
 
