@@ -371,7 +371,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told,
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"train_visual_tokens": [9, 5]}, r"names \[5\]; the budgets are \[9, 4, 1\]"),
+        ({"train_visual_tokens": [9, 5]}, r"visual_tokens=5 is not a budget; choose one of \[9, 4, 1\]"),
         ({"use_peft": True}, "leave use_peft"),
         ({"push_to_hub": True}, "push_to_hub would publish weights without an evaluation"),
         ({"teacher": "nowhere/at/all"}, "there is no model folder nowhere/at/all"),
