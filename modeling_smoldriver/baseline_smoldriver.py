@@ -9,12 +9,20 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, SmolVLMForConditionalGeneration, SmolVLMModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    SmolVLMForConditionalGeneration,
+    SmolVLMModel,
+)
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMBaseModelOutputWithPast
 from transformers.utils import cached_file
 
-from .modeling_smoldriver import SmolDriverForConditionalGeneration
+from .modeling_smoldriver import SmolDriverForConditionalGeneration, added_mask, features_of_views
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
 from .scene_smoldriver import SceneAnswerMixin
 
@@ -24,9 +32,10 @@ except ImportError:  # its name in transformers 4.57
     from transformers import ViTImageProcessor
 
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # since transformers 5 it holds the image processor's settings too
 PROCESSOR_FILES = (
     IMAGE_PROCESSOR_FILE,
-    "processor_config.json",
+    PROCESSOR_FILE,
     "video_preprocessor_config.json",
     "chat_template.json",
     "chat_template.jinja",
@@ -37,6 +46,41 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
+
+
+def file_of(source: str | os.PathLike, name: str) -> Path | None:
+    """A file of a folder or of a repository on the Hub; None where there is none.
+
+    Raises:
+        OSError: the Hub cannot be reached, and the cache does not know.
+    """
+    if Path(source).is_dir():
+        return path if (path := Path(source) / name).is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name))
+    except LocalEntryNotFoundError:
+        if try_to_load_from_cache(str(source), name) is not None:  # the Hub said once that there is none
+            return None
+        raise OSError(
+            f"whether {source} has a {name} cannot be told: it is not in the cache and the Hub is not reached; go"
+            " online once, or give the folder of a whole download"
+        ) from None
+    except EntryNotFoundError:
+        return None
+
+
+def tower_image_processor(source: str | os.PathLike):
+    """A square resize with the normalisation of a tower or VLM, folder or Hub id; 0.5 where it saved none.
+
+    Raises:
+        OSError: see [`file_of`].
+    """
+    if file_of(source, IMAGE_PROCESSOR_FILE) is None:
+        path = file_of(source, PROCESSOR_FILE)
+        if path is None or "image_processor" not in json.loads(path.read_text(encoding="utf-8")):
+            return ViTImageProcessor()
+    own = AutoImageProcessor.from_pretrained(source)
+    return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
 
 
 class SmolVLMSceneModel(SmolVLMModel):
@@ -80,10 +124,7 @@ class SmolVLMSceneModel(SmolVLMModel):
             input_ids = pixel_values = None
         packed = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
         if packed and self.text_model.config._attn_implementation == "eager":
-            blocked = torch.finfo(self.text_model.dtype).min  # eager attention adds its mask
-            attention_mask = torch.zeros_like(attention_mask, dtype=self.text_model.dtype).masked_fill(
-                ~attention_mask, blocked
-            )
+            attention_mask = added_mask(attention_mask, self.text_model.dtype)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -101,7 +142,7 @@ class SmolVLMSceneModel(SmolVLMModel):
         # a trained vision model may be kept in a wider dtype than a frozen connector
         tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         if frame_index is not None:
-            views = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)[frame_index]
+            views = features_of_views(camera_ids)[frame_index]
             tokens = tokens[views[views >= 0]]
         return tokens.flatten(0, 1)
 
@@ -146,12 +187,10 @@ class SmolVLMSceneProcessor(SmolDriverProcessor):
             for name in PROCESSOR_FILES
             if (path := cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)) is not None
         }
-        arguments = {"size": {"height": vision.image_size, "width": vision.image_size}}
-        if IMAGE_PROCESSOR_FILE in files:
-            own = json.loads(Path(files[IMAGE_PROCESSOR_FILE]).read_text(encoding="utf-8"))
-            arguments |= {name: own[name] for name in ("image_mean", "image_std", "resample") if name in own}
+        image_processor = tower_image_processor(source)
+        image_processor.size = {"height": vision.image_size, "width": vision.image_size}
         processor = cls(
-            ViTImageProcessor(**arguments),
+            image_processor,
             AutoTokenizer.from_pretrained(source),
             grid_size=vision.image_size // vision.patch_size,
             scale_factor=config.scale_factor,

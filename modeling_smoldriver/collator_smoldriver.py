@@ -41,6 +41,19 @@ def camera_asked(question: str) -> str | None:
     return f"CAM_{directions.pop().upper().replace(' ', '_')}" if len(directions) == 1 else None
 
 
+def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None:
+    """Refuse scenes without a question about one direction; it reads up to the first one, of a stream too.
+
+    Raises:
+        ValueError: names `most_views`, which asks no other.
+    """
+    if not any(camera_asked(qa["question"]) for row in scenes.select_columns(["qa"]) for qa in row["qa"]):
+        raise ValueError(
+            f'most_views={most_views} asks only questions about one direction ("to the front left of the ego car"),'
+            " and there is none: leave most_views out"
+        )
+
+
 def group_questions(
     scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
 ) -> Dataset | IterableDataset:
@@ -51,6 +64,9 @@ def group_questions(
 
     With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
     rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
+
+    Raises:
+        ValueError: see [`check_directions`]; a stream, which may have no end, is not looked through here.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -97,6 +113,8 @@ def group_questions(
 
         return scenes.map(split, batched=True, batch_size=1)
 
+    if most_views:
+        check_directions(scenes, most_views)
     frames, cameras, groups = [], [], []
     for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
         for views, group in draw(row):
@@ -111,6 +129,16 @@ def group_questions(
         return {name: [row[name] for row in rows] for name in columns}
 
     return Dataset.from_dict({"frame": frames, "cameras": cameras, "questions": groups}).with_transform(take)
+
+
+def draw_budget(budgets: list[int], seed: int, batch: str) -> int:
+    """One of the budgets, by the seed and by what tells a batch from others."""
+    digest = hashlib.sha256(f"{seed}-{batch}".encode()).digest()
+    return budgets[int.from_bytes(digest[:8], "big") % len(budgets)]
+
+
+class RowsDoNotFit(ValueError):
+    """Scene rows of which no batch can be made within the limits of length."""
 
 
 @dataclass
@@ -152,8 +180,9 @@ class SmolDriverCollator:
             sequences, answer tokens in the same order.
 
         Raises:
-            ValueError: no question is left, an empty answer, or a prefix that leaves no room in `max_pack_length` or
-                in the model's context.
+            RowsDoNotFit: no question is left, or a prefix leaves no room in `max_pack_length` or in the model's
+                context.
+            ValueError: an empty answer.
         """
         visual_tokens = self._draw_budget(rows)
         frames, views, asked = [], [], []
@@ -166,7 +195,7 @@ class SmolDriverCollator:
                 views.append(scene)
                 asked.append(row)
         if not frames:
-            raise ValueError(
+            raise RowsDoNotFit(
                 f"no question of the frames {[row['frame_token'] for row in rows]} is left: they have none, or none"
                 f" fits into max_pack_length={self.max_pack_length} and the context of {self.context_length} tokens"
             )
@@ -186,7 +215,7 @@ class SmolDriverCollator:
         """The batch of sequences that another collator chose, behind this one's prefixes and at its full budget.
 
         Raises:
-            ValueError: if a question does not fit behind its prefix.
+            RowsDoNotFit: a question is too long for the teacher's context behind its prefix.
         """
         prefixes = [
             self._prefix(row, [camera for camera, _ in scene], None) for row, scene in zip(rows, views, strict=True)
@@ -194,7 +223,7 @@ class SmolDriverCollator:
         for row, prefix, of_frame in zip(rows, prefixes, packs, strict=True):
             longest = len(prefix) + max(_length([branch]) for pack in of_frame for branch in pack)
             if self.context_length is not None and longest > self.context_length:
-                raise ValueError(
+                raise RowsDoNotFit(
                     f"frame {row['frame_token']}: prefix and question take the teacher {longest} tokens, its context"
                     f" is {self.context_length}: choose another teacher_model or a smaller max_pack_length"
                 )
@@ -213,8 +242,7 @@ class SmolDriverCollator:
         if not self.visual_tokens:
             return None
         text = "|".join(row["frame_token"] + "".join(qa["question"] for qa in row["qa"]) for row in rows)
-        digest = hashlib.sha256(f"{self.seed}-{text}".encode()).digest()
-        return self.visual_tokens[int.from_bytes(digest[:8], "big") % len(self.visual_tokens)]
+        return draw_budget(self.visual_tokens, self.seed, text)
 
     def _prefix(self, row: dict, cameras: list[str], visual_tokens: int | None) -> list[int]:
         description = row["scene_description"] if self.use_scene_description else None
@@ -232,7 +260,7 @@ class SmolDriverCollator:
         limits = {what: limit for what, limit in limits.items() if limit is not None}
         for what, limit in limits.items():
             if prefix >= limit:
-                raise ValueError(
+                raise RowsDoNotFit(
                     f"frame {row['frame_token']}: the prefix takes {prefix} tokens, {what} is {limit}:"
                     f" {'raise it or ' if what == 'max_pack_length' else ''}choose fewer visual_tokens"
                 )

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MethodType
 
@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from .collator_smoldriver import draw_budget
 from .processing_smoldriver import SmolDriverProcessor, to_rgb
 from .resampler_smoldriver import resize_grid
 from .trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, freeze_parts
@@ -32,11 +33,22 @@ DEFINITION = (
     " teacher's features pooled to the budget's grid; mean: of each channel over the training views. Predicting that"
     " mean is 0 by definition."
 )
+NO_EFFECT = (
+    *("train_connector", "train_language_model"),
+    *("scene_packing", "questions_per_scene", "most_views", "max_pack_length", "use_scene_description"),
+    *("packed_attention", "loss_mode", "teacher_model", "distillation_weight", "distillation_temperature"),
+    *("sample_steps", "sample_questions"),
+)
+"""Options of SmolDriverSFTConfig for the connector, the language model or questions, which take no part here."""
 
 
 @dataclass
 class VisionDistillationConfig(SmolDriverSFTConfig):
-    """SmolDriverSFTConfig plus the terms of the loss; connector and language model stay as they are."""
+    """SmolDriverSFTConfig plus the terms of the loss; connector and language model stay as they are.
+
+    Raises:
+        ValueError: a value of `NO_EFFECT` other than its default, or one out of range.
+    """
 
     train_connector: bool = field(default=False, metadata={"help": "Always false here."})
     train_language_model: bool = field(default=False, metadata={"help": "Always false here."})
@@ -53,9 +65,10 @@ class VisionDistillationConfig(SmolDriverSFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("train_connector", "train_language_model"):
-            if getattr(self, name):
-                raise ValueError(f"{name}=True: knowledge transfer trains the vision model only; leave {name} out")
+        for option in fields(self):
+            name, value = option.name, getattr(self, option.name)
+            if name in NO_EFFECT and value != option.default:
+                raise ValueError(f"{name}={value}: knowledge transfer trains the vision model only; leave {name} out")
         if not self.train_vision:
             raise ValueError("train_vision=False leaves nothing to train; leave train_vision out")
         for name, least in (("frozen_tower_steps", 0), ("statistics_frames", 1)):
@@ -191,8 +204,7 @@ class VisionDistillationCollator:
         return batch
 
     def _draw(self, frame_tokens: list[str]) -> int:
-        digest = hashlib.sha256(f"{self.seed}-{'|'.join(frame_tokens)}".encode()).digest()
-        return self.budgets[int.from_bytes(digest[:8], "big") % len(self.budgets)]
+        return draw_budget(self.budgets, self.seed, "|".join(frame_tokens))
 
 
 class RunningMoments:
@@ -273,11 +285,8 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
                 " take the VLM that the student was built from"
             )
         budgets = args.train_visual_tokens or processing_class.visual_token_budgets[:1]
-        unknown = sorted(set(budgets) - set(processing_class.visual_token_budgets))
-        if unknown:
-            raise ValueError(
-                f"train_visual_tokens names {unknown}; the budgets are {processing_class.visual_token_budgets}"
-            )
+        for budget in budgets:
+            processing_class._check_budget(budget)
         freeze_parts(model, args)
         collator = VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features)
         columns = ["frame_token", *processing_class.cameras]

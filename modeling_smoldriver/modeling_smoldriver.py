@@ -18,6 +18,17 @@ from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResam
 from .scene_smoldriver import SceneAnswerMixin, SceneCache
 
 
+def features_of_views(camera_ids: torch.LongTensor) -> torch.LongTensor:
+    """`(frames, views)`: the place of each view among those that are not padding; -1 for padding."""
+    real = camera_ids >= 0
+    return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)
+
+
+def added_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as eager attention takes it: added to the scores."""
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
 class SmolDriverConnector(nn.Module):
     """SmolVLM's connector: pixel shuffle by `scale_factor`, then one linear layer."""
 
@@ -122,7 +133,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`, without CLS or registers.
 
         Raises:
-            ValueError: if S is not a multiple of the tower's patch size.
+            ValueError: if S is not a multiple of the tower's patch size, or the tower gives less than a token a patch.
         """
         patch_size, size = self.config.tower_config.patch_size, pixel_values.shape[-1]
         if size % patch_size or pixel_values.shape[-2] != size:
@@ -135,6 +146,12 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
             if "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters:
                 arguments["interpolate_pos_encoding"] = True
         hidden = self.tower(pixel_values.to(self.dtype), **arguments).last_hidden_state
+        if hidden.ndim != 3 or hidden.shape[1] < side * side:
+            kind, given = self.config.tower_config.model_type, tuple(hidden.shape[1:])
+            raise ValueError(
+                f"the tower, a {kind!r}, gives {given} for a picture of {side}x{side} patches, not a token a patch:"
+                " choose a ViT, DINOv2 or SigLIP"
+            )
         return hidden[:, -side * side :].unflatten(1, (side, side))
 
     def forward(
@@ -273,8 +290,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             if input_ids is None or camera_ids is None:
                 raise ValueError("pixel_values need input_ids (to find the <image> tokens) and camera_ids")
             placeholders = input_ids == self.config.image_token_id
-            real = camera_ids >= 0
-            views = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)  # (frame, view) -> feature
+            views = features_of_views(camera_ids)
             if frame_index is not None:
                 views = views[frame_index]
             visual_tokens = self._tokens_per_view(placeholders, views)
@@ -286,16 +302,9 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             if placeholders:
                 raise ValueError(f"the prompt holds {placeholders} <image> tokens, but there are no pixel_values")
 
-        if (
-            isinstance(attention_mask, torch.Tensor)
-            and attention_mask.ndim == 4
-            and attention_mask.dtype == torch.bool
-        ):
-            if self.text_model.config._attn_implementation == "eager":  # eager attention adds its mask
-                blocked = torch.finfo(inputs_embeds.dtype).min
-                attention_mask = torch.zeros_like(attention_mask, dtype=inputs_embeds.dtype).masked_fill(
-                    ~attention_mask, blocked
-                )
+        packed = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4
+        if packed and attention_mask.dtype == torch.bool and self.text_model.config._attn_implementation == "eager":
+            attention_mask = added_mask(attention_mask, inputs_embeds.dtype)
         outputs = self.text_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -247,8 +247,8 @@ class SmolDriverProcessor(ProcessorMixin):
         """Inputs of `model.encode_scene`: the shared prefix of one scene, or of a list of scenes.
 
         Args:
-            images: one scene as in `__call__`, or a list of scenes, each a dict or a list; None (also in a list) is a
-                scene without pictures, for text-only controls.
+            images: one scene as in `__call__`, or a list of scenes, each a dict, a list or None. None is a scene
+                without pictures, for text-only controls; a list of nothing but None is a list of such scenes.
             scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
             visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
 
@@ -256,7 +256,10 @@ class SmolDriverProcessor(ProcessorMixin):
             `input_ids`, `attention_mask` `(scenes, length)`, padded on the right, and with pictures `pixel_values`
             `(scenes, views, 3, S, S)` and `camera_ids` `(scenes, views)`.
         """
-        batched = isinstance(images, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in images)
+        listed = isinstance(images, (list, tuple)) and len(images) > 0
+        batched = listed and (
+            any(isinstance(item, (dict, list, tuple)) for item in images) or all(item is None for item in images)
+        )
         scenes = list(images) if batched else [images]
         descriptions = scene_description if isinstance(scene_description, list) else [scene_description] * len(scenes)
         if len(descriptions) != len(scenes) or (batched and isinstance(scene_description, str)):

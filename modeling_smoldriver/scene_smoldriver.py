@@ -177,17 +177,21 @@ class SceneAnswerMixin:
         Args:
             scene: a [`SceneCache`], or the list of them that `encode_scene` returns.
             processor: the model's processor.
-            questions (`list[str]`): for a list of several scenes, a list of lists.
+            questions (`list[str]`): for a list of scenes a list of lists; of one scene, one list will do.
             batch_size (`int`): questions decoded at a time; similar lengths go together.
-            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`,
-                `repetition_penalty`, which counts the scene's tokens too, ...).
+            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`, default False,
+                `repetition_penalty`, which counts the scene's tokens too, ...); with a `generation_config` its
+                values take the defaults' place.
+
+        Returns:
+            A list of str; a list of them where `questions` is a list of lists.
 
         Raises:
             ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
                 `generate` that would need the scene's tokens (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
-            if len(scene) > 1:
+            if len(scene) > 1 or (questions and not isinstance(questions[0], str)):
                 if len(questions) != len(scene):
                     raise ValueError(
                         f"{len(questions)} lists of questions for {len(scene)} scenes; give one list a scene"
@@ -241,7 +245,8 @@ class SceneAnswerMixin:
             value = given.get(name, getattr(settings, name, None))
             if value is not None and value != nothing:
                 raise ValueError(f"{name}={value!r} is not offered by answer; use generate on each question alone")
-        arguments = {"max_new_tokens": 32, "do_sample": False, **given}
+        defaults = {} if given.get("generation_config") else {"max_new_tokens": 32, "do_sample": False}
+        arguments = {**defaults, **given}
         penalty = given.get("repetition_penalty", settings.repetition_penalty)
         if penalty is not None and penalty != 1:
             own = ScenePenalty(penalty, scene.token_ids.to(self.device), pad_token_id)
@@ -253,14 +258,15 @@ class SceneAnswerMixin:
 def weights_fingerprint(weights: Iterable[torch.Tensor]) -> int:
     """Changes when a weight is moved, replaced or written to.
 
-    Fused optimizers write without counting a new version, so about eight values of each tensor are looked at too.
+    Fused optimizers write without counting a new version, and a tensor made under `torch.inference_mode` counts none,
+    so about eight values of each tensor are looked at too.
     """
     weights = [weight.detach() for weight in weights if not weight.is_meta]  # meta: offloaded
     sums = [weight.flatten()[:: max(1, weight.numel() // 8)].float().sum() for weight in weights]
     values = torch.stack([value.to(sums[0].device) for value in sums]).tolist()  # one wait for the device, not many
     return hash(
         tuple(
-            (weight.data_ptr(), weight._version, weight.dtype, value)
+            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
             for weight, value in zip(weights, values, strict=True)
         )
     )

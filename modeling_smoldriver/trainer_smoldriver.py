@@ -65,7 +65,10 @@ class SmolDriverSFTConfig(SFTConfig):
     )
     max_pack_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens a sequence may have; longer packs are split, longer questions dropped."},
+        metadata={
+            "help": "Most tokens a sequence may have; longer packs are split, longer questions dropped. A batch that"
+            " loses all its questions, as one question a sequence easily does, ends the run."
+        },
     )
     train_visual_tokens: list[int] | None = field(
         default=None, metadata={"help": "Budgets of tokens a camera to draw from, one a batch; default: the full one."}
@@ -223,7 +226,8 @@ class SmolDriverSFTTrainer(SFTTrainer):
         teacher (`tuple`, *optional*): model and processor that `args.teacher_model` names; frozen here, never saved.
 
     Raises:
-        ValueError: a budget that the processor does not have, or a teacher with another tokenizer.
+        ValueError: a budget that the processor does not have, a teacher with another tokenizer, or `sample_steps` with
+            FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -286,17 +290,14 @@ class SmolDriverSFTTrainer(SFTTrainer):
             self.teacher_model.to(self.args.device)
         self._questions_seen = 0
         if args.sample_steps:
+            self._need_whole_weights("the tables of sample_steps")  # the main process alone generates
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
 
     def create_optimizer(self, *args):
         given = self.args
         if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
             return super().create_optimizer(*args)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "tower_learning_rate and muon_learning_rate need whole weights on each device: leave them out with"
-                " FSDP and DeepSpeed"
-            )
+        self._need_whole_weights("tower_learning_rate and muon_learning_rate")
         rates = {
             "tower": given.tower_learning_rate,
             "muon": given.muon_learning_rate,
@@ -328,6 +329,10 @@ class SmolDriverSFTTrainer(SFTTrainer):
             eps=given.adam_epsilon,
         )
         return self.optimizer
+
+    def _need_whole_weights(self, options: str) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(f"{options} need whole weights on each device: leave them out with FSDP and DeepSpeed")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         mode = "train" if self.model.training else "eval"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from PIL import Image
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -28,17 +28,27 @@ from transformers import (
 )
 
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import check_source, errors_in_one_line, peak_resident_bytes, write_training_manifest
-
-try:
-    from transformers import ViTImageProcessorPil as ViTImageProcessor
-except ImportError:  # its name in transformers 4.57
-    from transformers import ViTImageProcessor
-
+from recipes.checkpoints import (
+    check_output,
+    check_source,
+    errors_in_one_line,
+    peak_resident_bytes,
+    read_training_manifest,
+    write_training_manifest,
+)
 
 BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
+
+FRESH = {
+    "vision-width": (768, "width of visual tokens"),
+    "vision-heads": (4, "heads of the resamplers"),
+    "grid-size": (32, "side of the query grid"),
+    "scale-factor": (4, "pixel shuffle"),
+}
+"""Options that a base VLM answers by itself: default and meaning."""
 
 
 def load_whole(auto_class, base: str, **arguments) -> PreTrainedModel:
@@ -121,15 +131,6 @@ def language_parts(arguments, dtype: torch.dtype):
     return tokenizer, fields, grid, weights
 
 
-def tower_image_processor(tower: str):
-    """A square resize with the tower's own normalisation (0.5 where it does not say)."""
-    try:
-        own = AutoImageProcessor.from_pretrained(tower)
-    except OSError:
-        return ViTImageProcessor()
-    return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
-
-
 def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Weights for `tower` from the checkpoint at `path`, without what that has beside it: a pooler, a text model."""
     cls = type(tower)
@@ -140,9 +141,31 @@ def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict
     return loaded.state_dict()
 
 
+def options(arguments) -> dict:
+    """What was given, as the manifest keeps it."""
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    return given | {"output_dir": str(arguments.output_dir)}
+
+
+def check_free(arguments) -> None:
+    """Refuse a folder that holds another model, which would be lost; the same command may be given again.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    folder = arguments.output_dir
+    if (folder / "config.json").is_file():
+        built_by = (read_training_manifest(folder) or {}).get("arguments")
+        if built_by != options(arguments):
+            raise ValueError(f"{folder} holds another model already: remove it or give another --output-dir")
+
+
 def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProcessor]:
-    for source in (arguments.base or arguments.language_model, arguments.tower):
+    sources = (arguments.base or arguments.language_model, arguments.tower)
+    for source in sources:
         check_source(source)
+    check_output(arguments.output_dir, *sources)
+    check_free(arguments)
     dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(arguments.seed)
     parts = base_parts(arguments.base, dtype) if arguments.base else language_parts(arguments, dtype)
@@ -160,6 +183,9 @@ def graft(arguments) -> tuple[SmolDriverForConditionalGeneration, SmolDriverProc
         model = SmolDriverForConditionalGeneration(config)
     vision = SmolDriverVisionModel(config.vision_config).to(dtype)
     vision.tower.load_state_dict(tower_weights(arguments.tower, vision.tower, dtype))
+    size = config.vision_config.tower_image_size
+    with torch.no_grad():
+        vision.tower_features(torch.zeros(1, 3, size, size))  # refuses a tower that gives no grid of patches
     model.model.vision_model = vision
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     missing = [name for name in missing if not name.startswith("model.vision_model.")]
@@ -208,15 +234,19 @@ def main():
     parser.add_argument("--tower-image-size", type=int, help="pixels; default 16 a grid cell")
     parser.add_argument("--resampler-keys", default="content", choices=("content", "position"))
     parser.add_argument("--resampler-residual", default=True, action=argparse.BooleanOptionalAction)
-    parser.add_argument("--vision-width", type=int, default=768, help="with --language-model: width of visual tokens")
-    parser.add_argument("--vision-heads", type=int, default=4, help="with --language-model: heads of the resamplers")
-    parser.add_argument("--grid-size", type=int, default=32, help="with --language-model: side of the query grid")
-    parser.add_argument("--scale-factor", type=int, default=4, help="with --language-model: pixel shuffle")
+    for name, (default, what) in FRESH.items():
+        parser.add_argument(f"--{name}", type=int, help=f"with --language-model: {what}; default {default}")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if bool(arguments.gguf_file) and not arguments.language_model:
         parser.error("--gguf-file goes with --language-model")
+    for name, (default, _) in FRESH.items():
+        field = name.replace("-", "_")
+        if arguments.base and getattr(arguments, field) is not None:
+            parser.error(f"--{name} goes with --language-model: a --base brings its own")
+        if arguments.language_model and getattr(arguments, field) is None:
+            setattr(arguments, field, default)
     started = time.perf_counter()
     logging.set_verbosity_error()  # what a checkpoint has beyond the tower is no news
     with errors_in_one_line(parser.prog):
@@ -233,10 +263,13 @@ def main():
         "scene_tokens": [],
         "steps": 0,
         "seconds": round(seconds),
-        "arguments": {name: value for name, value in vars(arguments).items() if value is not None},
+        "arguments": options(arguments),
     }
     write_training_manifest(arguments.output_dir, manifest)
     print(f"SmolDriver in {arguments.output_dir}, budgets {processor.visual_token_budgets} tokens a camera")
+    pictures = processor.image_processor
+    how = Image.Resampling(pictures.resample).name.lower()
+    print(f"pictures: {how} resize, mean {list(pictures.image_mean)}, deviation {list(pictures.image_std)}")
     print(parameter_table(model))
     print(f"built in {seconds:.0f} s, peak memory {peak_resident_bytes() / 1e9:.1f} GB")
 

@@ -28,6 +28,7 @@ from data_scripts.schema import read_manifest
 from data_scripts.whole_files import sole_writer, write_json
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
+from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
 
 TRAINING_MANIFEST = "training_manifest.json"
 TRAINING_SECONDS = "training_seconds.json"
@@ -42,6 +43,13 @@ DEPENDS_ON = (
 """Arguments beside a model's and the trainer's own that the weights of a run depend on."""
 DEPENDS_NOT_ON = ("attn_implementation", "packed_attention", "sample_steps", "sample_questions")
 """Those of a model's and the trainer's own arguments that a run may change when it goes on."""
+NOT_OFFERED = {
+    "load_in_8bit": "use load_in_4bit",
+    "model_revision": "download that revision and give its folder as model_name_or_path",
+    "lora_modules_to_save": "train_vision and train_connector say what trains in full beside the adapters",
+    "bnb_4bit_quant_storage": "leave it out",
+}
+"""Options of TRL's `ModelConfig` that the recipes would not honour, and what to do instead."""
 CLASSES = {
     "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
     "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
@@ -69,16 +77,38 @@ def check_source(name: str) -> None:
         raise FileNotFoundError(f"there is no model folder {name}")
 
 
-def check_run(training_args: TrainingArguments, source: str) -> None:
-    """Refuse, before anything is loaded, a run that would publish without an evaluation or that starts from nothing.
+def check_output(folder: str | os.PathLike, *sources: str) -> None:
+    """Refuse to write a model over one that it is made from: its manifest would name itself as what came before.
 
     Raises:
-        ValueError: `push_to_hub` is set.
+        ValueError: names the folder.
+    """
+    if Path(folder).resolve() in [Path(source).resolve() for source in sources]:
+        raise ValueError(f"the output folder {folder} is the model to start from: give another")
+
+
+def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None:
+    """Refuse, before anything is loaded, a run that would not be the one that was asked for.
+
+    Raises:
+        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; several
+            GPUs in one process; see [`check_output`].
         FileNotFoundError: see [`check_source`].
     """
+    for option in fields(model_args):
+        value = getattr(model_args, option.name)
+        if option.name in NOT_OFFERED and value != option.default:
+            raise ValueError(f"{option.name}={value} is not offered: {NOT_OFFERED[option.name]}")
     if training_args.push_to_hub:
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
-    check_source(source)
+    if training_args.n_gpu > 1:  # the Trainer would use DataParallel, which cannot split packed frames
+        raise ValueError(
+            f"one process would train on {training_args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES=0, or start a process a"
+            " GPU with accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes"
+            f" {training_args.n_gpu}"
+        )
+    check_source(model_args.model_name_or_path)
+    check_output(training_args.output_dir, model_args.model_name_or_path)
 
 
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
@@ -243,7 +273,8 @@ class StopWhereTrained(TrainerCallback):
 def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
     """Train to the end, from a checkpoint if there is one, and save the model in the run's folder.
 
-    A loss or a weight that is no number, or another process in that folder, ends the program with one line.
+    A loss or a weight that is no number, rows that do not fit into a sequence, or another process in that folder, ends
+    the program with one line.
 
     Returns:
         Seconds of training, those before an interruption among them.
@@ -261,10 +292,11 @@ def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
         train_what_remains(trainer, checkpoint)
         seconds = round(clock.seconds())
         trainer.save_model(trainer.args.output_dir)
-    except FloatingPointError as error:
+    except (FloatingPointError, RowsDoNotFit) as error:
+        told = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
         last = last_whole_checkpoint(trainer.args.output_dir)
         kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
-        sys.exit(f"{program}: {error}; {kept}")
+        sys.exit(f"{program}: {told}; {kept}")
     finally:
         held.close()
     return seconds

@@ -56,7 +56,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     """-> trainer, training rows, checkpoint to go on from or None"""
     if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
         raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
-    check_run(training_args, model_args.model_name_or_path)
+    check_run(training_args, model_args)
     # Models
     settings = run_settings(data_args, training_args, model_args)
     checkpoint = checkpoint_to_go_on_from(training_args, settings)

@@ -15,6 +15,7 @@ import torch
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
+from modeling_smoldriver.collator_smoldriver import check_directions
 from modeling_smoldriver.trainer_smoldriver import (
     SmolDriverSFTConfig,
     SmolDriverSFTTrainer,
@@ -54,7 +55,7 @@ LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate
 
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows, quantization of the base or None, checkpoint to go on from or None"""
-    check_run(training_args, model_args.model_name_or_path)
+    check_run(training_args, model_args)
     # Model
     settings = run_settings(data_args, training_args, model_args)
     checkpoint = checkpoint_to_go_on_from(training_args, settings)
@@ -80,6 +81,8 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     evaluation = load_scenes(data_args.scenes, data_args.eval_split) if data_args.eval_split else None
     shuffled = train
     if data_args.streaming:
+        if training_args.most_views:
+            check_directions(train, training_args.most_views)
         # without an end: processes whose shards are of unequal length need not agree on where an epoch stops
         shuffled = train.repeat(None).shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
         training_args.accelerator_config.dispatch_batches = False  # frame tokens are no tensors to send around

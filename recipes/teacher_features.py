@@ -23,8 +23,8 @@ from transformers import logging
 
 from data_scripts.schema import CAMERAS, load_scenes
 from data_scripts.whole_files import write_json, written_whole
+from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
-from recipes.build_checkpoint import tower_image_processor
 from recipes.checkpoints import check_source, errors_in_one_line, scenes_identity
 
 SHARD_FRAMES = 64  # up to 384 views

@@ -23,7 +23,7 @@ from transformers import (
 
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import write_training_manifest
+from recipes.checkpoints import errors_in_one_line, write_training_manifest
 
 VISION_WIDTH = 128
 TEXT_WIDTH = 192
@@ -156,9 +156,9 @@ def main():
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    tokenizer = train_tokenizer(
-        scene_texts(load_scenes(arguments.scenes, "train").select_columns(["scene_description", "qa"])), whole=CAMERAS
-    )
+    with errors_in_one_line("tiny_base"):
+        scenes = load_scenes(arguments.scenes, "train").select_columns(["scene_description", "qa"])
+    tokenizer = train_tokenizer(scene_texts(scenes), whole=CAMERAS)
     vlm = tiny_vlm(tokenizer, arguments.seed)
     tower = tiny_tower(arguments.seed)
     save_with_record(vlm, arguments.output_dir / "vlm", arguments, [], steps=0, seconds=0)

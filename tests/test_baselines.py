@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, SmolVLMConfig
 from modeling_smoldriver import CAMERAS
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.checkpoints import load_model
+from recipes.checkpoints import load_model, load_processor
 
 PREPROCESSING = {"image_processor_type": "SmolVLMImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.6] * 3}
 
@@ -105,6 +105,16 @@ def test_prompt_is_smoldrivers_and_pictures_are_the_bases(baseline, processor, i
     assert own.visual_token_budgets == [9]
     with pytest.raises(ValueError, match="visual_tokens=4 is not a budget; choose one of \\[9\\]"):
         own.encode_scene(images, visual_tokens=4)
+
+
+@pytest.mark.contract
+def test_preprocessing_that_transformers_5_saved_is_read_too(base, images, tmp_path):
+    """It is nested in the processor's own file, in place of one of its own."""
+    folder = shutil.copytree(base, tmp_path / "nested")
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": PREPROCESSING}))
+    nested, plain = (load_processor(one).encode_scene(images)["pixel_values"] for one in (folder, base))
+    assert torch.equal(nested, plain)
 
 
 def test_other_input_sizes_give_their_own_number_of_tokens(tokenizer, tmp_path, images):

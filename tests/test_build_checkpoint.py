@@ -23,11 +23,14 @@ from transformers import (
     SiglipConfig,
     SiglipModel,
     SmolVLMForConditionalGeneration,
+    ViTMAEConfig,
+    ViTMAEModel,
 )
 
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
-from recipes import build_checkpoint, model_report
+from modeling_smoldriver.baseline_smoldriver import tower_image_processor
+from recipes import build_checkpoint, model_report, tiny_base
 from recipes.checkpoints import load_model, write_training_manifest
 from recipes.provenance import check_leakage, training_stages
 from recipes.tiny_base import tiny_tower, tiny_vlm
@@ -119,6 +122,60 @@ def test_towers_of_other_kinds_arrive_whole(kind, base, monkeypatch, tmp_path):
         assert_same(model.model.vision_model.tower_features(pixels).flatten(1, 2), expected)
 
 
+OWN = {"image_processor_type": "BitImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "resample": 3}
+
+
+def normalisation(image_processor) -> list:
+    return [list(image_processor.image_mean), list(image_processor.image_std), image_processor.resample]
+
+
+@pytest.mark.parametrize(
+    "name, saved",
+    [
+        ("preprocessor_config.json", OWN),
+        ("processor_config.json", {"image_processor": OWN}),  # as transformers 5 saves it
+        ("processor_config.json", {"processor_class": "SmolVLMProcessor"}),
+        ("config.json", {}),
+    ],
+)
+def test_normalisation_is_the_towers_own_wherever_it_was_saved(name, saved, base, monkeypatch, tmp_path, capsys):
+    shutil.copytree(base / "tower", tmp_path / "tower")
+    settings = json.loads((tmp_path / "tower" / "config.json").read_text()) if name == "config.json" else saved
+    (tmp_path / "tower" / name).write_text(json.dumps(settings))
+    arguments = ("--base", base / "vlm", "--tower", tmp_path / "tower")
+    _, processor = build(monkeypatch, tmp_path / "out", *arguments)
+    own = OWN in (saved, saved.get("image_processor"))
+    expected = [[0.4] * 3, [0.2] * 3, 3] if own else [[0.5] * 3, [0.5] * 3, 2]
+    assert normalisation(processor.image_processor) == expected
+    how = "bicubic" if own else "bilinear"
+    assert f"pictures: {how} resize, mean {expected[0]}, deviation {expected[1]}\n" in capsys.readouterr().out
+
+
+def test_normalisation_that_offline_cannot_be_told_is_not_guessed(monkeypatch, tmp_path):
+    """Of a repository in the cache; the Hub's word that it has no file is kept there too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, commit = tmp_path / "models--some--tower", "0" * 40
+    for folder in (repository / "refs", repository / "snapshots" / commit, repository / ".no_exist" / commit):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    with pytest.raises(OSError, match="whether some/tower has a preprocessor_config.json cannot be told: it is not"):
+        tower_image_processor("some/tower")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (repository / ".no_exist" / commit / name).touch()
+    assert normalisation(tower_image_processor("some/tower")) == [[0.5] * 3, [0.5] * 3, 2]
+
+
+def test_tower_without_a_token_a_patch_is_refused_by_its_name(base, monkeypatch, tmp_path):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = ViTMAEModel(ViTMAEConfig(image_size=32, patch_size=8, **shape))  # which hides three quarters of them
+    tower.save_pretrained(tmp_path / "tower")
+    arguments = ("--base", base / "vlm", "--tower", tmp_path / "tower", "--tower-image-size", 32)
+    with pytest.raises(SystemExit, match="the tower, a 'vit_mae', gives .* not a token a patch: choose a ViT, DINOv2"):
+        build(monkeypatch, tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def language_model(folder: Path, tokenizer, tied: bool):
     """A plain Llama whose tokenizer knows none of SmolVLM's tokens beyond its own."""
     torch.manual_seed(2)
@@ -140,7 +197,7 @@ def language_model(folder: Path, tokenizer, tied: bool):
     plain.save_pretrained(folder)
 
 
-FRESH = ("--vision-width", 128, "--grid-size", 6, "--scale-factor", 2)
+FRESH = ("--vision-width", 128, "--grid-size", 6, "--scale-factor", 2, "--vision-heads", 4)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -223,6 +280,34 @@ def test_bad_input_is_one_line(arguments, message, base, monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=message) as stopped:
         build(monkeypatch, tmp_path / "out", *(folders.get(word, word) for word in arguments))
     assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("option", FRESH[::2])
+def test_options_that_a_base_answers_are_refused_with_one(option, base, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower", option, 4)
+    assert f"error: {option} goes with --language-model: a --base brings its own" in capsys.readouterr().err
+
+
+def test_no_model_is_built_over_another(base, monkeypatch, tmp_path):
+    sources = ("--base", base / "vlm", "--tower", base / "tower")
+    for name in ("vlm", "tower"):
+        with pytest.raises(SystemExit, match=f"the output folder .*{name} is the model to start from: give another"):
+            build(monkeypatch, base / "tower" / ".." / name, *sources)
+    build(monkeypatch, tmp_path / "out", *sources)
+    build(monkeypatch, tmp_path / "out", *sources)
+    with pytest.raises(SystemExit, match="build_checkpoint.py: .*out holds another model already: remove it or give"):
+        build(monkeypatch, tmp_path / "out", *sources, "--seed", 1)
+    (tmp_path / "out" / "training_manifest.json").unlink()
+    with pytest.raises(SystemExit, match="out holds another model already"):
+        build(monkeypatch, tmp_path / "out", *sources)
+
+
+def test_tiny_base_without_scenes_is_one_line(monkeypatch, tmp_path):
+    words = ["--scenes", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "base")]
+    monkeypatch.setattr(sys, "argv", ["tiny_base.py", *words])
+    with pytest.raises(SystemExit, match="tiny_base: there is no folder .*nowhere: prepare the scenes first"):
+        tiny_base.main()
 
 
 def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_path, capsys):

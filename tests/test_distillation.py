@@ -371,7 +371,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told,
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"train_visual_tokens": [9, 5]}, r"names \[5\]; the budgets are \[9, 4, 1\]"),
+        ({"train_visual_tokens": [9, 5]}, r"visual_tokens=5 is not a budget; choose one of \[9, 4, 1\]"),
         ({"use_peft": True}, "leave use_peft"),
         ({"push_to_hub": True}, "push_to_hub would publish weights without an evaluation"),
         ({"teacher": "nowhere/at/all"}, "there is no model folder nowhere/at/all"),
@@ -393,9 +393,24 @@ def test_an_unknown_dtype_in_a_yaml_is_refused(options, monkeypatch, tmp_path):
         distil(monkeypatch, {"config": tmp_path / "run.yaml", **options})
 
 
-def test_training_the_language_side_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train_connector=True: knowledge transfer trains the vision model only"):
-        VisionDistillationConfig(output_dir=str(tmp_path), train_connector=True, bf16=False)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_connector": True},
+        {"sample_steps": 5},
+        {"most_views": 3},
+        {"loss_mode": "token"},
+        {"max_pack_length": 512},
+        {"teacher_model": "vlm", "distillation_weight": 0.5},
+    ],
+)
+def test_options_for_the_language_side_are_refused(given, tmp_path):
+    name, value = next(iter(given.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}: knowledge transfer trains the vision model only; leave"):
+        VisionDistillationConfig(output_dir=str(tmp_path), bf16=False, **given)
+
+
+def test_weights_of_the_loss_below_zero_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cosine_weight=-1"):
         VisionDistillationConfig(output_dir=str(tmp_path), cosine_weight=-1, bf16=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from conftest import assert_same, tiny_model
+from conftest import assert_same, tiny_config, tiny_model
 from safetensors.torch import load_file
 from test_baselines import save_smolvlm
 from test_evaluate import write_scenes
@@ -30,14 +30,16 @@ FORMS = {  # of adapters: the base, how they train, the dtype that they train be
     "LoRA": ("smoldriver", LORA, torch.float32),
     "QLoRA": ("smoldriver", MODES["QLoRA, vision and connector"][0], torch.bfloat16),
     "LoRA of SmolVLM": ("smolvlm", LORA, torch.float32),
+    "LoRA of position keys": ("position", LORA, torch.float32),
 }
 
 
 @pytest.fixture(scope="module")
 def bases(config, processor, tokenizer, tmp_path_factory):
     root = tmp_path_factory.mktemp("bases")
-    tiny_model(config).save_pretrained(root / "smoldriver")
-    processor.save_pretrained(root / "smoldriver")
+    for name, one in ("smoldriver", config), ("position", tiny_config(tokenizer, resampler_keys="position")):
+        tiny_model(one).save_pretrained(root / name)
+        processor.save_pretrained(root / name)
     (root / "smolvlm").mkdir()
     save_smolvlm(root / "smolvlm", tokenizer)
     write_scenes(root / "scenes", [scene_row(number, 4) for number in range(4)])
@@ -89,6 +91,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
         ("QLoRA", "float32"),
         ("QLoRA", "bfloat16"),
         ("LoRA of SmolVLM", "float32"),
+        ("LoRA of position keys", "float32"),
     ],
 )
 def test_merged_model_is_the_adapters_within_the_stated_tolerance(

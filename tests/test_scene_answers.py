@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import QUESTIONS, picture, tiny_config, tiny_model
+from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 
@@ -182,6 +183,32 @@ def test_scene_without_pictures_can_be_asked(model, processor):
     assert answered(model, scene, processor, MANY[:1], min_new_tokens=LENGTH) == [
         ids[0, inputs["input_ids"].shape[1] :].tolist()
     ]
+
+
+def test_list_of_scenes_without_pictures_is_a_batch(model, processor):
+    batch = processor.encode_scene([None, None], [DESCRIPTION, None])
+    assert len(batch["input_ids"]) == 2 and "pixel_values" not in batch
+    alone = answered(model, encode(model, processor, None, DESCRIPTION), processor, MANY[:2])
+    texts = model.answer(model.encode_scene(**batch), token_texts(processor), [MANY[:2], MANY[:1]], max_new_tokens=10)
+    assert [up_to_end([int(token) for token in text.split()], model) for text in texts[0]] == alone
+    with pytest.raises(ValueError, match="0 pictures without camera names"):
+        processor.encode_scene([])
+
+
+def test_list_of_one_scene_takes_a_list_of_lists_too(model, processor, scene):
+    plain = model.answer(scene, processor, MANY[:2], max_new_tokens=4)
+    assert model.answer(scene, processor, [MANY[:2]], max_new_tokens=4) == [plain]
+    with pytest.raises(ValueError, match="2 lists of questions for 1 scenes"):
+        model.answer(scene, processor, [MANY[:2], MANY[2:]])
+
+
+def test_generation_config_is_not_overridden_by_the_defaults(model, processor, scene):
+    settings = GenerationConfig(max_new_tokens=40, min_new_tokens=40, do_sample=True, temperature=2.0)
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        drawn.append(model.answer(scene, token_texts(processor), MANY[:1], generation_config=settings)[0].split())
+    assert [len(tokens) for tokens in drawn] == [40, 40] and drawn[0] != drawn[1]
 
 
 def test_sampling_repeats_with_a_seed_and_differs_without(model, processor, scene):

@@ -25,7 +25,7 @@ from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path
 from data_scripts.whole_files import sole_writer
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
-from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes import model_report, sft_qlora
 from recipes.checkpoints import CLASSES, last_whole_checkpoint, load_model, read_training_manifest
 
@@ -46,16 +46,23 @@ def scene_row(number: int, questions: int) -> dict:
     return row
 
 
+def write_shards(folder: Path, *shards: list[dict]) -> None:
+    for number, rows in enumerate(shards):
+        with open_shard(shard_path(folder, "train", number)) as writer:
+            writer.write_table(scene_table(rows))
+    rows = [row for shard in shards for row in shard]
+    counts = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": len(shards)}
+    counts["questions"] = sum(len(row["qa"]) for row in rows)
+    splits = {"train": counts}
+    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": splits, "report": {}})
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """Four frames of two scenes with 3, 5, 1 and 2 questions, in two shards."""
     folder = tmp_path_factory.mktemp("scenes")
     rows = [scene_row(number, questions) for number, questions in enumerate((3, 5, 1, 2))]
-    for shard in (0, 1):
-        with open_shard(shard_path(folder, "train", shard)) as writer:
-            writer.write_table(scene_table(rows[2 * shard : 2 * shard + 2]))
-    counts = {"train": {"scenes": 2, "frames": 4, "questions": 11, "shards": 2}}
-    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": counts, "report": {}})
+    write_shards(folder, rows[:2], rows[2:])
     return folder
 
 
@@ -239,6 +246,20 @@ def test_rates_by_kind_are_refused_where_weights_are_sharded(sharded, options, m
     setattr(trainer, sharded, True)
     with pytest.raises(ValueError, match="need whole weights on each device: leave them out with FSDP and DeepSpeed"):
         trainer.create_optimizer()
+
+
+@pytest.mark.parametrize("sharded", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sample_tables_are_refused_where_weights_are_sharded(sharded, options, monkeypatch):
+    """The main process alone would wait for the others' shards."""
+    create = SmolDriverSFTTrainer.create_accelerator_and_postprocess
+
+    def shard(trainer):
+        create(trainer)
+        setattr(trainer, sharded, True)
+
+    monkeypatch.setattr(SmolDriverSFTTrainer, "create_accelerator_and_postprocess", shard)
+    with pytest.raises(SystemExit, match="sft_qlora: the tables of sample_steps need whole weights on each device"):
+        train(monkeypatch, {**options, "sample_steps": 1})
 
 
 def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, options, tmp_path, monkeypatch):
@@ -555,6 +576,17 @@ def test_loss_that_is_not_a_number_stops_with_the_frames_and_keeps_the_checkpoin
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("workers", [0, 1])
+def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, monkeypatch):
+    """One a batch, the frame's pictures before it: nothing of the batch is left."""
+    options |= {"scene_packing": False, "per_device_train_batch_size": 1, "max_pack_length": 170, "max_steps": 11}
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, {**options, "dataloader_num_workers": workers})
+    told = str(stopped.value)
+    assert "no question of the frames ['frame" in told and "fits into max_pack_length=170" in told
+    assert told.startswith("sft_qlora: ") and told.endswith("; no checkpoint was saved") and "\n" not in told
+
+
 @pytest.mark.parametrize(
     "broken_at, options_of_saving, kept",
     [
@@ -603,12 +635,45 @@ def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path
         ({"scenes": "nowhere"}, "sft_qlora: there is no folder nowhere: prepare the scenes first"),
         ({"eval_split": "test"}, "sft_qlora: split 'test' of"),
         ({"push_to_hub": True}, "sft_qlora: push_to_hub would publish weights without an evaluation"),
+        ({"load_in_8bit": True}, "sft_qlora: load_in_8bit=True is not offered: use load_in_4bit"),
+        ({"model_revision": "v2"}, "sft_qlora: model_revision=v2 is not offered: download that revision and give"),
+        (
+            {"lora_modules_to_save": ["lm_head"]},
+            r"sft_qlora: lora_modules_to_save=\['lm_head'\] is not offered: train_v",
+        ),
+        ({"bnb_4bit_quant_storage": "uint8"}, "sft_qlora: bnb_4bit_quant_storage=uint8 is not offered: leave it out"),
     ],
 )
 def test_bad_input_is_one_line(changed, message, options, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train(monkeypatch, {**options, **changed})
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+def test_several_gpus_in_one_process_are_refused(options, monkeypatch):
+    monkeypatch.setattr(SmolDriverSFTConfig, "n_gpu", 4)
+    with pytest.raises(SystemExit, match="sft_qlora: one process would train on 4 GPUs: set CUDA_VISIBLE_DEVICES=0"):
+        train(monkeypatch, options)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_most_views_without_a_question_about_one_direction_is_refused(streaming, options, monkeypatch, tmp_path):
+    row = scene_row(0, 4)
+    write_shards(tmp_path / "scenes", [row | {"qa": row["qa"][3:]}])  # "Predict the behavior of the ego vehicle."
+    options |= {"scenes": tmp_path / "scenes", "streaming": streaming}
+    with pytest.raises(SystemExit, match="sft_qlora: most_views=2 asks only questions about one direction .*none"):
+        train(monkeypatch, {**options, "most_views": 2})
+
+
+def test_run_that_would_write_over_its_base_is_refused(options, base, monkeypatch, tmp_path):
+    (tmp_path / "same").symlink_to(base)
+    with pytest.raises(SystemExit, match="sft_qlora: the output folder .*same is the model to start from: give anoth"):
+        train(monkeypatch, {**options, "output_dir": tmp_path / "same"})
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    train(monkeypatch, options)
+    checkpoint = options["output_dir"] / "checkpoint-1"
+    trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": checkpoint})
+    assert trainer.state.global_step == 1
 
 
 def test_every_config_is_read_by_the_recipe():
