@@ -24,6 +24,7 @@ from recipes.checkpoints import errors_in_one_line
 
 SETTINGS = "settings.json"
 LOGS = "logs"
+LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may find no end
 TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # stay with the training
 
 
@@ -178,5 +179,6 @@ def training_step(name: str, script: str, config: str, model: Path, output: Path
 
 def evaluation_step(name: str, model: Path, scenes: Path, output: Path, frames: int, seconds: int, *options) -> Step:
     """Questions about so many frames, evenly spread, of the test scenes."""
-    command = ["recipes/evaluate_drivelm.py", "--model", model, "--scenes", scenes, "--max-frames", frames, *options]
-    return Step(name, [*command, "--output-dir", output], seconds, done=output / "metrics.json")
+    command = ["recipes/evaluate_drivelm.py", "--model", model, "--scenes", scenes, "--max-frames", frames]
+    command += ["--max-new-tokens", LONGEST_ANSWER, *options, "--output-dir", output]
+    return Step(name, command, seconds, done=output / "metrics.json")
