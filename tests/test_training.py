@@ -639,7 +639,7 @@ def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path
         ({"model_revision": "v2"}, "sft_qlora: model_revision=v2 is not offered: download that revision and give"),
         (
             {"lora_modules_to_save": ["lm_head"]},
-            r"sft_qlora: lora_modules_to_save=\['lm_head'\] is not offered: train_v",
+            "sft_qlora: lora_modules_to_save=['lm_head'] is not offered: train_v",
         ),
         ({"bnb_4bit_quant_storage": "uint8"}, "sft_qlora: bnb_4bit_quant_storage=uint8 is not offered: leave it out"),
     ],
