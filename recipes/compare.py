@@ -2,7 +2,7 @@
 
 python recipes/compare.py --output-dir outputs/compare
 
-1. A tiny SmolVLM is pretrained on general questions about one to three pictures: it plays the part of SmolVLM2.
+1. A tiny SmolVLM is pretrained on general questions about one to six pictures: it plays the part of SmolVLM2.
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
 3. Vision stage (language model frozen), then QLoRA, first behind few views, then behind all six, merged: SmolDriver.
@@ -34,7 +34,7 @@ FULL = {
     "every": 4,
     "tower_frames": 3000,
     "tower_steps": 600,
-    "pretraining_steps": 1400,
+    "pretraining_steps": 1000,
     "distillation_steps": 400,
     "vision_steps": 100,
     "few_views_steps": 500,
@@ -54,7 +54,6 @@ SHORT = {
     "test_frames": 4,
 }
 CONFIGS = "recipes/configs"
-MOST_PICTURES = 3  # in a row to pretrain on: among few a tiny model learns to see many times sooner than among six
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 
 
@@ -64,8 +63,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
     return [
         Step(
             "captions",
-            ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions]
-            + ["--most-views", MOST_PICTURES, "--seed", seed],
+            ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions, "--seed", seed],
             seconds=20,
         ),
         Step(
@@ -82,7 +80,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_pretrain.yaml",
             base / "vlm",
             out / "smolvlm",
-            450,
+            390,
             *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
         ),
     ]
