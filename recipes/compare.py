@@ -80,7 +80,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_pretrain.yaml",
             base / "vlm",
             out / "smolvlm",
-            390,
+            450,
             *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
         ),
     ]
@@ -97,7 +97,7 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
             f"{CONFIGS}/compare_distill.yaml",
             out / built,
             out / distilled,
-            95,
+            110,
             *("--teacher", smolvlm, "--scenes", out / "scenes", "--max_steps", size["distillation_steps"]),
             *("--seed", seed, *options),
         )
@@ -138,9 +138,9 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
 
     return [
         tune("vision", start, 30),
-        tune("few_views", folder("vision"), 260),
+        tune("few_views", folder("vision"), 320),
         merge("few_views", folder("few_views-merged")),
-        tune("six_views", folder("few_views-merged"), 280),
+        tune("six_views", folder("few_views-merged"), 350),
         merge("six_views", out / name),
     ]
 
