@@ -248,7 +248,8 @@ class SmolDriverProcessor(ProcessorMixin):
 
         Args:
             images: one scene as in `__call__`, or a list of scenes, each a dict, a list or None. None is a scene
-                without pictures, for text-only controls; a list of nothing but None is a list of such scenes.
+                without pictures, for text-only controls; a list of nothing but None is a list of such scenes, unless it
+                is as long as one scene has cameras, of which then all are missing.
             scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
             visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
 
@@ -257,9 +258,8 @@ class SmolDriverProcessor(ProcessorMixin):
             `(scenes, views, 3, S, S)` and `camera_ids` `(scenes, views)`.
         """
         listed = isinstance(images, (list, tuple)) and len(images) > 0
-        batched = listed and (
-            any(isinstance(item, (dict, list, tuple)) for item in images) or all(item is None for item in images)
-        )
+        without = listed and all(item is None for item in images) and len(images) != len(self.cameras)
+        batched = without or (listed and any(isinstance(item, (dict, list, tuple)) for item in images))
         scenes = list(images) if batched else [images]
         descriptions = scene_description if isinstance(scene_description, list) else [scene_description] * len(scenes)
         if len(descriptions) != len(scenes) or (batched and isinstance(scene_description, str)):

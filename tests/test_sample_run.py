@@ -32,7 +32,7 @@ for row in pq.read_table(shard).to_pylist():
     images = {camera: Image.open(io.BytesIO(row[camera]["bytes"])) for camera in processor.cameras}
     scene = model.encode_scene(**processor.encode_scene(images))
     questions = [qa["question"] for qa in row["qa"]]
-    for number, answer in enumerate(model.answer(scene, processor, questions, max_new_tokens=64)):
+    for number, answer in enumerate(model.answer(scene, processor, questions, max_new_tokens=256)):
         answers[f"{row['frame_token']}_{number}"] = answer
 json.dump(answers, open(path, "w"))
 """
