@@ -248,8 +248,8 @@ class SmolDriverProcessor(ProcessorMixin):
 
         Args:
             images: one scene as in `__call__`, or a list of scenes, each a dict, a list or None. None is a scene
-                without pictures, for text-only controls; a list of nothing but None is a list of such scenes, unless it
-                is as long as one scene has cameras, of which then all are missing.
+                without pictures, for text-only controls; a list of nothing but None is a list of such scenes, unless
+                it is as long as one scene has cameras, of which then all are missing.
             scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
             visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
 
