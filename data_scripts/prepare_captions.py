@@ -83,7 +83,9 @@ def things_shown(seen: dict[str, dict[str, list[list[str]]]]) -> dict[str, Count
     return shown
 
 
-def general_questions(items: list[list[str]], rng: random.Random, usual: Counter, view: str = "the picture"):
+def general_questions(
+    items: list[list[str]], rng: random.Random, usual: Counter, view: str = "the picture"
+) -> list[dict]:
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
     As many questions are answered with yes as with no. What is not there is drawn as often as the camera usually shows

@@ -102,9 +102,10 @@ def view_of(scene: Scene, t: int, look: dict) -> View:
     seen, unclear, visibility, signals = [], set(), {}, set()
     of_lights = [what == "light" for what, _ in look["sources"]]
     # A signal counts in the front camera alone; where another shows one, its view is not captioned.
-    elsewhere = (look["pixels"] * (~FRONT_ONLY[:, None] & of_lights)).max(axis=1, initial=0) > MAX_UNSEEN_PIXELS
-    unclear |= {(name, "traffic light") for name, shows in zip(CAMERAS, elsewhere, strict=True) if shows}
-    pixels_of = np.where(~FRONT_ONLY[:, None] & of_lights, 0, look["pixels"])
+    beside_front = ~FRONT_ONLY[:, None] & of_lights
+    shows = np.where(beside_front, look["pixels"], 0).max(axis=1, initial=0) > MAX_UNSEEN_PIXELS
+    unclear |= {(CAMERAS[camera], "traffic light") for camera in np.flatnonzero(shows)}
+    pixels_of = np.where(beside_front, 0, look["pixels"])
     best_camera = pixels_of.argmax(axis=0)
     most_first = sorted(range(len(look["sources"])), key=lambda n: -pixels_of[best_camera[n], n])
     for n in most_first:
