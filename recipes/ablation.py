@@ -8,12 +8,13 @@ take longer gets fewer of them; the table tells the seconds of training that eac
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from recipes.checkpoints import read_training_manifest
 from recipes.demo import FULL, SHORT, base_steps, tuning_steps
 from recipes.eval_tables import aligned, columns
-from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps
+from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps, side_by_side
 
 SHOWN = ("yes_no", "status", "listing", "counting", "planning")
 
@@ -83,11 +84,9 @@ def ablation_table(out: Path) -> str:
 
 def main():
     out, size, seed, short = open_run("ablation", __doc__, FULL, SHORT)
-    steps = [
-        *base_steps(out, size, seed),
-        *(step for name in VARIANTS for step in variant_steps(out, name, size, seed)),
-    ]
-    run_steps(out, steps, estimate=not short)
+    variants = [variant_steps(out, name, size, seed) for name in VARIANTS]
+    lanes = (list(chain.from_iterable(variants[first::2])) for first in (0, 1))
+    run_steps(out, [*base_steps(out, size, seed), *side_by_side(*lanes)], estimate=not short)
     print(ablation_table(out))
 
 

@@ -2,7 +2,8 @@
 
 python recipes/compare.py --output-dir outputs/compare
 
-1. A tiny SmolVLM is pretrained on general questions about one to six pictures: it plays the part of SmolVLM2.
+1. A tiny SmolVLM is pretrained on general questions about one picture or two, then about up to six: it plays the part
+   of SmolVLM2.
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
 3. Vision stage (language model frozen), then QLoRA, first behind few views, then behind all six, merged: SmolDriver.
@@ -25,6 +26,7 @@ from recipes.pipeline import (
     open_run,
     read_log,
     run_steps,
+    side_by_side,
     training_step,
     world_steps,
 )
@@ -34,7 +36,8 @@ FULL = {
     "every": 4,
     "tower_frames": 3000,
     "tower_steps": 600,
-    "pretraining_steps": 1000,
+    "few_pictures_steps": 500,
+    "pretraining_steps": 900,
     "distillation_steps": 400,
     "vision_steps": 100,
     "few_views_steps": 500,
@@ -46,7 +49,8 @@ SHORT = {
     "every": 8,
     "tower_frames": 100,
     "tower_steps": 20,
-    "pretraining_steps": 10,
+    "few_pictures_steps": 5,
+    "pretraining_steps": 5,
     "distillation_steps": 10,
     "vision_steps": 4,
     "few_views_steps": 4,
@@ -54,18 +58,36 @@ SHORT = {
     "test_frames": 4,
 }
 CONFIGS = "recipes/configs"
+GENTLER = ("--learning_rate", 1.0e-3, "--muon_learning_rate", 2.0e-3)  # at the rates before, it forgot what it saw
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 
 
 def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
-    """The tiny SmolVLM and the tiny ViT."""
-    base, captions = out / "base", out / "captions"
+    """The tiny ViT, and the tiny SmolVLM: as in the demo's training, among few pictures it learns to see sooner."""
+    base, captions, few, few_captions = out / "base", out / "captions", out / "few_pictures", out / "few_captions"
+
+    def caption(folder: Path, most_views: int) -> Step:
+        return Step(
+            folder.name,
+            ["data_scripts/prepare_captions.py", "--world", out / "world", "--most-views", most_views]
+            + ["--output-dir", folder, "--seed", seed],
+            seconds=15,
+        )
+
+    def pretrain(model: Path, data: Path, steps: int, output: Path, *options) -> Step:
+        return training_step(
+            output.name,
+            "recipes/sft_qlora.py",
+            f"{CONFIGS}/compare_pretrain.yaml",
+            model,
+            output,
+            round(0.45 * steps),
+            *("--scenes", data, "--max_steps", steps, "--seed", seed, *options),
+        )
+
     return [
-        Step(
-            "captions",
-            ["data_scripts/prepare_captions.py", "--world", out / "world", "--output-dir", captions, "--seed", seed],
-            seconds=20,
-        ),
+        caption(few_captions, 2),
+        caption(captions, 6),
         Step(
             "towers",
             ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
@@ -74,15 +96,8 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             seconds=190,
             result=base,
         ),
-        training_step(
-            "smolvlm",
-            "recipes/sft_qlora.py",
-            f"{CONFIGS}/compare_pretrain.yaml",
-            base / "vlm",
-            out / "smolvlm",
-            450,
-            *("--scenes", captions, "--max_steps", size["pretraining_steps"], "--seed", seed),
-        ),
+        pretrain(base / "vlm", few_captions, size["few_pictures_steps"], few),
+        pretrain(few, captions, size["pretraining_steps"], out / "smolvlm", *GENTLER),
     ]
 
 
@@ -145,24 +160,23 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
     ]
 
 
-def evaluation_steps(out: Path, size: dict) -> list[Step]:
-    """Every contestant with every control, side by side, and SmolDriver's card."""
-    contestants = {"SmolDriver": "smoldriver", "SmolVLM-FT": "smolvlm-ft", "SmolVLM": "smolvlm"}
-    evaluations = [out / f"eval-{folder}" for folder in contestants.values()]
+def contestant_steps(out: Path, size: dict, seed: int, name: str, folder: str, start: Path) -> list[Step]:
+    """One contestant tuned, and evaluated with every control."""
+    evaluate = evaluate_step(out, size, name, folder, 70, *CONTROLS)
+    return [*tuning_steps(out, size, seed, folder, start), evaluate]
+
+
+def evaluate_step(out: Path, size: dict, name: str, folder: str, seconds: int, *controls: str) -> Step:
+    output = out / f"eval-{folder}"
+    options = ("--name", name, "--controls", *controls)
+    return evaluation_step(output.name, out / folder, out / "scenes", output, size["test_frames"], seconds, *options)
+
+
+def closing_steps(out: Path) -> list[Step]:
+    """The contestants side by side, and SmolDriver's card."""
+    evaluations = [out / f"eval-{folder}" for folder in ("smoldriver", "smolvlm-ft", "smolvlm")]
     report = out / "comparison"
     return [
-        *(
-            evaluation_step(
-                evaluation.name,
-                out / folder,
-                out / "scenes",
-                evaluation,
-                size["test_frames"],
-                60,
-                *("--name", name, "--controls", *CONTROLS),
-            )
-            for (name, folder), evaluation in zip(contestants.items(), evaluations, strict=True)
-        ),
         Step(
             "comparison",
             ["recipes/evaluate_drivelm.py", "--compare", *evaluations, "--output-dir", report],
@@ -184,9 +198,14 @@ def main():
         *world_steps(out, size["scenes"], size["every"], seed),
         *base_steps(out, size, seed),
         *transfer_steps(out, size, seed),
-        *tuning_steps(out, size, seed, "smoldriver", out / "distilled"),
-        *tuning_steps(out, size, seed, "smolvlm-ft", out / "smolvlm"),
-        *evaluation_steps(out, size),
+        *side_by_side(
+            contestant_steps(out, size, seed, "SmolDriver", "smoldriver", out / "distilled"),
+            [
+                *contestant_steps(out, size, seed, "SmolVLM-FT", "smolvlm-ft", out / "smolvlm"),
+                evaluate_step(out, size, "SmolVLM", "smolvlm", 15),  # knows none of the answers: no controls
+            ],
+        ),
+        *closing_steps(out),
     ]
     run_steps(out, steps, estimate=not short)
     for log in ("distilled", "comparison", "card"):

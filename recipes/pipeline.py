@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from data_scripts.command_line import whole_number
@@ -25,6 +27,7 @@ from recipes.checkpoints import errors_in_one_line
 SETTINGS = "settings.json"
 LOGS = "logs"
 LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may find no end
+TOGETHER = 0.8  # time of two steps at once, each on one core, over that of one after the other on both
 TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # stay with the training
 
 
@@ -40,6 +43,7 @@ class Step:
         result (`Path`, *optional*): a folder that the script writes as `<result>.tmp`, put in its place when it is
             whole; serves as `done`.
         before (`Callable`, *optional*): called before the script.
+        lane (`int`): 0, or see [`side_by_side`].
     """
 
     name: str
@@ -48,6 +52,15 @@ class Step:
     done: Path | None = None
     result: Path | None = None
     before: Callable[[], None] | None = None
+    lane: int = 0
+
+
+def side_by_side(*lanes: list[Step]) -> list[Step]:
+    """Lists of steps that go on at the same time, each in its order and on its share of the cores."""
+    for number, lane in enumerate(lanes, start=1):
+        for step in lane:
+            step.lane = number
+    return [step for lane in lanes for step in lane]
 
 
 def aside(folder: Path) -> Path:
@@ -96,37 +109,95 @@ def run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
 def _run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
     for step in steps:
         step.done = step.done or step.result or out / LOGS / f"{step.name}.done"
-    for number, step in enumerate(steps, start=1):
-        head = f"[{number:2d}/{len(steps)}] {step.name:18s}"
-        if step.done.exists():
-            print(f"{head} done already", flush=True)
-            continue
-        remains = sum(later.seconds for later in steps[number - 1 :] if not later.done.exists())
-        print(f"{head} ...{f' (about {remains / 60:.0f} min remain)' if estimate else ''}", end="", flush=True)
-        started = time.perf_counter()
-        _run(step, out / LOGS / f"{step.name}.log")
-        print(f"\r{head} {time.perf_counter() - started:6.0f} s" + " " * 30, flush=True)
+    progress = _Progress(steps, estimate)
+    for _, group in groupby(steps, key=lambda step: step.lane > 0):
+        lanes = defaultdict(list)
+        for step in group:
+            lanes[step.lane].append(step)
+        _run_lanes(list(lanes.values()), out / LOGS, progress)
 
 
-def _run(step: Step, log: Path) -> None:
+class _Progress:
+    """A line a step, and while any runs a last line that tells which, and how long the rest will take."""
+
+    def __init__(self, steps: list[Step], estimate: bool):
+        self.steps, self.estimate = steps, estimate
+
+    def running(self, steps: list[Step]) -> None:
+        remains = sum(step.seconds * (TOGETHER if step.lane else 1) for step in self.steps if not step.done.exists())
+        estimate = f" (about {remains / 60:.0f} min remain)" if self.estimate else ""
+        self._show(f"{', '.join(map(self._head, steps)):26s} ...{estimate}", end="")
+
+    def ended(self, step: Step, how: str) -> None:
+        self._show(f"{self._head(step):26s} {how}")
+
+    def _head(self, step: Step) -> str:
+        return f"[{self.steps.index(step) + 1:2d}/{len(self.steps)}] {step.name}"
+
+    def _show(self, line: str, end: str = "\n") -> None:
+        print(f"\r{line:<110s}", end=end, flush=True)
+
+
+def _run_lanes(lanes: list[list[Step]], logs: Path, progress: _Progress) -> None:
+    environment = dict(os.environ)
+    if len(lanes) > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(lanes)))
+    for step in (step for lane in lanes for step in lane if step.done.exists()):
+        progress.ended(step, "done already")
+    waiting = [[step for step in lane if not step.done.exists()] for lane in lanes]
+    running = {}
+    try:
+        while running or any(waiting):
+            for lane, steps in enumerate(waiting):
+                if steps and lane not in running:
+                    step = steps.pop(0)
+                    running[lane] = step, _start(step, logs, environment), time.perf_counter()
+            progress.running([step for step, *_ in running.values()])
+            step, process, started = running.pop(_first_to_end(running))
+            _end(step, process.returncode, logs)
+            progress.ended(step, f"{time.perf_counter() - started:6.0f} s")
+    finally:
+        for _, process, _ in running.values():
+            process.kill()
+            process.wait()
+
+
+def _first_to_end(running: dict) -> int:
+    """Waits; returns the lane whose process has ended."""
+    while True:
+        for lane, (_, process, _) in running.items():
+            if process.poll() is not None:
+                return lane
+        time.sleep(0.1)
+
+
+def _start(step: Step, logs: Path, environment: dict) -> subprocess.Popen:
     if step.before is not None:
         step.before()
     if step.result is not None:
         shutil.rmtree(aside(step.result), ignore_errors=True)
-    with log.open("w", encoding="utf-8") as output:
-        command = [sys.executable, *map(str, step.command)]
-        options = {
-            "stdout": output,
-            "stderr": subprocess.STDOUT,
-            "preexec_fn": killed_with_parent if os.name == "posix" else None,
-        }
-        code = subprocess.run(command, **options).returncode
+    with _log(step, logs).open("w", encoding="utf-8") as output:
+        return subprocess.Popen(
+            [sys.executable, *map(str, step.command)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=killed_with_parent if os.name == "posix" else None,
+        )
+
+
+def _end(step: Step, code: int, logs: Path) -> None:
+    log = _log(step, logs)
     if code:
         sys.exit(f"\nstep {step.name!r} failed (see {log}):\n" + "\n".join(read_log(log)[-8:]))
     if step.result is not None:
         aside(step.result).rename(step.result)
-    elif step.done.parent == log.parent:
+    elif step.done.parent == logs:
         step.done.touch()
+
+
+def _log(step: Step, logs: Path) -> Path:
+    return logs / f"{step.name}.log"
 
 
 def read_log(log: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs of several scripts: each step once, failures told, settings kept; and the captions for a base's pretraining."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -27,7 +28,7 @@ from data_scripts.synthesize_world import synthesize
 from data_scripts.whole_files import sole_writer
 from data_scripts.world_folder import WORLD_VERSION
 from recipes import ablation, compare, demo, pretrain_demo_base
-from recipes.pipeline import Step, aside, check_settings, read_log, run_steps
+from recipes.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
 
@@ -71,6 +72,43 @@ def test_a_failure_ends_with_the_last_lines_of_its_log(out):
     with pytest.raises(SystemExit, match=r"(?s)step 'broken' failed \(see .*broken.log\):.*no such scene"):
         run_steps(out, [step], estimate=False)
     assert not (out / "logs" / "broken.done").exists()
+
+
+MEET = """
+import os, pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+for _ in range(300):
+    if other.exists():
+        sys.exit(0)
+    time.sleep(0.1)
+sys.exit("alone")
+"""
+
+
+def test_lanes_go_on_at_the_same_time_each_in_its_order(out, capsys):
+    def meet(mine: str, other: str) -> Step:
+        return Step(f"{mine} meets {other}", ["-c", MEET, out / mine, out / other], 75)
+
+    lanes = [meet("a", "b"), meet("c", "b")], [meet("b", "c"), meet("d", "a")]
+    run_steps(out, [Step("alone", ["-c", "0"], 60), *side_by_side(*lanes), meet("e", "d")], estimate=True)
+    cores = os.cpu_count() or 1
+    assert {name: (out / name).read_text() for name in "abcd"} == dict.fromkeys("abcd", str(max(1, cores // 2)))
+    printed = capsys.readouterr().out
+    assert "[ 2/6] a meets b, [ 4/6] b meets c ... (about 5 min remain)" in printed  # of 4 * 75 * 0.8 + 75 s
+
+
+def test_a_failure_in_one_lane_ends_the_other(out):
+    log = out / "logs" / "long.log"
+    long = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    fail = f"import pathlib, time\nwhile not pathlib.Path({str(log)!r}).read_text(): time.sleep(0.1)\n1 / 0"
+    with pytest.raises(SystemExit, match="(?s)step 'broken' failed.*ZeroDivisionError"):
+        run_steps(
+            out, side_by_side([Step("long", ["-c", long], 1)], [Step("broken", ["-c", fail], 1)]), estimate=False
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
+    assert not list((out / "logs").glob("*.done"))
 
 
 def test_a_folder_of_other_settings_is_refused(out):
