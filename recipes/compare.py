@@ -58,7 +58,7 @@ SHORT = {
     "test_frames": 4,
 }
 CONFIGS = "recipes/configs"
-GENTLER = ("--learning_rate", 1.0e-3, "--muon_learning_rate", 2.0e-3)  # at the rates before, it forgot what it saw
+FROM_NOTHING = ("--learning_rate", 1.5e-3, "--muon_learning_rate", 5.0e-3)  # of random weights
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 
 
@@ -96,8 +96,8 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             seconds=190,
             result=base,
         ),
-        pretrain(base / "vlm", few_captions, size["few_pictures_steps"], few),
-        pretrain(few, captions, size["pretraining_steps"], out / "smolvlm", *GENTLER),
+        pretrain(base / "vlm", few_captions, size["few_pictures_steps"], few, *FROM_NOTHING),
+        pretrain(few, captions, size["pretraining_steps"], out / "smolvlm"),
     ]
 
 

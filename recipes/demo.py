@@ -33,8 +33,8 @@ FULL = {
     "every": 4,
     "frames": 3000,
     "tower_steps": 700,
-    "few_views_steps": 550,
-    "six_views_steps": 700,
+    "few_views_steps": 450,
+    "six_views_steps": 550,
     "test_frames": 96,
 }
 SHORT = {
@@ -78,8 +78,8 @@ def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefi
         )
 
     return [
-        train("few_views", out / "built", out / "views", 250),
-        train("six_views", out / "views", out / "training", 215),
+        train("few_views", out / "built", out / "views", 245),
+        train("six_views", out / "views", out / "training", 210),
     ]
 
 
