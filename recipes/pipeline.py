@@ -27,7 +27,7 @@ from recipes.checkpoints import errors_in_one_line
 SETTINGS = "settings.json"
 LOGS = "logs"
 LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may find no end
-TOGETHER = 0.8  # time of two steps at once, each on one core, over that of one after the other on both
+TOGETHER = 0.65  # time of two steps at once, each on one core, over that of one after the other on both
 TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # stay with the training
 
 

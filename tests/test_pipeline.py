@@ -88,14 +88,14 @@ sys.exit("alone")
 
 def test_lanes_go_on_at_the_same_time_each_in_its_order(out, capsys):
     def meet(mine: str, other: str) -> Step:
-        return Step(f"{mine} meets {other}", ["-c", MEET, out / mine, out / other], 75)
+        return Step(f"{mine} meets {other}", ["-c", MEET, out / mine, out / other], 80)
 
     lanes = [meet("a", "b"), meet("c", "b")], [meet("b", "c"), meet("d", "a")]
     run_steps(out, [Step("alone", ["-c", "0"], 60), *side_by_side(*lanes), meet("e", "d")], estimate=True)
     cores = os.cpu_count() or 1
     assert {name: (out / name).read_text() for name in "abcd"} == dict.fromkeys("abcd", str(max(1, cores // 2)))
     printed = capsys.readouterr().out
-    assert "[ 2/6] a meets b, [ 4/6] b meets c ... (about 5 min remain)" in printed  # of 4 * 75 * 0.8 + 75 s
+    assert "[ 2/6] a meets b, [ 4/6] b meets c ... (about 5 min remain)" in printed  # of 4 * 80 * 0.65 + 80 s
 
 
 def test_a_failure_in_one_lane_ends_the_other(out):
