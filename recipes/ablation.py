@@ -3,7 +3,8 @@
 python recipes/ablation.py --output-dir outputs/ablation
 
 All variants start from the same world and the same tiny base and go through the demo's two stages. One whose steps
-take longer gets fewer of them; the table tells the seconds of training that each took.
+take longer gets fewer of them; the table tells the seconds of training that each took, on half of the cores, beside
+another variant.
 """
 
 import json

@@ -7,8 +7,8 @@ python recipes/compare.py --output-dir outputs/compare
 2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
    own resampler learns the same, to compare.
 3. Vision stage (language model frozen), then QLoRA, first behind few views, then behind all six, merged: SmolDriver.
-   SmolVLM goes through the same stages with the same data, steps and seeds: SmolVLM-FT.
-4. All three answer the same questions of held-out scenes, with every control; report and card.
+   SmolVLM goes through the same stages with the same data, steps and seeds, beside it: SmolVLM-FT.
+4. All three answer the same questions of held-out scenes, the two that were tuned with every control; report and card.
 
 Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
 an interruption the same command goes on where it stopped.
@@ -162,11 +162,11 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
 
 def contestant_steps(out: Path, size: dict, seed: int, name: str, folder: str, start: Path) -> list[Step]:
     """One contestant tuned, and evaluated with every control."""
-    evaluate = evaluate_step(out, size, name, folder, 70, *CONTROLS)
-    return [*tuning_steps(out, size, seed, folder, start), evaluate]
+    return [*tuning_steps(out, size, seed, folder, start), answer_step(out, size, name, folder, 70, *CONTROLS)]
 
 
-def evaluate_step(out: Path, size: dict, name: str, folder: str, seconds: int, *controls: str) -> Step:
+def answer_step(out: Path, size: dict, name: str, folder: str, seconds: int, *controls: str) -> Step:
+    """A contestant's answers to the questions that all are asked, and those of its controls."""
     output = out / f"eval-{folder}"
     options = ("--name", name, "--controls", *controls)
     return evaluation_step(output.name, out / folder, out / "scenes", output, size["test_frames"], seconds, *options)
@@ -202,7 +202,7 @@ def main():
             contestant_steps(out, size, seed, "SmolDriver", "smoldriver", out / "distilled"),
             [
                 *contestant_steps(out, size, seed, "SmolVLM-FT", "smolvlm-ft", out / "smolvlm"),
-                evaluate_step(out, size, "SmolVLM", "smolvlm", 15),  # knows none of the answers: no controls
+                answer_step(out, size, "SmolVLM", "smolvlm", 15),  # knows none of the answers: no controls
             ],
         ),
         *closing_steps(out),
