@@ -51,11 +51,11 @@ sample: setup
 	$(BIN)/python data_scripts/prepare_drivelm.py --strict \
 		--json $(SAMPLE)/train_sample.json --image-root $(SAMPLE)/nuscenes --output-dir outputs/sample/scenes \
 		--split train --object-tags drop --image-height 225
-	$(BIN)/python recipes/tiny_base.py --scenes outputs/sample/scenes --output-dir outputs/sample/base
+	$(BIN)/python recipes/tiny/tiny_base.py --scenes outputs/sample/scenes --output-dir outputs/sample/base
 	$(BIN)/python recipes/build_checkpoint.py --base outputs/sample/base/vlm --tower outputs/sample/base/tower \
 		--output-dir outputs/sample/model
 	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/single.yaml recipes/sft_qlora.py \
-		--config recipes/configs/tiny_drivelm_sample.yaml
+		--config recipes/configs/tiny/drivelm_sample.yaml
 	$(BIN)/python recipes/evaluate_drivelm.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train \
 		--output-dir outputs/sample/eval
 	$(BIN)/python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train \
@@ -63,23 +63,23 @@ sample: setup
 
 # The synthetic world, a tiny SmolDriver trained on it, its scores: outputs/demo
 demo: setup
-	$(BIN)/python recipes/demo.py
+	$(BIN)/python recipes/tiny/demo.py
 
 # The same steps in about two minutes, for a check that they run: outputs/demo-short
 demo-short: setup
-	$(BIN)/python recipes/demo.py --short --output-dir outputs/demo-short
+	$(BIN)/python recipes/tiny/demo.py --short --output-dir outputs/demo-short
 
 # What the demo's choices are worth, one changed at a time: outputs/ablation
 ablation: setup
-	$(BIN)/python recipes/ablation.py
+	$(BIN)/python recipes/tiny/ablation.py
 
 # The paper's comparison with every stage, on the synthetic world: outputs/compare
 compare: setup
-	$(BIN)/python recipes/compare.py
+	$(BIN)/python recipes/tiny/compare.py
 
 # The same steps in minutes, for a check that they run: outputs/compare-short
 compare-short: setup
-	$(BIN)/python recipes/compare.py --short --output-dir outputs/compare-short
+	$(BIN)/python recipes/tiny/compare.py --short --output-dir outputs/compare-short
 
 benchmark: setup
 	$(BIN)/python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot outputs/benchmark.png

@@ -23,9 +23,9 @@ from urllib.request import urlopen
 
 from tqdm import tqdm
 
-from data_scripts.camera_images import usable_image
-from data_scripts.drivelm_json import parse_drivelm
-from data_scripts.whole_files import written_whole
+from data_scripts.sources.camera_images import usable_image
+from data_scripts.sources.drivelm_json import parse_drivelm
+from smoldriver_common.whole_files import written_whole
 
 BASE_URL = "https://github.com/OpenDriveLab/DriveLM/raw/1de72a7/challenge"
 QUESTIONS = "train_sample.json"

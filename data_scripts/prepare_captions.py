@@ -26,15 +26,15 @@ import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from data_scripts.camera_images import UnusableImage, read_image_file, usable_image
-from data_scripts.command_line import whole_number
-from data_scripts.drivelm_json import read_drivelm
 from data_scripts.prepare_drivelm import plan_splits
 from data_scripts.schema import CAMERAS, split_of
 from data_scripts.shards import format_report, write_splits
-from data_scripts.world_captions import NUMBERS
-from data_scripts.world_folder import read_json, read_world
-from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS
+from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
+from data_scripts.sources.drivelm_json import read_drivelm
+from data_scripts.world.captions import NUMBERS
+from data_scripts.world.folder import read_json, read_world
+from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS
+from smoldriver_common.command_line import whole_number
 
 FORMAT = 6  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}

@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from data_scripts.camera_images import UnusableImage, read_image_file, usable_image
-from data_scripts.command_line import whole_number
-from data_scripts.drivelm_json import read_drivelm
-from data_scripts.paper_hub import open_paper_tables
 from data_scripts.schema import CAMERAS, SPLITS, split_of
 from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
+from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
+from data_scripts.sources.drivelm_json import read_drivelm
+from data_scripts.sources.paper_hub import open_paper_tables
+from smoldriver_common.command_line import whole_number
 
 FORMAT = 1  # raised when the same input would give other rows, so that an old half-finished folder is not continued
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_scripts.question_types import question_type
 from data_scripts.schema import check_disjoint, open_shard, read_manifest, scene_table, shard_path, write_manifest
-from data_scripts.whole_files import sole_writer
+from smoldriver_common.whole_files import sole_writer
 
 ROWS_A_GROUP = 16  # six nuScenes JPEGs are about 1 MB: a reader or writer holds some 16 MB of rows
 MISSING_IMAGES = "missing images"  # group of the notes; a shard that has any is made again: they may be there now

@@ -33,12 +33,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data_scripts.command_line import whole_number
-from data_scripts.processes import die_with_parent
-from data_scripts.whole_files import LOCK, sole_writer, written_whole
-from data_scripts.world_captions import captions
-from data_scripts.world_folder import WORLD_FILE, WORLD_VERSION, read_json
-from data_scripts.world_nuscenes import (
+from data_scripts.world.captions import captions
+from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION, read_json
+from data_scripts.world.nuscenes import (
     MAP_FILE,
     SCENE_TABLES,
     VERSION,
@@ -47,9 +44,9 @@ from data_scripts.world_nuscenes import (
     shared_tables,
     token,
 )
-from data_scripts.world_questions import Seen, View, scene_questions, view_of
-from data_scripts.world_render import CAMERAS, GroundMap, Renderer, to_jpeg
-from data_scripts.world_report import (
+from data_scripts.world.questions import Seen, View, scene_questions, view_of
+from data_scripts.world.render import CAMERAS, GroundMap, Renderer, to_jpeg
+from data_scripts.world.report import (
     add_statistics,
     balance_of,
     counts_of,
@@ -58,7 +55,10 @@ from data_scripts.world_report import (
     statistics,
     write_preview,
 )
-from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
+from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
+from smoldriver_common.command_line import whole_number
+from smoldriver_common.processes import die_with_parent
+from smoldriver_common.whole_files import LOCK, sole_writer, written_whole
 
 WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999

@@ -23,8 +23,8 @@ from datasets.exceptions import DatasetsError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from data_scripts.command_line import whole_number
-from data_scripts.whole_files import written_whole
+from smoldriver_common.command_line import whole_number
+from smoldriver_common.whole_files import written_whole
 
 LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 

@@ -19,15 +19,15 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
-from recipes.benchmark_counts import LimitProbe, limit_of
-from recipes.benchmark_inference import NEW_TOKENS, InferenceBench, take_turns
-from recipes.benchmark_inference import estimate_bytes as estimate_inference
-from recipes.benchmark_models import SIZES, Size
-from recipes.benchmark_report import draw, print_table, ratios
-from recipes.benchmark_training import CONTESTANTS, TrainingBench, name_of, peak_of_step
-from recipes.benchmark_training import estimate_bytes as estimate_training
+from recipes.benchmarking.counts import LimitProbe, limit_of
+from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench, take_turns
+from recipes.benchmarking.inference import estimate_bytes as estimate_inference
+from recipes.benchmarking.models import SIZES, Size
+from recipes.benchmarking.tables import draw, print_table, ratios
+from recipes.benchmarking.training import CONTESTANTS, TrainingBench, name_of, peak_of_step
+from recipes.benchmarking.training import estimate_bytes as estimate_training
+from smoldriver_common.whole_files import write_json, written_whole
 
 PAPER_SIZE = "2.2b"
 PARTS = ("vision", "prefill", "answers", "training", "limits")

@@ -31,14 +31,9 @@ from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGenera
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import (
-    check_output,
-    check_source,
-    errors_in_one_line,
-    peak_resident_bytes,
-    read_training_manifest,
-    write_training_manifest,
-)
+from recipes.training.manifest import check_output, check_source, read_training_manifest, write_training_manifest
+from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.processes import peak_resident_bytes
 
 BASE_TYPES = ("smolvlm", "idefics3")  # SmolVLM2, and the first SmolVLM, whose parts and names are the same
 

@@ -1,6 +1,6 @@
 """Teach a SmolDriver's vision model what its base VLM's own vision tower sees, before any question is asked.
 
-accelerate launch recipes/distill_vision.py --config recipes/configs/compare_distill.yaml
+accelerate launch recipes/distill_vision.py --config recipes/configs/tiny/compare_distill.yaml
 
 The teacher is the tower of `teacher`, frozen, run as it goes or read from a cache (`feature_cache`, made by
 recipes/teacher_features.py). The tower of the student stays frozen for `frozen_tower_steps`, then learns too. It ends
@@ -27,19 +27,11 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationConfig,
     VisionDistillationTrainer,
 )
-from recipes.checkpoints import (
-    SettingsKeeper,
-    base_dtype,
-    check_run,
-    checkpoint_to_go_on_from,
-    errors_in_one_line,
-    keep_loaded_weights,
-    load_base,
-    run_settings,
-    run_training,
-    write_training_manifest,
-)
 from recipes.teacher_features import TeacherFeatures, load_teacher
+from recipes.training.loading import base_dtype, keep_loaded_weights, load_base
+from recipes.training.manifest import write_training_manifest
+from recipes.training.run import SettingsKeeper, check_run, checkpoint_to_go_on_from, run_settings, run_training
+from smoldriver_common.command_line import errors_in_one_line
 
 
 @dataclass

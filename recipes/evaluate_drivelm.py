@@ -32,18 +32,19 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from data_scripts.command_line import whole_number
 from data_scripts.question_types import question_type
 from data_scripts.schema import load_scenes
-from data_scripts.whole_files import sole_writer, write_json, written_whole
-from recipes.checkpoints import base_of_adapters, errors_in_one_line, is_adapters, load_model, scenes_identity
-from recipes.compare_runs import Run, compare_runs, read_run
-from recipes.eval_controls import CONTROLS, MajorityAnswers, ModelAnswers
-from recipes.eval_tables import budget_table, differences_table, table
+from recipes.evaluation.comparison import Run, compare_runs, read_run
+from recipes.evaluation.contestants import CONTROLS, MajorityAnswers, ModelAnswers
+from recipes.evaluation.provenance import check_leakage, weights_digest
+from recipes.evaluation.report import write_report
+from recipes.evaluation.tables import budget_table, differences_table, table
 from recipes.metrics.drivelm.drivelm import BERTSCORE, compute_metrics
 from recipes.metrics.drivelm.text_metrics import bert_scores, find_minilm
-from recipes.provenance import check_leakage, weights_digest
-from recipes.report import write_report
+from recipes.training.loading import base_of_adapters, is_adapters, load_model
+from recipes.training.manifest import scenes_identity
+from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.whole_files import sole_writer, write_json, written_whole
 
 CHUNK = 16  # frames whose answers are written together
 

@@ -24,18 +24,17 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from PIL import Image
 
-from recipes.checkpoints import (
+from recipes.training.loading import (
     DTYPES,
     base_of_adapters,
-    errors_in_one_line,
     is_adapters,
     load_base,
     load_model,
     load_processor,
     put_adapters,
-    read_training_manifest,
-    write_training_manifest,
 )
+from recipes.training.manifest import read_training_manifest, write_training_manifest
+from smoldriver_common.command_line import errors_in_one_line
 
 # Measured on models of two layers: 1.3e-6, 5e-3, 2.4e-2; rounding adds up over layers.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

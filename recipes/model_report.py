@@ -15,10 +15,12 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMConfig
 
-from data_scripts.command_line import whole_number
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
 from recipes.build_checkpoint import count_weights, parameter_table, weights_table
-from recipes.checkpoints import CLASSES, check_source, errors_in_one_line, peak_resident_bytes
+from recipes.training.loading import CLASSES
+from recipes.training.manifest import check_source
+from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.processes import peak_resident_bytes
 
 TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
 HALF = 2  # bytes of a frozen bf16 or fp16 weight

@@ -17,9 +17,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from recipes.checkpoints import TRAINING_MANIFEST, errors_in_one_line
-from recipes.model_card import DATA, write_card
-from recipes.provenance import training_record, training_stages, weights_digest
+from recipes.evaluation.model_card import DATA, write_card
+from recipes.evaluation.provenance import training_record, training_stages, weights_digest
+from recipes.training.manifest import TRAINING_MANIFEST
+from smoldriver_common.command_line import errors_in_one_line
 
 # What a user needs to load the model. Whatever else lies in the folder belongs to its training and stays at home.
 MODEL_FILES = (

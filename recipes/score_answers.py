@@ -11,13 +11,13 @@ import argparse
 import json
 from pathlib import Path
 
-from data_scripts.drivelm_json import TASKS, read_drivelm
 from data_scripts.question_types import question_type
-from data_scripts.whole_files import write_json
-from recipes.checkpoints import errors_in_one_line
-from recipes.eval_tables import aligned
+from data_scripts.sources.drivelm_json import TASKS, read_drivelm
+from recipes.evaluation.tables import aligned
 from recipes.metrics.drivelm.drivelm import METRICS, compute_metrics
 from recipes.metrics.drivelm.text_metrics import find_minilm
+from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.whole_files import write_json
 
 
 def read_answers(path: Path) -> dict[str, str]:

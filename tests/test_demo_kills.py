@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.demo import SHORT, steps_of
-from recipes.pipeline import LOGS
+from recipes.tiny.demo import SHORT, steps_of
+from recipes.tiny.pipeline import LOGS
 
 ROOT = Path(__file__).parents[1]
 
 
 def demo(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "recipes/demo.py", "--short", "--output-dir", str(folder)]
+    command = [sys.executable, "recipes/tiny/demo.py", "--short", "--output-dir", str(folder)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

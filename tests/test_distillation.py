@@ -26,8 +26,9 @@ from modeling_smoldriver.distillation_smoldriver import (
 )
 from modeling_smoldriver.resampler_smoldriver import resize_grid
 from recipes import distill_vision, teacher_features
-from recipes.checkpoints import load_model, read_training_manifest
 from recipes.teacher_features import TeacherFeatures, load_teacher, make_cache
+from recipes.training.loading import load_model
+from recipes.training.manifest import read_training_manifest
 
 ROOT = Path(__file__).parents[1]
 TRAINS = "model.vision_model."

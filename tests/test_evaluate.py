@@ -19,15 +19,15 @@ from test_scene_answers import generated
 from test_training import scene_row
 from transformers import GenerationConfig
 
-from data_scripts.drivelm_json import read_drivelm
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
-from data_scripts.whole_files import LOCK, sole_writer
+from data_scripts.sources.drivelm_json import read_drivelm
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
-from recipes.checkpoints import write_training_manifest
-from recipes.compare_runs import read_run
-from recipes.eval_controls import ModelAnswers
-from recipes.provenance import check_leakage
+from recipes.evaluation.comparison import read_run
+from recipes.evaluation.contestants import ModelAnswers
+from recipes.evaluation.provenance import check_leakage
+from recipes.training.manifest import write_training_manifest
+from smoldriver_common.whole_files import LOCK, sole_writer
 
 ROOT = Path(__file__).parents[1]
 CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]

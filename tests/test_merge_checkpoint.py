@@ -21,9 +21,10 @@ from trl import ModelConfig, TrlParser
 from modeling_smoldriver import SmolDriverForConditionalGeneration
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
 from recipes import merge_checkpoint, sft_qlora
-from recipes.checkpoints import load_model, read_training_manifest
-from recipes.provenance import check_leakage
+from recipes.evaluation.provenance import check_leakage
 from recipes.push_to_hub import model_files
+from recipes.training.loading import load_model
+from recipes.training.manifest import read_training_manifest
 
 LINEAR = "text_model.layers.1.mlp.down_proj"
 FORMS = {  # of adapters: the base, how they train, the dtype that they train beside

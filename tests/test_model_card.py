@@ -8,8 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from recipes.eval_controls import CONTROLS
-from recipes.model_card import REQUIRED_CONTROLS, write_card
+from recipes.evaluation.contestants import CONTROLS
+from recipes.evaluation.model_card import REQUIRED_CONTROLS, write_card
 
 CONFIG = {
     "vision_config": {"cameras": ["CAM_FRONT", "CAM_BACK"], "tower_config": {"model_type": "vit"}, "grid_size": 6},

@@ -19,8 +19,8 @@ from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, camera_asked, group_questions
 from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask, prefix_attention
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.checkpoints import load_base, nf4
 from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
+from recipes.training.loading import load_base, nf4
 
 QA = [
     ("Are there barriers to the front of the ego car?", "Yes."),

@@ -25,10 +25,10 @@ from data_scripts.prepare_captions import (
 )
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
-from data_scripts.whole_files import sole_writer
-from data_scripts.world_folder import WORLD_VERSION
-from recipes import ablation, compare, demo, pretrain_demo_base
-from recipes.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
+from data_scripts.world.folder import WORLD_VERSION
+from recipes.tiny import ablation, compare, demo, pretrain_towers
+from recipes.tiny.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
+from smoldriver_common.whole_files import sole_writer
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
 
@@ -133,7 +133,7 @@ def test_a_run_in_progress_is_not_started_twice(out):
 RUN = """
 import sys
 from pathlib import Path
-from recipes.pipeline import Step, run_steps
+from recipes.tiny.pipeline import Step, run_steps
 out = Path(sys.argv[1])
 code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
 run_steps(out, [Step("long", ["-c", code], 1)], estimate=False)
@@ -305,16 +305,16 @@ def test_a_world_that_cannot_be_read_is_refused_by_name(tmp_path):
 )
 def test_the_demo_s_base_names_what_is_wrong(options, message, monkeypatch, tmp_path, capsys):
     folders = ("--world", tmp_path / "world", "--scenes", tmp_path / "scenes", "--output-dir", tmp_path / "base")
-    monkeypatch.setattr(sys, "argv", ["pretrain_demo_base.py", *map(str, folders), *options])
+    monkeypatch.setattr(sys, "argv", ["pretrain_towers.py", *map(str, folders), *options])
     with pytest.raises(SystemExit) as caught:
-        pretrain_demo_base.main()
+        pretrain_towers.main()
     assert message in f"{caught.value.code} {capsys.readouterr().err}"
 
 
 def test_a_frame_without_a_camera_s_image_is_named():
     row = dict.fromkeys(CAMERAS) | {"frame_token": "4a07"}
     with pytest.raises(ValueError, match="frame 4a07 has no image of CAM_FRONT_LEFT, CAM_FRONT, "):
-        pretrain_demo_base.frame_pixels(row)
+        pretrain_towers.frame_pixels(row)
 
 
 def test_log_reads_as_a_terminal_leaves_it(tmp_path):

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_scripts import download_drivelm_sample
-from data_scripts.camera_images import MAX_PIXELS, UnusableImage, usable_image
-from data_scripts.drivelm_json import TASKS, parse_drivelm
 from data_scripts.prepare_drivelm import main
 from data_scripts.schema import CAMERAS, load_scenes, read_manifest, scene_table, split_of
-from data_scripts.whole_files import LOCK, sole_writer
+from data_scripts.sources.camera_images import MAX_PIXELS, UnusableImage, usable_image
+from data_scripts.sources.drivelm_json import TASKS, parse_drivelm
+from smoldriver_common.whole_files import LOCK, sole_writer
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT.parent / "shared/data/drivelm_sample"

@@ -29,8 +29,9 @@ from test_training import scene_row
 
 from modeling_smoldriver import CAMERAS
 from recipes import push_to_hub
-from recipes.checkpoints import load_model, write_training_manifest
-from recipes.provenance import check_leakage, training_stages
+from recipes.evaluation.provenance import check_leakage, training_stages
+from recipes.training.loading import load_model
+from recipes.training.manifest import write_training_manifest
 
 pytestmark = pytest.mark.contract
 
@@ -225,7 +226,7 @@ def test_published_model_names_its_training_scenes_to_who_evaluates_it(published
 
 ASK_FOR_RECORDS = """
 import json, sys, time
-from recipes.provenance import check_leakage
+from recipes.evaluation.provenance import check_leakage
 time.sleep = lambda seconds: None  # between the client's own tries
 for model in sys.argv[1:]:
     print(check_leakage(model, ["scene9"], "test"))

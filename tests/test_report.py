@@ -16,13 +16,13 @@ from test_training import scene_row
 
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
-from recipes.compare_runs import compare_runs, read_run
-from recipes.eval_tables import conditions
 from recipes.evaluate_drivelm import score_bert
+from recipes.evaluation.comparison import compare_runs, read_run
+from recipes.evaluation.report import worst_answers, write_report, yes_no_confusion
+from recipes.evaluation.tables import conditions
 from recipes.metrics.drivelm.answer_metrics import closed_answer_match
 from recipes.metrics.drivelm.drivelm import BERTSCORE
 from recipes.metrics.drivelm.text_metrics import find_minilm
-from recipes.report import worst_answers, write_report, yes_no_confusion
 
 CONTROLS = ("--controls", "majority", "other_scene_images", "text_only")
 NAMES = ["smoldriver", "majority", "other_scene_images", "text_only"]

@@ -65,11 +65,11 @@ def sample(drivelm_sample, tmp_path_factory):
         *("--image-root", drivelm_sample / "nuscenes", "--split", "train", "--object-tags", "drop"),
         *("--image-height", 225, "--output-dir", out / "scenes"),
     )
-    run("recipes/tiny_base.py", "--scenes", out / "scenes", "--output-dir", out / "base")
+    run("recipes/tiny/tiny_base.py", "--scenes", out / "scenes", "--output-dir", out / "base")
     base = out / "base"
     build = ("recipes/build_checkpoint.py", "--base", base / "vlm", "--tower", base / "tower")
     run(*build, "--output-dir", out / "model")
-    config = ("--config", "recipes/configs/tiny_drivelm_sample.yaml", "--disable_tqdm", "true")
+    config = ("--config", "recipes/configs/tiny/drivelm_sample.yaml", "--disable_tqdm", "true")
     folders = ("--model_name_or_path", out / "model", "--scenes", out / "scenes", "--output_dir", out / "trained")
     run("recipes/sft_qlora.py", *config, *folders, **FASTER)
     evaluate = ("recipes/evaluate_drivelm.py", "--model", out / "trained", "--scenes", out / "scenes")

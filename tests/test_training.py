@@ -22,12 +22,14 @@ from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
-from data_scripts.whole_files import sole_writer
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes import model_report, sft_qlora
-from recipes.checkpoints import CLASSES, last_whole_checkpoint, load_model, read_training_manifest
+from recipes.training.loading import CLASSES, load_model
+from recipes.training.manifest import read_training_manifest
+from recipes.training.run import last_whole_checkpoint
+from smoldriver_common.whole_files import sole_writer
 
 ROOT = Path(__file__).parents[1]
 ANSWERS = ["Yes.", "There is one car.", "The car is moving.", "The ego vehicle is going straight."]

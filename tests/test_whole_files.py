@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from data_scripts.whole_files import sole_writer, write_json, written_whole
+from smoldriver_common.whole_files import sole_writer, write_json, written_whole
 
 
 def test_a_written_file_is_there_alone_and_its_folder_is_made(tmp_path):
@@ -26,7 +26,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path):
 
 HOLD = """
 import sys, time
-from data_scripts.whole_files import sole_writer
+from smoldriver_common.whole_files import sole_writer
 with sole_writer(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -21,8 +21,8 @@ from PIL import Image
 from data_scripts import schema
 from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.synthesize_world import synthesize
-from data_scripts.world_nuscenes import CATEGORIES, token
-from data_scripts.world_questions import (
+from data_scripts.world.nuscenes import CATEGORIES, token
+from data_scripts.world.questions import (
     CLASSES,
     DIRECTIONS,
     MIN_PIXELS,
@@ -31,11 +31,11 @@ from data_scripts.world_questions import (
     scene_questions,
     view_of,
 )
-from data_scripts.world_render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
-from data_scripts.world_simulation import EGO_FRONT, EGO_REAR, SAMPLES_PER_SCENE, Agent, simulate_scene
+from data_scripts.world.render import CAMERA_CALIBRATION, CAMERAS, GroundMap, Renderer
+from data_scripts.world.simulation import EGO_FRONT, EGO_REAR, SAMPLES_PER_SCENE, Agent, simulate_scene
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN
-from recipes.pretrain_demo_base import PHRASES
-from recipes.tiny_base import train_tokenizer
+from recipes.tiny.pretrain_towers import PHRASES
+from recipes.tiny.tiny_base import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "data_scripts/synthesize_world.py"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from data_scripts import world_questions
-from data_scripts.world_questions import MAX_UNSEEN_PIXELS, MIN_PIXELS, MIN_SHARE, MIN_SLICE
-from data_scripts.world_render import CAMERAS, FULL_WIDTH, ID_AREA, GroundMap, Renderer
-from data_scripts.world_simulation import (
+from data_scripts.world import questions as world_questions
+from data_scripts.world.questions import MAX_UNSEEN_PIXELS, MIN_PIXELS, MIN_SHARE, MIN_SLICE
+from data_scripts.world.render import CAMERAS, FULL_WIDTH, ID_AREA, GroundMap, Renderer
+from data_scripts.world.simulation import (
     EGO_FRONT,
     MOTOR_VEHICLES,
     SAMPLES_PER_SCENE,

@@ -13,8 +13,8 @@ direction of the arrows on the ego's lane (straight, left, right, slanted left, 
 
 from collections import Counter
 
-from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS, View, target_action
-from data_scripts.world_simulation import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, Scene
+from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS, View, target_action
+from data_scripts.world.simulation import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, Scene
 
 NUMBERS = ("one", "two", "three", "many")
 ARROWS = {

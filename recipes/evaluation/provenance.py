@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from recipes.checkpoints import TRAINING_MANIFEST, read_training_manifest
+from recipes.training.manifest import TRAINING_MANIFEST, read_training_manifest
 
 SOURCES = ("base", "tower")  # what a stage started from, or a model was built from
 TEACHERS = ("teacher", "teacher_model")  # arguments of distill_vision.py and of sft_qlora.py

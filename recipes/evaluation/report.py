@@ -9,13 +9,13 @@ from pathlib import Path
 
 import jinja2
 
-from data_scripts.whole_files import written_whole
 from modeling_smoldriver import CAMERAS
-from recipes.compare_runs import Run
-from recipes.eval_tables import columns, conditions, is_control, type_metric
-from recipes.figures import elastic_curve, headline_bars, save, type_bars
+from recipes.evaluation.comparison import Run
+from recipes.evaluation.figures import elastic_curve, headline_bars, save, type_bars
+from recipes.evaluation.tables import columns, conditions, is_control, type_metric
 from recipes.metrics.drivelm.answer_metrics import leading_decision
 from recipes.metrics.drivelm.drivelm import BERTSCORE, QUESTION_TYPES
+from smoldriver_common.whole_files import written_whole
 
 TEMPLATE = Path(__file__).with_name("report_template.html.jinja")
 PICTURE_WIDTH = 240  # pixels of a picture in the report
@@ -75,7 +75,7 @@ def write_report(folder: Path, runs: list[Run], comparison: dict, rows, worst: i
     """Write `<folder>/report.html` and `<folder>/figures/*.png`, and remove curves that an earlier report left there.
 
     Args:
-        runs, comparison: see `recipes.compare_runs.compare_runs`.
+        runs, comparison: see `recipes.evaluation.comparison.compare_runs`.
         rows: the evaluated scene rows, for the pictures of the worst answers; None leaves the pictures out.
         worst: worst answers to show by each of BERTScore's precision, recall and F1, of the first run's model.
     """

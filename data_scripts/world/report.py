@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_scripts.question_types import OBJECT_TAG, question_type
-from data_scripts.world_questions import CLASSES, DIRECTIONS, PLURALS, View
-from data_scripts.world_render import FULL_WIDTH
+from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS, View
+from data_scripts.world.render import FULL_WIDTH
 
 _NAMES = sorted([*CLASSES, *PLURALS.values()], key=len, reverse=True)
 _DIRECTIONS = sorted(DIRECTIONS.values(), key=len, reverse=True)

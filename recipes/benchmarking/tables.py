@@ -5,7 +5,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from recipes.benchmark_models import SIZES
+from recipes.benchmarking.models import SIZES
 
 COLUMNS = (
     "part, size",

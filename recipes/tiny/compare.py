@@ -1,6 +1,6 @@
 """The paper's comparison on the synthetic world, every stage, from nothing: SmolVLM, SmolVLM-FT and SmolDriver.
 
-python recipes/compare.py --output-dir outputs/compare
+python recipes/tiny/compare.py --output-dir outputs/compare
 
 1. A tiny SmolVLM is pretrained on general questions about one picture or two, then about up to six: it plays the part
    of SmolVLM2.
@@ -16,8 +16,8 @@ an interruption the same command goes on where it stopped.
 
 from pathlib import Path
 
-from recipes.eval_controls import CONTROLS
-from recipes.pipeline import (
+from recipes.evaluation.contestants import CONTROLS
+from recipes.tiny.pipeline import (
     LOGS,
     Step,
     aside,
@@ -57,7 +57,7 @@ SHORT = {
     "six_views_steps": 4,
     "test_frames": 4,
 }
-CONFIGS = "recipes/configs"
+CONFIGS = "recipes/configs/tiny"
 FROM_NOTHING = ("--learning_rate", 1.5e-3, "--muon_learning_rate", 5.0e-3)  # of random weights
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 
@@ -90,7 +90,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
         caption(captions, 6),
         Step(
             "towers",
-            ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
+            ["recipes/tiny/pretrain_towers.py", "--world", out / "world", "--scenes", out / "scenes", "--both-towers"]
             + ["--captions", captions, "--frames", size["tower_frames"], "--steps", size["tower_steps"]]
             + ["--seed", seed, "--output-dir", aside(base)],
             seconds=190,

@@ -13,7 +13,7 @@ from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditio
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import IMAGE_TOKEN
 from modeling_smoldriver.resampler_smoldriver import grid_positions, resize_grid
-from recipes.tiny_base import train_tokenizer
+from recipes.tiny.tiny_base import train_tokenizer
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor

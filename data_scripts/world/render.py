@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_scripts.world_simulation import (
+from data_scripts.world.simulation import (
     CHANGE_LEFT,
     CHANGE_RIGHT,
     GO_STRAIGHT,

@@ -1,6 +1,6 @@
 """The whole path on the synthetic world: make it, build a tiny SmolDriver, train, evaluate, ask. For two CPU cores.
 
-python recipes/demo.py --output-dir outputs/demo
+python recipes/tiny/demo.py --output-dir outputs/demo
 
 Training has two stages. First each question about one direction is asked behind one to three pictures, that camera's
 among them: among few a tiny language model finds what is asked for many times sooner than among six. Then it learns
@@ -13,8 +13,8 @@ an interruption the same command goes on where it stopped.
 import json
 from pathlib import Path
 
-from recipes.eval_tables import table
-from recipes.pipeline import (
+from recipes.evaluation.tables import table
+from recipes.tiny.pipeline import (
     LOGS,
     Step,
     aside,
@@ -55,7 +55,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
         *world_steps(out, size["scenes"], size["every"], seed),
         Step(
             "base",
-            ["recipes/pretrain_demo_base.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
+            ["recipes/tiny/pretrain_towers.py", "--world", out / "world", "--scenes", scenes, "--seed", seed]
             + ["--frames", size["frames"], "--steps", size["tower_steps"], "--output-dir", aside(base)],
             seconds=100,
             result=base,
@@ -70,7 +70,7 @@ def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefi
         return training_step(
             f"{prefix}{stage}",
             "recipes/sft_qlora.py",
-            f"recipes/configs/demo_{stage}.yaml",
+            f"recipes/configs/tiny/demo_{stage}.yaml",
             model,
             output,
             seconds,

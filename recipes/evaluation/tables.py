@@ -1,6 +1,6 @@
 """What an evaluation shows of its results: which metric of which question type, and the tables that are printed."""
 
-from recipes.eval_controls import CONTROLS
+from recipes.evaluation.contestants import CONTROLS
 from recipes.metrics.drivelm.drivelm import CLOSED_TYPES, QUESTION_TYPES
 
 

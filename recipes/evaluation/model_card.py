@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_smoldriver.configuration_smoldriver import visual_token_budgets
-from recipes.eval_tables import conditions
-from recipes.provenance import SOURCES, is_hub_id
+from recipes.evaluation.provenance import SOURCES, is_hub_id
+from recipes.evaluation.tables import conditions
 
-TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 REQUIRED_CONTROLS = ("majority", "other_scene_images", "text_only")  # what pictures must bring anything beyond
 HEADLINES = (  # name, group, metric, the Hub's name of the metric
     ("closed accuracy", "overall", "accuracy", "accuracy"),

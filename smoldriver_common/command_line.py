@@ -1,7 +1,9 @@
-"""Types of command line arguments."""
+"""What every command line of the project does alike."""
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 def whole_number(low: int = 1, high: int | None = None) -> Callable[[str], int]:
@@ -18,3 +20,12 @@ def whole_number(low: int = 1, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+@contextmanager
+def errors_in_one_line(program: str) -> Iterator[None]:
+    """Bad input ends the program with one line and no traceback: wrap what reads what the user named."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"{program}: {' '.join(str(error).split())}")

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_scripts.world_render import ARROW_LENGTH, ARROW_PERIOD, CAMERAS, FULL_WIDTH, arrow_places
-from data_scripts.world_simulation import (
+from data_scripts.world.render import ARROW_LENGTH, ARROW_PERIOD, CAMERAS, FULL_WIDTH, arrow_places
+from data_scripts.world.simulation import (
     EGO_FRONT,
     MOTOR_VEHICLES,
     SAMPLE_SECONDS,

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from modeling_smoldriver.scene_smoldriver import SceneCache
-from recipes.benchmark_counts import Counter, LimitProbe, Phase, seconds_of
-from recipes.benchmark_models import (
+from recipes.benchmarking.counts import Counter, LimitProbe, Phase, seconds_of
+from recipes.benchmarking.models import (
     Size,
     drivelm_style_questions,
     make_processor,

@@ -1,6 +1,6 @@
 """The demo with one choice of the model or its training changed at a time, for the same time: what each is worth.
 
-python recipes/ablation.py --output-dir outputs/ablation
+python recipes/tiny/ablation.py --output-dir outputs/ablation
 
 All variants start from the same world and the same tiny base and go through the demo's two stages. One whose steps
 take longer gets fewer of them; the table tells the seconds of training that each took, on half of the cores, beside
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from recipes.checkpoints import read_training_manifest
-from recipes.demo import FULL, SHORT, base_steps, tuning_steps
-from recipes.eval_tables import aligned, columns
-from recipes.pipeline import Step, build_step, evaluation_step, open_run, run_steps, side_by_side
+from recipes.evaluation.tables import aligned, columns
+from recipes.tiny.demo import FULL, SHORT, base_steps, tuning_steps
+from recipes.tiny.pipeline import Step, build_step, evaluation_step, open_run, run_steps, side_by_side
+from recipes.training.manifest import read_training_manifest
 
 SHOWN = ("yes_no", "status", "listing", "counting", "planning")
 

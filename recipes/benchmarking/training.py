@@ -15,10 +15,10 @@ from datasets import Dataset
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.packing_smoldriver import PackedLayout
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.benchmark_counts import Counter, Phase
-from recipes.benchmark_inference import QUESTION_COUNTS, Contestant
-from recipes.benchmark_models import Size, make_processor, make_smoldriver, scene_row
-from recipes.checkpoints import peak_resident_bytes
+from recipes.benchmarking.counts import Counter, Phase
+from recipes.benchmarking.inference import QUESTION_COUNTS, Contestant
+from recipes.benchmarking.models import Size, make_processor, make_smoldriver, scene_row
+from smoldriver_common.processes import peak_resident_bytes
 
 CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
 """(questions a step, sequences they are packed in)"""

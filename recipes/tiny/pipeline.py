@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from data_scripts.command_line import whole_number
-from data_scripts.processes import killed_with_parent
 from data_scripts.synthesize_world import MAX_SEED
-from data_scripts.whole_files import LOCK, sole_writer, write_json
-from data_scripts.world_folder import WORLD_FILE, WORLD_VERSION
-from recipes.checkpoints import errors_in_one_line
+from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION
+from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.processes import killed_with_parent
+from smoldriver_common.whole_files import LOCK, sole_writer, write_json
 
 SETTINGS = "settings.json"
 LOGS = "logs"

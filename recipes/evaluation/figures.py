@@ -4,9 +4,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from data_scripts.whole_files import written_whole
-from recipes.eval_tables import is_control, type_metric
+from recipes.evaluation.tables import is_control, type_metric
 from recipes.metrics.drivelm.drivelm import QUESTION_TYPES
+from smoldriver_common.whole_files import written_whole
 
 MODELS = ("#1b6ca8", "#d1603d", "#3a8f5c", "#8a5aa8", "#b08d1f", "#4aa3a2")  # told apart in print and by colour-blind
 CONTROL = "#b4b8bd"

@@ -1,6 +1,6 @@
 """Tiny stand-ins for what a user of the real sizes downloads: a tokenizer, a SmolVLM and a ViT, with random weights.
 
-python recipes/tiny_base.py --scenes data/drivelm_sample_scenes --output-dir outputs/sample/base
+python recipes/tiny/tiny_base.py --scenes data/drivelm_sample_scenes --output-dir outputs/sample/base
 
 Writes `<output-dir>/vlm` (SmolVLM with its tokenizer and image processor) and `<output-dir>/tower` (ViT).
 """
@@ -23,7 +23,8 @@ from transformers import (
 
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.checkpoints import errors_in_one_line, write_training_manifest
+from recipes.training.manifest import write_training_manifest
+from smoldriver_common.command_line import errors_in_one_line
 
 VISION_WIDTH = 128
 TEXT_WIDTH = 192

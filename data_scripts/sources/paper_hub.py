@@ -19,9 +19,9 @@ from pathlib import Path
 
 from datasets import DatasetDict, Image, load_dataset
 
-from data_scripts.camera_images import UnusableImage
-from data_scripts.drivelm_json import filter_question
 from data_scripts.schema import CAMERAS
+from data_scripts.sources.camera_images import UnusableImage
+from data_scripts.sources.drivelm_json import filter_question
 
 QUESTION_COLUMNS = ("scene_token", "frame_token", "scene_description", "task", "question", "answer", "nuscenes_index")
 

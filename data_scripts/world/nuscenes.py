@@ -11,13 +11,13 @@ nuScenes has no box without a lidar or radar point in it, so there is none here 
 import hashlib
 import math
 
-from data_scripts.world_questions import View
-from data_scripts.world_render import (
+from data_scripts.world.questions import View
+from data_scripts.world.render import (
     CAMERA_CALIBRATION,
     CAMERAS,
     camera_intrinsics,
 )
-from data_scripts.world_simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
+from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 
 VERSION = "v1.0-mini"
 SCENE_TABLES = ("instance", "ego_pose", "log", "scene", "sample", "sample_data", "sample_annotation")

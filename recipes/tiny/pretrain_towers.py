@@ -1,6 +1,6 @@
 """The demo's stand-ins for downloads: a tokenizer, a tiny SmolVLM, and a tiny pretrained ViT.
 
-python recipes/pretrain_demo_base.py --world outputs/demo/world --scenes outputs/demo/scenes \
+python recipes/tiny/pretrain_towers.py --world outputs/demo/world --scenes outputs/demo/scenes \
     --output-dir outputs/demo/base
 
 The ViT plays the part of a tower pretrained on ImageNet, which a user of the real sizes downloads. It gets minutes of
@@ -26,17 +26,15 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data_scripts.command_line import whole_number
 from data_scripts.prepare_captions import named
 from data_scripts.schema import CAMERAS, load_scenes
-from data_scripts.world_folder import read_json, read_world
-from data_scripts.world_nuscenes import VERSION
-from data_scripts.world_questions import DIRECTIONS
+from data_scripts.world.folder import read_json, read_world
+from data_scripts.world.nuscenes import VERSION
+from data_scripts.world.questions import DIRECTIONS
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
 from modeling_smoldriver.processing_smoldriver import to_rgb
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
-from recipes.checkpoints import errors_in_one_line
-from recipes.tiny_base import (
+from recipes.tiny.tiny_base import (
     IMAGE_SIZE,
     PATCH_SIZE,
     save_with_record,
@@ -45,6 +43,7 @@ from recipes.tiny_base import (
     tiny_vlm,
     train_tokenizer,
 )
+from smoldriver_common.command_line import errors_in_one_line, whole_number
 
 GRID = IMAGE_SIZE // PATCH_SIZE
 # Words that always come together get one token: a question is read in half the time.

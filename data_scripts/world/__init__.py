@@ -1,0 +1,1 @@
+"""The synthetic world, in nuScenes' and DriveLM's formats."""

@@ -1,0 +1,1 @@
+"""What asking, scoring, comparing and publishing share."""

@@ -1,0 +1,169 @@
+"""How a base model or a trained one is loaded, adapters and quantisation included."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from bitsandbytes.nn import Linear4bit
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from transformers import AutoConfig, BitsAndBytesConfig
+from trl import ModelConfig
+
+from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
+from recipes.training.manifest import TRAINING_MANIFEST, check_source, read_training_manifest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CLASSES = {
+    "smoldriver": (SmolDriverForConditionalGeneration, SmolDriverProcessor),
+    "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
+}
+"""Model and processor of each `model_type` that the recipes train and evaluate."""
+
+
+def classes_of(source: str | os.PathLike) -> tuple[type, type]:
+    """Model and processor class of a folder or Hub id.
+
+    Raises:
+        ValueError: if it is neither a SmolDriver nor a SmolVLM.
+    """
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type not in CLASSES:
+        raise ValueError(f"{source} is a {model_type!r}; the recipes know {', '.join(CLASSES)}")
+    return CLASSES[model_type]
+
+
+def load_processor(source: str | os.PathLike):
+    """The processor of a SmolDriver or SmolVLM folder or Hub id."""
+    return classes_of(source)[1].from_pretrained(source)
+
+
+def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig | None = None, **arguments):
+    """SmolDriver or SmolVLM from a folder or Hub id; if quantised, on this process's device.
+
+    Raises:
+        ValueError: if weights are missing or of a wrong shape.
+    """
+    if quantization is not None:
+        arguments["device_map"] = {"": PartialState().device}
+    model, info = classes_of(source)[0].from_pretrained(
+        source, dtype=dtype, quantization_config=quantization, output_loading_info=True, **arguments
+    )
+    if info["missing_keys"] or info["mismatched_keys"]:  # SmolDriver refuses these by itself
+        raise ValueError(f"{source} lacks {sorted(info['missing_keys'])} or holds {sorted(info['mismatched_keys'])}")
+    if isinstance(model, SmolVLMForScenes):
+        end_answers_with_turns(model, load_processor(source))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs bitsandbytes 0.50 re-orders the weights at the first forward pass in eval mode, for good, and
+            # then no gradient passes the layer: a sample table in the middle of a run would end the training.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
+    """A SmolDriver or SmolVLM and its processor, from a model folder, a Hub id or a folder of adapters.
+
+    Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default as it was too.
+    -> (model in eval mode, processor)
+
+    Raises:
+        FileNotFoundError: no such folder, or adapters that do not say what their base is.
+        ValueError: weights are missing, or there are some too many or of a wrong shape.
+    """
+    check_source(str(path))
+    if is_adapters(path):
+        base, quantization, trained_in = base_of_adapters(path)
+        model = load_base(base, dtype or trained_in, quantization)
+        model = put_adapters(model, path, dtype or torch.float32).get_base_model()
+    else:
+        base, model = path, load_base(path, dtype or "auto")
+    return model.to(PartialState().device).eval(), load_processor(base)
+
+
+def is_adapters(path: str | os.PathLike) -> bool:
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def base_of_adapters(path: str | os.PathLike) -> tuple[str, BitsAndBytesConfig | None, torch.dtype]:
+    """Folder or Hub id of what adapters were trained on, how it was quantised, and its dtype.
+
+    Raises:
+        FileNotFoundError: the folder does not say.
+    """
+    manifest = read_training_manifest(path)
+    if manifest is None:
+        raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
+    check_source(manifest["base"])
+    quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
+    return manifest["base"], quantization, getattr(torch, manifest["dtype"])
+
+
+def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel:
+    """`base` with the adapters of a folder, and with what was trained in full beside them, in `dtype`.
+
+    Raises:
+        ValueError: adapters that lack a tensor or have one too many for this base.
+    """
+    peft_config = PeftConfig.from_pretrained(path)
+    peft_config.inference_mode = False  # so that what was trained can be told by requires_grad
+    model = get_peft_model(base, peft_config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
+            parameter.data = parameter.data.to(dtype)
+    weights, expected = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(model)
+    if weights.keys() != expected.keys():
+        missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+        raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")
+    set_peft_model_state_dict(model, weights)
+    return model
+
+
+def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndBytesConfig:
+    """4-bit weights for the language model's layers only: vision, connector and lm_head keep their precision."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=["model.vision_model", "model.connector", "lm_head"],
+    )
+
+
+def multiply_4bit_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Under autocast 4-bit layers, alone of all, multiply in the dtype of `nf4`: let them follow it, in `dtype`."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype = dtype
+
+
+def base_dtype(model_args: ModelConfig) -> torch.dtype:
+    """Of what does not train; float32 where none or `auto` is asked for.
+
+    Raises:
+        ValueError: a name that is none of `DTYPES`; in a YAML nothing else would check it.
+    """
+    name = model_args.dtype or "auto"
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is unknown; use one of auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name, torch.float32)
+
+
+def keep_loaded_weights(trainer, frozen_dtype: torch.dtype) -> None:
+    """Let a trainer go on with a model that was loaded from its checkpoint; what does not train gets its dtype back.
+
+    The weights are there already, and strictly: the trainer would read the file without the renames of
+    `from_pretrained`, and so leave a ViT's layers as they were before training.
+    """
+    trainer._load_from_checkpoint = lambda *arguments: None
+    for parameter in trainer.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen_dtype)
