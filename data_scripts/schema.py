@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 
-from modeling_smoldriver.configuration_smoldriver import CAMERAS
+from smoldriver_common.shipped import CAMERAS
 from smoldriver_common.whole_files import write_json, written_whole
 
 SPLITS = ("train", "eval", "test")

@@ -6,7 +6,8 @@ code; where it is not installed they load the code saved beside the weights (`tr
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from .configuration_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverVisionConfig
+from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
+from .inputs_smoldriver import CAMERAS
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel, SmolDriverVisionModel
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import SmolDriverResampler

@@ -18,7 +18,7 @@ from datasets import Dataset, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from .configuration_smoldriver import CAMERAS
+from .inputs_smoldriver import CAMERAS
 from .packing_smoldriver import PADDING, PREFIX
 from .processing_smoldriver import SmolDriverProcessor
 

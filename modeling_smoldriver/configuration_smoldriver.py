@@ -2,15 +2,7 @@
 
 from transformers import AutoConfig, PretrainedConfig
 
-CAMERAS = (
-    "CAM_FRONT_LEFT",
-    "CAM_FRONT",
-    "CAM_FRONT_RIGHT",
-    "CAM_BACK_LEFT",
-    "CAM_BACK",
-    "CAM_BACK_RIGHT",
-)
-"""nuScenes' six surround cameras, in the one order that data, prompt and resamplers share."""
+from .inputs_smoldriver import CAMERAS
 
 RESAMPLER_KEYS = ("content", "position")
 

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from .collator_smoldriver import draw_budget
-from .processing_smoldriver import SmolDriverProcessor, to_rgb
+from .inputs_smoldriver import to_rgb
+from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
 from .trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, freeze_parts
 

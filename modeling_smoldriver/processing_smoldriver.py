@@ -13,7 +13,8 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 from transformers.processing_utils import MultiModalData
 
-from .configuration_smoldriver import CAMERAS, SmolDriverConfig, visual_token_budgets
+from .configuration_smoldriver import SmolDriverConfig, visual_token_budgets
+from .inputs_smoldriver import CAMERAS, to_rgb
 
 IMAGE_TOKEN = "<image>"
 FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
@@ -25,15 +26,6 @@ SPECIAL_TOKENS = ("<|im_start|>", IMAGE_TOKEN, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TO
 _PLACEHOLDER = re.compile(rf"(?:(\w+):)?{re.escape(IMAGE_TOKEN)}")
 _ROLES = ("User", "Assistant", "System")
 _QUESTION = "\nQuestion: "
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode to 8-bit RGB; 16-bit grey keeps its upper byte, alpha is dropped."""
-    image.load()
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> (8 if values.max(initial=0) > 255 else 0)).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 class SmolDriverProcessor(ProcessorMixin):

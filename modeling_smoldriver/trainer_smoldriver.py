@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .collator_smoldriver import SmolDriverCollator, group_questions
-from .configuration_smoldriver import CAMERAS
+from .inputs_smoldriver import CAMERAS
 from .optimizer_smoldriver import MuonAdamW, hidden_matrices
 from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
 from .processing_smoldriver import SmolDriverProcessor

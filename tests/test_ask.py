@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import picture
+from fakes import picture
 from PIL import Image
 
 from modeling_smoldriver import CAMERAS

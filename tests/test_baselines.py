@@ -5,59 +5,28 @@ import shutil
 
 import pytest
 import torch
-from conftest import QUESTIONS, assert_same, picture
+from fakes import (
+    CASES,
+    PREPROCESSING,
+    QA,
+    QUESTIONS,
+    assert_same,
+    assert_same_training,
+    dataset,
+    frame,
+    loss_and_gradients,
+    one_by_one,
+    picture,
+    prompt_of,
+    save_smolvlm,
+)
 from safetensors.torch import load_file
-from test_packing import CASES, QA, assert_same_training, dataset, frame, loss_and_gradients, one_by_one
-from transformers import AutoModelForImageTextToText, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import AutoModelForImageTextToText, LlamaConfig, SmolVLMForConditionalGeneration
 
 from modeling_smoldriver import CAMERAS
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.training.loading import load_model, load_processor
-
-PREPROCESSING = {"image_processor_type": "SmolVLMImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.6] * 3}
-
-
-def tiny_smolvlm(tokenizer, image_size: int = 48, seed: int = 0) -> SmolVLMForConditionalGeneration:
-    """48 pixels in 36 patches, pixel shuffle by 2: 9 tokens a view; language model as in `conftest.tiny_config`."""
-    torch.manual_seed(seed)
-    config = SmolVLMConfig(
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": image_size,
-            "patch_size": 8,
-        },
-        text_config=LlamaConfig(
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=1024,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ).to_dict(),
-        scale_factor=2,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        tie_word_embeddings=False,
-    )
-    model = SmolVLMForConditionalGeneration(config).eval()
-    for name, parameter in model.named_parameters():
-        if name.startswith(("lm_head", "model.text_model", "model.connector")) and parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def save_smolvlm(folder, tokenizer, **arguments):
-    tiny_smolvlm(tokenizer, **arguments).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +53,6 @@ def make_trainer(base, tmp_path):
         return SmolDriverSFTTrainer(model, args, train_dataset=dataset([frame(0)]), processing_class=processor)
 
     return make
-
-
-def prompt_of(processor, images, question):
-    messages = processor.scene_messages(images, question)
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return processor(images=images, text=text, return_tensors="pt")
 
 
 # Prompt and pictures

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from conftest import QUESTIONS, TOWERS, assert_same, picture
+from fakes import QUESTIONS, TOWERS, assert_same, picture
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOWERS, assert_same, picture, tiny_config, tiny_model
+from fakes import TOWERS, assert_same, command_line, picture, scene_row, tiny_config, tiny_model
 from processes import killed_recipe
 from safetensors.torch import load_file
-from test_training import command_line, scene_row
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, TrainerCallback
 from trl import ModelConfig, TrlParser
 

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import json
 import os
 import re
 import shutil
@@ -11,15 +10,12 @@ import sys
 from pathlib import Path
 
 import datasets
-import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_model
+from fakes import command_line, evaluate, generated, scene_row, tiny_model, write_scenes, written
 from PIL import Image
-from test_scene_answers import generated
-from test_training import scene_row
 from transformers import GenerationConfig
 
-from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
+from data_scripts.schema import load_scenes
 from data_scripts.sources.drivelm_json import read_drivelm
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
@@ -32,19 +28,6 @@ from smoldriver_common.whole_files import LOCK, sole_writer
 ROOT = Path(__file__).parents[1]
 CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]
 NEW_TOKENS = 6
-
-
-def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = (), **options) -> Path:
-    """A prepared folder with `frames` for training and others held out; `options` of its preparation."""
-    counts = {}
-    for split, rows in (("train", frames), ("test", list(test))):
-        if rows:
-            with open_shard(shard_path(folder, split, 0)) as writer:
-                writer.write_table(scene_table(rows))
-            count = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": 1}
-            counts[split] = {**count, "questions": sum(len(row["qa"]) for row in rows)}
-    write_manifest(folder, {"complete": True, "source": {}, "options": options, "splits": counts, "report": {}})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +56,6 @@ def arguments(model_folder, scenes, tmp_path):
         "bootstrap-samples": 20,
         "bertscore-model": "none",
     }
-
-
-def command_line(arguments: dict, *more: str) -> list[str]:
-    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))] + list(more)
-
-
-def evaluate(monkeypatch, arguments: dict, *more: str) -> tuple[dict, list[dict]]:
-    """metrics.json and the rows of predictions.parquet."""
-    monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *command_line(arguments, *more)])
-    evaluate_drivelm.main()
-    return written(arguments["output-dir"])
-
-
-def written(folder: Path) -> tuple[dict, list[dict]]:
-    return json.loads((folder / "metrics.json").read_text()), pq.read_table(folder / "predictions.parquet").to_pylist()
 
 
 def test_model_and_controls_answer_what_they_are_shown(arguments, scenes, config, processor, monkeypatch):

@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from conftest import assert_same, tiny_config, tiny_model
+from fakes import (
+    LORA,
+    MODES,
+    assert_same,
+    command_line,
+    logits_of,
+    save_smolvlm,
+    scene_row,
+    tiny_config,
+    tiny_model,
+    write_scenes,
+)
 from safetensors.torch import load_file
-from test_baselines import save_smolvlm
-from test_evaluate import write_scenes
-from test_training import LORA, MODES, command_line, logits_of, scene_row
 from transformers import AutoModelForImageTextToText, AutoProcessor, SmolVLMForConditionalGeneration
 from trl import ModelConfig, TrlParser
 

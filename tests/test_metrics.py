@@ -20,6 +20,7 @@ import pycocoevalcap
 import pytest
 import sacrebleu
 import torch
+from fakes import SAMPLE, needs_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocoevalcap.bleu.bleu import Bleu
@@ -40,7 +41,6 @@ from recipes.metrics.drivelm.drivelm import compare_predictions, compute_metrics
 from recipes.metrics.drivelm.ptb_tokenizer import ptb_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = ROOT.parent / "shared" / "data" / "drivelm_sample"
 TOLERANCE = 1e-6
 
 ROWS = [  # scene, frame, task, type, tags, question, reference, prediction
@@ -268,7 +268,7 @@ TOKENIZER_TEXTS = [
 
 def test_tokens_are_those_of_the_original_java_tokenizer():
     texts = [*TOKENIZER_TEXTS, *(row[i] for row in ROWS for i in (5, 6, 7))]
-    if SAMPLE.is_dir():
+    if SAMPLE is not None:
         texts += [text for item in json.loads((SAMPLE / "output.json").read_text()) for text in item.values()]
         for scene in json.loads((SAMPLE / "train_sample.json").read_text()).values():
             for frame in scene["key_frames"].values():
@@ -445,9 +445,8 @@ def test_listing_f1():
     assert listing_f1("No objects.", reference) == 0.0
 
 
+@needs_sample
 def test_real_listing_answers_name_only_classes_with_counts():
-    if not SAMPLE.is_dir():
-        pytest.skip("needs ../shared/data/drivelm_sample")
     seen = set()
     for scene in json.loads((SAMPLE / "train_sample.json").read_text()).values():
         for frame in scene["key_frames"].values():
@@ -697,9 +696,8 @@ def test_any_text_gives_scores_in_their_range(pairs):
 # ---------------------------------------------------------------- the real answers
 
 
+@needs_sample
 def test_sample_output_agrees_with_independent_implementations():
-    if not SAMPLE.is_dir():
-        pytest.skip("needs ../shared/data/drivelm_sample")
     answers = {item["id"]: item["answer"] for item in json.loads((SAMPLE / "output.json").read_text())}
     rows = []
     for scene, content in json.loads((SAMPLE / "test_eval.json").read_text()).items():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUESTIONS, assert_same, picture, tiny_config, tiny_model
+from fakes import QUESTIONS, assert_same, picture, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
+from fakes import tiny_model
 from torch import nn
 
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices, orthogonalized

@@ -5,8 +5,18 @@ import itertools
 
 import pytest
 import torch
-from conftest import assert_same, picture, tiny_config, tiny_model
-from datasets import Dataset
+from fakes import (
+    CASES,
+    QA,
+    assert_same,
+    assert_same_training,
+    dataset,
+    frame,
+    loss_and_gradients,
+    one_by_one,
+    tiny_config,
+    tiny_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -21,43 +31,6 @@ from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask, 
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
 from recipes.training.loading import load_base, nf4
-
-QA = [
-    ("Are there barriers to the front of the ego car?", "Yes."),
-    ("Why?", "Because the ego vehicle is going straight and the road is wet."),
-    ("What is the status of the car that is to the front of the ego car?", "No."),
-    ("Predict the behavior of the ego vehicle.", "The ego vehicle is going straight. The ego vehicle is slow."),
-    ("Is it <c1,CAM_FRONT,714.3,503.6>?", "7"),
-]
-
-
-def frame(number, qa=QA, missing=(), description="The ego vehicle waits at a crossing."):
-    """A scene row as the recipes read it: decoded pictures, None where a camera is missing."""
-    return {
-        "scene_token": f"scene{number // 2}",
-        "frame_token": f"frame{number}",
-        "scene_description": description,
-        **{
-            camera: None if camera in missing else picture(10 * number + index) for index, camera in enumerate(CAMERAS)
-        },
-        "qa": [{"task": "perception", "question": question, "answer": answer, "tag": []} for question, answer in qa],
-    }
-
-
-def one_by_one(rows):
-    return [{**row, "qa": [qa]} for row in rows for qa in row["qa"]]
-
-
-def dataset(rows):
-    def encoded(image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return {"bytes": buffer.getvalue(), "path": None}
-
-    return Dataset.from_list(
-        [{name: encoded(value) if hasattr(value, "save") else value for name, value in row.items()} for row in rows],
-        features=SCENE_FEATURES,
-    )
 
 
 @pytest.fixture
@@ -83,43 +56,6 @@ def make_trainer(config, processor, tmp_path):
         )
 
     return make
-
-
-def loss_and_gradients(trainer, batches, num_items_in_batch=None):
-    """Mean over the batches, as gradient accumulation has it; or their sum, where the number of items is given."""
-    model = trainer.model
-    model.train()
-    model.zero_grad()
-    total = 0.0
-    for batch in batches:
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
-        loss = loss / (len(batches) if num_items_in_batch is None else 1)
-        loss.backward()
-        total += loss.detach()
-    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
-def assert_same_training(one, other):
-    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
-    assert one[1].keys() == other[1].keys()
-    for name, gradient in one[1].items():
-        # A bias of keys cancels in the softmax, its gradient is rounding noise: measured against its weight's.
-        of_keys = name.endswith(("k_proj.bias", "key.bias"))
-        scale = other[1][name.replace("bias", "weight") if of_keys else name].norm().item()
-        difference = (gradient - other[1][name]).norm().item()
-        assert 0 < scale and difference <= 1e-5 * scale, f"{name}: {difference} of {scale}"
-
-
-CASES = {
-    "ragged lengths": [frame(0)],
-    "one question": [frame(0, QA[1:2])],
-    "no description": [frame(0, description=None)],
-    "missing cameras": [frame(0, missing=("CAM_FRONT", "CAM_BACK_LEFT"))],
-    "a batch of frames": [frame(0, QA[:3]), frame(1, QA[2:], missing=CAMERAS[1:]), frame(2, QA[4:])],
-    "a long frame of one question last": [frame(0, QA[:2], missing=CAMERAS[2:]), frame(1, QA[3:4])],
-    "a long frame of one question first": [frame(0, QA[1:2]), frame(1, QA[:3], missing=CAMERAS[1:])],
-    "frames of one question": [frame(0, QA[:1]), frame(1, QA[3:4], missing=("CAM_BACK",))],
-}
 
 
 @pytest.mark.parametrize("attention, packed", [("sdpa", "blocks"), ("sdpa", "mask"), ("eager", "mask")])

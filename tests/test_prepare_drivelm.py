@@ -19,6 +19,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fakes import SAMPLE, needs_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,8 +32,6 @@ from data_scripts.sources.drivelm_json import TASKS, parse_drivelm
 from smoldriver_common.whole_files import LOCK, sole_writer
 
 ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT.parent / "shared/data/drivelm_sample"
-needs_sample = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the DriveLM sample is not beside the repository")
 
 TAG = "<c1,CAM_FRONT,1043.2,82.2>"
 

@@ -16,16 +16,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from conftest import QUESTIONS, picture, tiny_model
+from fakes import QUESTIONS, command_line, evaluate, picture, prompt_of, scene_row, tiny_model, write_scenes
 from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
 from PIL import Image
 from processes import HIDE_PROJECT
 from safetensors.torch import load_file, save_file
-from test_baselines import prompt_of
-from test_evaluate import command_line, evaluate, write_scenes
-from test_training import scene_row
 
 from modeling_smoldriver import CAMERAS
 from recipes import push_to_hub

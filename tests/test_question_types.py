@@ -2,13 +2,11 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from fakes import SAMPLE, needs_sample
 
 from data_scripts.question_types import QUESTION_TYPES, names_object_tag, question_type
-
-SAMPLE = Path(__file__).parents[2] / "shared/data/drivelm_sample/train_sample.json"
 
 CAR, SIGN = "<c1,CAM_BACK,1088.3,497.5>", "<c2,CAM_FRONT,1043.2,82.2>"
 OPTIONS = (
@@ -79,9 +77,9 @@ def test_object_tags_are_told_from_other_angle_brackets():
     assert not names_object_tag("Is <image> moving? x < 3, y > 4 <c1> <c1,FRONT,1,2>")
 
 
-@pytest.mark.skipif(not SAMPLE.is_file(), reason="the DriveLM sample is not beside the repository")
+@needs_sample
 def test_types_of_the_real_sample():
-    scenes = json.loads(SAMPLE.read_text())
+    scenes = json.loads((SAMPLE / "train_sample.json").read_text())
     counts, closed_answers, open_answers = Counter(), Counter(), Counter()
     for scene in scenes.values():
         for frame in scene["key_frames"].values():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import QUESTIONS, assert_same, picture, tiny_model
+from fakes import QUESTIONS, assert_same, picture, tiny_model
 from processes import HIDE_PROJECT
 from safetensors.torch import load_file, save_file
 
@@ -234,7 +234,9 @@ def test_damaged_checkpoint_is_refused_by_name_through_the_auto_class(clean, dam
 
 def test_folder_holds_code_template_and_weights_and_nothing_pickled(saved):
     files = {path.name for path in saved["folder"].iterdir()}
-    shipped = {f"{role}_smoldriver.py" for role in ("configuration", "resampler", "scene", "modeling", "processing")}
+    shipped = {
+        f"{role}_smoldriver.py" for role in ("configuration", "inputs", "resampler", "scene", "modeling", "processing")
+    }
     assert shipped | {"chat_template.jinja", "model.safetensors", "config.json"} <= files
     assert not {name for name in files if name.endswith((".bin", ".pt", ".pkl"))}
     assert not files & {"collator_smoldriver.py", "trainer_smoldriver.py", "__init__.py"}

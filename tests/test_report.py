@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_model
+from fakes import evaluate, scene_row, tiny_model, write_scenes
 from PIL import Image
-from test_evaluate import evaluate, write_scenes
-from test_training import scene_row
 
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm

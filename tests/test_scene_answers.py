@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import QUESTIONS, picture, tiny_config, tiny_model
+from fakes import LENGTH, QUESTIONS, generated, picture, tiny_config, tiny_model, up_to_end
 from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
@@ -18,7 +18,6 @@ MANY = [
     "How many cars are to the left of the ego car, and are they moving or parked?",
     "Is it wet?",
 ]
-LENGTH = 10  # new tokens
 
 
 def token_texts(processor):
@@ -36,22 +35,6 @@ def answered(model, scene, processor, questions, **kwargs):
     """Token ids of each answer up to its end."""
     texts = model.answer(scene, token_texts(processor), questions, **{"max_new_tokens": LENGTH, **kwargs})
     return [up_to_end([int(token) for token in text.split()], model) for text in texts]
-
-
-def generated(model, processor, images, question, description=None, visual_tokens=None, **kwargs):
-    """Token ids that plain `generate` writes for one question."""
-    prompt = processor.apply_chat_template(
-        processor.scene_messages(images, question), add_generation_prompt=True, scene_description=description
-    )
-    inputs = processor(images=images, text=prompt, visual_tokens=visual_tokens, return_tensors="pt")
-    options = {"max_new_tokens": LENGTH, "do_sample": False, **kwargs}
-    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
-    return up_to_end(ids, model)
-
-
-def up_to_end(ids, model):
-    end = model.generation_config.eos_token_id
-    return ids[: ids.index(end) + 1] if end in ids else ids
 
 
 def encode(model, processor, images, *args, **kwargs):

@@ -1,6 +1,5 @@
 """The recipe trains what it should and nothing else, saves what it trained, goes on after a kill, and stops at NaN."""
 
-import io
 import json
 import os
 import shutil
@@ -14,7 +13,18 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import QUESTIONS, assert_same, picture, tiny_model
+from fakes import (
+    ANSWERS,
+    LORA,
+    MODES,
+    QUESTIONS,
+    assert_same,
+    command_line,
+    logits_of,
+    scene_row,
+    tiny_config,
+    tiny_model,
+)
 from peft import PeftModel
 from processes import killed_recipe
 from safetensors.torch import load_file
@@ -22,7 +32,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
 from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
-from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes import model_report, sft_qlora
@@ -32,20 +42,6 @@ from recipes.training.run import last_whole_checkpoint
 from smoldriver_common.whole_files import sole_writer
 
 ROOT = Path(__file__).parents[1]
-ANSWERS = ["Yes.", "There is one car.", "The car is moving.", "The ego vehicle is going straight."]
-
-
-def scene_row(number: int, questions: int) -> dict:
-    row = {"scene_token": f"scene{number // 2}", "frame_token": f"frame{number}", "scene_description": None}
-    for index, camera in enumerate(CAMERAS):
-        buffer = io.BytesIO()
-        picture(10 * number + index).save(buffer, "PNG")
-        row[camera] = {"bytes": buffer.getvalue(), "path": f"{camera}.png"}
-    row["qa"] = [
-        {"task": "perception", "question": QUESTIONS[index % 4], "answer": ANSWERS[(number + index) % 4], "tag": []}
-        for index in range(questions)
-    ]
-    return row
 
 
 def write_shards(folder: Path, *shards: list[dict]) -> None:
@@ -101,11 +97,6 @@ def options(base, scenes, tmp_path):
     }
 
 
-def command_line(options: dict) -> list[str]:
-    values = ((name, value if isinstance(value, list) else [value]) for name, value in options.items())
-    return [word for name, words in values for word in (f"--{name}", *map(str, words))]
-
-
 def train(monkeypatch, options: dict, callback: TrainerCallback | None = None):
     """Run the recipe in this process: the trainer, and its parameters before the first step."""
     seen = {}
@@ -129,48 +120,6 @@ def train(monkeypatch, options: dict, callback: TrainerCallback | None = None):
 def plain(parameter) -> torch.Tensor:
     """Also of a 4-bit weight, whose own class cannot be copied."""
     return parameter.data.as_subclass(torch.Tensor)
-
-
-def logits_of(model, processor) -> torch.Tensor:
-    images = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
-    prompt = processor.apply_chat_template(
-        processor.scene_messages(images, QUESTIONS[0]), add_generation_prompt=True, tokenize=False
-    )
-    inputs = processor(images=images, text=prompt, return_tensors="pt")
-    with torch.no_grad():
-        return model.eval()(**inputs).logits
-
-
-LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.0}
-MODES = {
-    "full": ({}, lambda name: True),
-    "vision, language model frozen": (
-        {"train_language_model": False},
-        lambda name: name.startswith(("model.vision_model.", "model.connector.")),
-    ),
-    "language model, vision frozen": (
-        {"train_vision": False, "train_connector": False},
-        lambda name: name.startswith(("model.text_model.", "lm_head.")),
-    ),
-    "LoRA and vision": (
-        {**LORA, "train_connector": False},
-        lambda name: ".lora_" in name or ".vision_model.modules_to_save." in name,
-    ),
-    "QLoRA, vision and connector": (
-        {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"},
-        lambda name: ".lora_" in name or ".modules_to_save." in name,
-    ),
-    "all but the tower": ({"train_tower": False}, lambda name: ".tower." not in name),
-    "LoRA, vision without the tower and connector": (
-        {**LORA, "train_tower": False},
-        lambda name: ".lora_" in name or (".modules_to_save." in name and ".tower." not in name),
-    ),
-    "all with Muon": ({"muon_learning_rate": 1e-2}, lambda name: True),
-    "LoRA and vision with Muon": (
-        {**LORA, "train_connector": False, "muon_learning_rate": 1e-2},
-        lambda name: ".lora_" in name or ".vision_model.modules_to_save." in name,
-    ),
-}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -266,7 +215,6 @@ def test_sample_tables_are_refused_where_weights_are_sharded(sharded, options, m
 
 def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, options, tmp_path, monkeypatch):
     """Its module names hold `vision_model` twice in transformers 4.57."""
-    from conftest import tiny_config
 
     tiny_model(tiny_config(tokenizer, "siglip")).save_pretrained(tmp_path / "siglip")
     processor.save_pretrained(tmp_path / "siglip")
@@ -785,7 +733,8 @@ FRESH = """
 import sys, torch
 from safetensors.torch import save_file
 sys.path.insert(0, "tests")
-from test_training import load_model, logits_of
+from fakes import logits_of
+from recipes.training.loading import load_model
 model, processor = load_model(sys.argv[1])
 save_file({"logits": logits_of(model, processor)}, sys.argv[2])
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from modeling_smoldriver.processing_smoldriver import to_rgb
+from smoldriver_common.shipped import to_rgb
 
 MAX_PIXELS = 50_000_000  # a nuScenes image has 1.44 million; a few kB of JPEG may unpack to gigabytes
 JPEG_QUALITY = 90

@@ -31,8 +31,8 @@ from data_scripts.schema import CAMERAS, load_scenes
 from data_scripts.world.folder import read_json, read_world
 from data_scripts.world.nuscenes import VERSION
 from data_scripts.world.questions import DIRECTIONS
+from modeling_smoldriver.inputs_smoldriver import to_rgb
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
-from modeling_smoldriver.processing_smoldriver import to_rgb
 from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
 from recipes.tiny.tiny_base import (
     IMAGE_SIZE,

@@ -1,0 +1,344 @@
+"""Small things that several test files are made of: models, pictures, rows, folders."""
+
+import copy
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+
+from data_scripts.schema import SCENE_FEATURES, open_shard, scene_table, shard_path, write_manifest
+from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
+from recipes import evaluate_drivelm
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = next(  # DriveLM's public frames, beside the project or downloaded into it
+    (
+        ROOT / folder
+        for folder in ("../shared/data/drivelm_sample", "data/drivelm_sample")
+        if (ROOT / folder / "train_sample.json").is_file()
+    ),
+    None,
+)
+NO_SAMPLE = "no real DriveLM sample: python data_scripts/download_drivelm_sample.py fetches it"
+needs_sample = pytest.mark.skipif(SAMPLE is None, reason=NO_SAMPLE)
+
+TOWERS = {
+    "vit": {"model_type": "vit", "image_size": 32},
+    "dinov2": {"model_type": "dinov2", "image_size": 32},
+    "dinov2_with_registers": {"model_type": "dinov2_with_registers", "image_size": 32, "num_register_tokens": 3},
+    "siglip": {"model_type": "siglip_vision_model", "image_size": 32},
+}
+
+
+QUESTIONS = [
+    "Are there barriers to the front of the ego car?",
+    "What are objects to the back left of the ego car?",
+    "What is the status of the car that is to the front of the ego car?",
+    "Predict the behavior of the ego vehicle.",
+]
+
+
+def tiny_config(tokenizer, tower: str = "vit", **vision) -> SmolDriverConfig:
+    """48-pixel views, a 6x6 query grid, pixel shuffle by 2: budgets of 9, 4 and 1 tokens a camera."""
+    return SmolDriverConfig(
+        vision_config={
+            "tower_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "mlp_ratio": 2,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "patch_size": 8,
+                **TOWERS[tower],
+            },
+            "tower_image_size": 48,
+            "hidden_size": 32,
+            "grid_size": 6,
+            "num_attention_heads": 4,
+            **vision,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 1024,
+            "rope_theta": 5000.0,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+
+
+def tiny_model(config: SmolDriverConfig, seed: int = 0) -> SmolDriverForConditionalGeneration:
+    """Weights wide enough that different pictures and questions give different answers."""
+    torch.manual_seed(seed)
+    model = SmolDriverForConditionalGeneration(copy.deepcopy(config)).eval()  # which the model may change
+    for name, parameter in model.named_parameters():
+        if name.startswith(("lm_head", "model.text_model", "model.connector")) and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    return model
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor, name: str = ""):
+    """Equal in float32: to 1e-5 of the largest value."""
+    difference = (actual - expected).abs().max().item()
+    limit = 1e-5 * max(1.0, expected.abs().max().item())
+    assert actual.shape == expected.shape and difference <= limit, f"{name} differs by {difference}, more than {limit}"
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 36)) -> Image.Image:
+    """Coarse noise, so that pictures stay different after resizing; `size` is width, height in pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+ANSWERS = ["Yes.", "There is one car.", "The car is moving.", "The ego vehicle is going straight."]
+
+
+LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 4, "lora_dropout": 0.0}
+
+
+MODES = {
+    "full": ({}, lambda name: True),
+    "vision, language model frozen": (
+        {"train_language_model": False},
+        lambda name: name.startswith(("model.vision_model.", "model.connector.")),
+    ),
+    "language model, vision frozen": (
+        {"train_vision": False, "train_connector": False},
+        lambda name: name.startswith(("model.text_model.", "lm_head.")),
+    ),
+    "LoRA and vision": (
+        {**LORA, "train_connector": False},
+        lambda name: ".lora_" in name or ".vision_model.modules_to_save." in name,
+    ),
+    "QLoRA, vision and connector": (
+        {**LORA, "load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"},
+        lambda name: ".lora_" in name or ".modules_to_save." in name,
+    ),
+    "all but the tower": ({"train_tower": False}, lambda name: ".tower." not in name),
+    "LoRA, vision without the tower and connector": (
+        {**LORA, "train_tower": False},
+        lambda name: ".lora_" in name or (".modules_to_save." in name and ".tower." not in name),
+    ),
+    "all with Muon": ({"muon_learning_rate": 1e-2}, lambda name: True),
+    "LoRA and vision with Muon": (
+        {**LORA, "train_connector": False, "muon_learning_rate": 1e-2},
+        lambda name: ".lora_" in name or ".vision_model.modules_to_save." in name,
+    ),
+}
+
+
+def scene_row(number: int, questions: int) -> dict:
+    row = {"scene_token": f"scene{number // 2}", "frame_token": f"frame{number}", "scene_description": None}
+    for index, camera in enumerate(CAMERAS):
+        buffer = io.BytesIO()
+        picture(10 * number + index).save(buffer, "PNG")
+        row[camera] = {"bytes": buffer.getvalue(), "path": f"{camera}.png"}
+    row["qa"] = [
+        {"task": "perception", "question": QUESTIONS[index % 4], "answer": ANSWERS[(number + index) % 4], "tag": []}
+        for index in range(questions)
+    ]
+    return row
+
+
+def command_line(options: dict, *more: str) -> list[str]:
+    """`--name value` of each option, a list as several words; `more` as it is."""
+    values = ((name, value if isinstance(value, list) else [value]) for name, value in options.items())
+    return [word for name, words in values for word in (f"--{name}", *map(str, words))] + list(more)
+
+
+def logits_of(model, processor) -> torch.Tensor:
+    images = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
+    prompt = processor.apply_chat_template(
+        processor.scene_messages(images, QUESTIONS[0]), add_generation_prompt=True, tokenize=False
+    )
+    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+PREPROCESSING = {"image_processor_type": "SmolVLMImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.6] * 3}
+
+
+def tiny_smolvlm(tokenizer, image_size: int = 48, seed: int = 0) -> SmolVLMForConditionalGeneration:
+    """48 pixels in 36 patches, pixel shuffle by 2: 9 tokens a view; language model as in `tiny_config`."""
+    torch.manual_seed(seed)
+    config = SmolVLMConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": image_size,
+            "patch_size": 8,
+        },
+        text_config=LlamaConfig(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=1024,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ).to_dict(),
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=False,
+    )
+    model = SmolVLMForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("lm_head", "model.text_model", "model.connector")) and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def save_smolvlm(folder, tokenizer, **arguments):
+    tiny_smolvlm(tokenizer, **arguments).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    return folder
+
+
+def prompt_of(processor, images, question):
+    messages = processor.scene_messages(images, question)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return processor(images=images, text=text, return_tensors="pt")
+
+
+def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = (), **options) -> Path:
+    """A prepared folder with `frames` for training and others held out; `options` of its preparation."""
+    counts = {}
+    for split, rows in (("train", frames), ("test", list(test))):
+        if rows:
+            with open_shard(shard_path(folder, split, 0)) as writer:
+                writer.write_table(scene_table(rows))
+            count = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": 1}
+            counts[split] = {**count, "questions": sum(len(row["qa"]) for row in rows)}
+    write_manifest(folder, {"complete": True, "source": {}, "options": options, "splits": counts, "report": {}})
+    return folder
+
+
+def evaluate(monkeypatch, arguments: dict, *more: str) -> tuple[dict, list[dict]]:
+    """metrics.json and the rows of predictions.parquet."""
+    monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *command_line(arguments, *more)])
+    evaluate_drivelm.main()
+    return written(arguments["output-dir"])
+
+
+def written(folder: Path) -> tuple[dict, list[dict]]:
+    return json.loads((folder / "metrics.json").read_text()), pq.read_table(folder / "predictions.parquet").to_pylist()
+
+
+QA = [
+    ("Are there barriers to the front of the ego car?", "Yes."),
+    ("Why?", "Because the ego vehicle is going straight and the road is wet."),
+    ("What is the status of the car that is to the front of the ego car?", "No."),
+    ("Predict the behavior of the ego vehicle.", "The ego vehicle is going straight. The ego vehicle is slow."),
+    ("Is it <c1,CAM_FRONT,714.3,503.6>?", "7"),
+]
+
+
+def frame(number, qa=QA, missing=(), description="The ego vehicle waits at a crossing."):
+    """A scene row as the recipes read it: decoded pictures, None where a camera is missing."""
+    return {
+        "scene_token": f"scene{number // 2}",
+        "frame_token": f"frame{number}",
+        "scene_description": description,
+        **{
+            camera: None if camera in missing else picture(10 * number + index) for index, camera in enumerate(CAMERAS)
+        },
+        "qa": [{"task": "perception", "question": question, "answer": answer, "tag": []} for question, answer in qa],
+    }
+
+
+def one_by_one(rows):
+    return [{**row, "qa": [qa]} for row in rows for qa in row["qa"]]
+
+
+def dataset(rows):
+    def encoded(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    return Dataset.from_list(
+        [{name: encoded(value) if hasattr(value, "save") else value for name, value in row.items()} for row in rows],
+        features=SCENE_FEATURES,
+    )
+
+
+def loss_and_gradients(trainer, batches, num_items_in_batch=None):
+    """Mean over the batches, as gradient accumulation has it; or their sum, where the number of items is given."""
+    model = trainer.model
+    model.train()
+    model.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+        loss = loss / (len(batches) if num_items_in_batch is None else 1)
+        loss.backward()
+        total += loss.detach()
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_training(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-5, atol=0)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        # A bias of keys cancels in the softmax, its gradient is rounding noise: measured against its weight's.
+        of_keys = name.endswith(("k_proj.bias", "key.bias"))
+        scale = other[1][name.replace("bias", "weight") if of_keys else name].norm().item()
+        difference = (gradient - other[1][name]).norm().item()
+        assert 0 < scale and difference <= 1e-5 * scale, f"{name}: {difference} of {scale}"
+
+
+CASES = {
+    "ragged lengths": [frame(0)],
+    "one question": [frame(0, QA[1:2])],
+    "no description": [frame(0, description=None)],
+    "missing cameras": [frame(0, missing=("CAM_FRONT", "CAM_BACK_LEFT"))],
+    "a batch of frames": [frame(0, QA[:3]), frame(1, QA[2:], missing=CAMERAS[1:]), frame(2, QA[4:])],
+    "a long frame of one question last": [frame(0, QA[:2], missing=CAMERAS[2:]), frame(1, QA[3:4])],
+    "a long frame of one question first": [frame(0, QA[1:2]), frame(1, QA[:3], missing=CAMERAS[1:])],
+    "frames of one question": [frame(0, QA[:1]), frame(1, QA[3:4], missing=("CAM_BACK",))],
+}
+
+
+LENGTH = 10  # new tokens
+
+
+def generated(model, processor, images, question, description=None, visual_tokens=None, **kwargs):
+    """Token ids that plain `generate` writes for one question."""
+    prompt = processor.apply_chat_template(
+        processor.scene_messages(images, question), add_generation_prompt=True, scene_description=description
+    )
+    inputs = processor(images=images, text=prompt, visual_tokens=visual_tokens, return_tensors="pt")
+    options = {"max_new_tokens": LENGTH, "do_sample": False, **kwargs}
+    ids = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :].tolist()
+    return up_to_end(ids, model)
+
+
+def up_to_end(ids, model):
+    end = model.generation_config.eos_token_id
+    return ids[: ids.index(end) + 1] if end in ids else ids
