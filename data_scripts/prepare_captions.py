@@ -33,7 +33,7 @@ from data_scripts.sources.camera_images import UnusableImage, read_image_file, u
 from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.world.captions import NUMBERS
 from data_scripts.world.folder import read_json, read_world
-from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS
+from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
 from smoldriver_common.command_line import whole_number
 
 FORMAT = 6  # raised when the same input would give other rows
