@@ -21,10 +21,7 @@ from data_scripts.schema import (
     write_manifest,
 )
 
-
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def jpeg(color):
