@@ -8,7 +8,7 @@ One row is one key frame, with its images once and all its questions:
              "tag": []}, ...]}
 
 A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
-where the rows came from, with which options, how many there are, and whether the preparation was finished.
+the source of the rows, the options, the counts, and whether the preparation was finished.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ def shard_path(folder: str | os.PathLike, split: str, index: int) -> Path:
 
 @contextmanager
 def open_shard(path: str | os.PathLike) -> Iterator[pq.ParquetWriter]:
-    """Write one shard a table at a time: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
+    """Write one shard, table by table: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
 
     The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
     Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
@@ -135,9 +135,9 @@ def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
     """Write a prepared folder's `manifest.json`, whole or not at all.
 
     Args:
-        manifest: `complete` (bool: are all shards there), `source`, `options` (what the rows depend on), and, when
-            complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that has
-            shards, and `report`.
+        manifest: `complete` (bool: whether all shards are there), `source`, `options` (what the rows depend on), and,
+            when complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that
+            has shards, and `report`.
     """
     write_json(Path(folder) / MANIFEST, manifest, ensure_ascii=False)
 
@@ -146,7 +146,7 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
     """The folder's `manifest.json`, None where there is none.
 
     Raises:
-        ValueError: the file is there and is not a manifest.
+        ValueError: the file is not a manifest.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -168,11 +168,11 @@ def load_scenes(
     """Rows of one split of a prepared folder, camera columns decoded to PIL images as they are read.
 
     Args:
-        folder: a folder that a data script has finished, with `manifest.json` and a folder a split.
+        folder: a folder that a data script has finished, with `manifest.json` and one folder per split.
         split: `train`, `eval` or `test`.
-        streaming: read the shards in passing (`datasets.IterableDataset`) and not through a memory-mapped copy in the
-            `datasets` cache.
-        columns: those to read; all of them where it is None.
+        streaming: read the shards one after the other (`datasets.IterableDataset`), without a memory-mapped copy in
+            the `datasets` cache.
+        columns: the columns to read; None reads all.
 
     Raises:
         FileNotFoundError: the folder, its manifest or one of its shards is missing.
@@ -189,9 +189,7 @@ def load_scenes(
     if manifest is None:
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is not a folder of prepared scenes")
     if not manifest["complete"]:
-        raise ValueError(
-            f"the preparation of {folder} was not finished: run the same command again, it continues where it stopped"
-        )
+        raise ValueError(f"the preparation of {folder} was not finished: run the same command again, it resumes")
     counts = manifest["splits"]
     if not counts.get(split, {}).get("frames"):
         others = ", ".join(f"{name} ({count['frames']} frames)" for name, count in counts.items() if count["frames"])

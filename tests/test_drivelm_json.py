@@ -55,16 +55,16 @@ WRONG_JSON = {
     "null": (lambda text: "null", "must be an object, not missing or null"),
     "too deep": (lambda text: "[" * 200_000, "nested too deeply|not JSON"),
     "a huge number": (lambda text: "9" * 10_000, "digit"),
-    "scene twice": (lambda text: text[:-1] + "," + text[1:], "'scene-0' is there twice"),
-    "frame twice in a scene": (
+    "scene duplicated": (lambda text: text[:-1] + "," + text[1:], "'scene-0' is duplicated"),
+    "frame duplicated in a scene": (
         lambda text: text.replace("scene-0-frame-1", "scene-0-frame-0"),
-        "'scene-0-frame-0' is there twice",
+        "'scene-0-frame-0' is duplicated",
     ),
-    "frame twice in two scenes": (
+    "frame duplicated in two scenes": (
         lambda text: text.replace("scene-2-frame-1", "scene-0-frame-0"),
-        "'scene-0-frame-0' is there twice",
+        "'scene-0-frame-0' is duplicated",
     ),
-    "camera twice": (lambda text: text.replace('"CAM_BACK":', '"CAM_FRONT":', 1), "'CAM_FRONT' is there twice"),
+    "camera duplicated": (lambda text: text.replace('"CAM_BACK":', '"CAM_FRONT":', 1), "'CAM_FRONT' is duplicated"),
     "wrong camera": (
         lambda text: text.replace('"CAM_BACK":', '"CAM_TOP":', 1),
         "unknown camera 'CAM_TOP'.*CAM_FRONT_LEFT, ",

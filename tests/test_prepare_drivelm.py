@@ -117,7 +117,7 @@ def test_several_files_become_one_folder(tmp_path):
     again = tmp_path / "again.json"
     again.write_text((tmp_path / "first.json").read_text())
     message = refusal(tmp_path, "--json", str(tmp_path / "first.json"), str(again), out="twice")
-    assert "again.json: frame 'scene-0-frame-0' is there twice, first in first.json, scene 'scene-0'" in message
+    assert "again.json: frame 'scene-0-frame-0' is duplicated, first in first.json, scene 'scene-0'" in message
 
 
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path):

@@ -40,7 +40,7 @@ def scene_row(scene="scene-a", frame="frame-a", missing=(), **changes):
 
 
 def write_folder(folder, splits, complete=True):
-    """A prepared folder with one shard a split; `splits`: {split: rows}."""
+    """A prepared folder with one shard per split; `splits`: {split: rows}."""
     counts = {}
     for split, rows in splits.items():
         with open_shard(shard_path(folder, split, 0)) as shard:
@@ -89,7 +89,7 @@ BAD_ROWS = {
     "qa is a dict": (lambda row: row.update(qa={}), "qa must be a list"),
     "qa item without tag": (lambda row: row["qa"][0].pop("tag"), "task, question, answer and tag"),
     "answer is a number": (lambda row: row["qa"][0].update(answer=3), "must be strings"),
-    "tag is no list": (lambda row: row["qa"][0].update(tag=0), "tag must be a list"),
+    "tag is not a list": (lambda row: row["qa"][0].update(tag=0), "tag must be a list"),
     "tag is true": (lambda row: row["qa"][0].update(tag=[True]), "tag must be a list"),
 }
 

@@ -1,4 +1,4 @@
-"""Reader of DriveLM's JSON: nesting checked, questions filtered, one dict a key frame.
+"""Reader of DriveLM's JSON: nesting checked, questions filtered, one dict per key frame.
 
 The official nesting (`v1_1_train_nus.json`; the challenge's test files have neither `scene_description` nor
 `key_object_infos`, their questions carry a `tag`, and their answers may be empty):
@@ -32,7 +32,7 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
     Args:
         paths: the JSON files.
         drop_object_tags: leave out the questions that name an object tag `<cN,CAM,x,y>` in question or answer.
-        keep_unlabelled: keep a question whose answer is empty or missing, with the answer "" (the challenge's tests).
+        keep_unlabelled: keep questions without an answer, with the answer "" (the challenge's test files).
 
     Returns:
         The frames, each {"scene_token", "frame_token", "scene_description", "image_paths": {camera: path under the
@@ -53,7 +53,7 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
             for frame in parse_drivelm(data, drop_object_tags, keep_unlabelled):
                 token = frame["frame_token"]
                 if token in seen:
-                    raise ValueError(f"frame {token!r} is there twice, first in {seen[token]}")
+                    raise ValueError(f"frame {token!r} is duplicated, first in {seen[token]}")
                 seen[token] = f"{path.name}, scene {frame['scene_token']!r}"
                 frames.append(frame)
         except ValueError as error:
@@ -65,7 +65,7 @@ def parse_drivelm(data: bytes, drop_object_tags: bool, keep_unlabelled: bool) ->
     """Key frames in the text of one DriveLM file; see `read_drivelm`.
 
     Raises:
-        ValueError: anything that is wrong with the text or its nesting.
+        ValueError: the text or its nesting is wrong.
     """
     try:
         scenes = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
@@ -162,7 +162,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     result = dict(pairs)
     if len(result) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there twice in one object: scenes, frames and cameras must be unique")
+        raise ValueError(f"the key {twice!r} is duplicated in one object: scenes, frames and cameras must be unique")
     return result
 
 

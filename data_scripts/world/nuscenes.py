@@ -4,8 +4,8 @@ Names of categories and attributes are nuScenes'. Metres, quaternions w-x-y-z, t
 with z up. What differs from the real data set: no lidar and no radar (the numbers of points are 0), no sweeps, all six
 cameras exposed at the moment of the key frame with one ego pose, all cameras level and without distortion. `ego_pose`
 holds the pose at every 2 Hz moment of a scene, also at those that are not key frames. Visibility is the share of an
-object's outline that is seen in the six pictures, in nuScenes' four levels. nuScenes has no box without a lidar or
-radar point in it; here there is no box of which no picture shows a pixel.
+object's outline that is seen in the six pictures, in nuScenes' four levels. Every box of
+nuScenes holds a lidar or radar point; here at least one picture shows a pixel of every box.
 """
 
 import hashlib

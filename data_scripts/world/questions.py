@@ -144,7 +144,7 @@ def status_answer(kind: str, statuses: list[str]) -> str:
 
 
 def scene_sentence(frame: Frame) -> str:
-    """What is in front of and behind the ego, as annotators of DriveLM sum a scene up."""
+    """What is in front of and behind the ego, as DriveLM's annotators describe it."""
     parts = []
     for camera, where in (("CAM_FRONT", "in front of the ego car"), ("CAM_BACK", "behind the ego car")):
         groups = defaultdict(int)
@@ -178,7 +178,7 @@ def give_tags(frame: Frame) -> list[Seen]:
 
 
 def questions_on_tags(important: list[Seen], rng: random.Random) -> list[Asked]:
-    """What is asked about the tagged objects, but for yes and no."""
+    """All questions about the tagged objects except those answered with yes or no."""
     names, tags = joined([placed(o) for o in important]), joined([o.tag for o in important])
     ids = f"The ID of this object is {tags}." if len(important) == 1 else f"The IDs of these objects are {tags}."
     asked = [("perception", IMPORTANT, f"There is {names}. {ids}")]
