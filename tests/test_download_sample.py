@@ -69,3 +69,18 @@ def test_download_without_a_network_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(SystemExit, match="cannot fetch http://127.0.0.1:1/data/train_sample.json.*Is there a network"):
         download(tmp_path, "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "outside", ["//{folder}/written.jpg", "/{folder}/written.jpg", "../nuscenes/../../written.jpg"]
+)
+def test_a_path_that_leaves_the_folder_is_refused_and_nothing_is_written_there(tmp_path, sample_server, outside):
+    url, challenge = sample_server
+    questions = challenge / "data/train_sample.json"
+    content = json.loads(questions.read_text())
+    frame = next(iter(next(iter(content.values()))["key_frames"].values()))
+    frame["image_paths"]["CAM_BACK"] = outside.format(folder=str(tmp_path).lstrip("/"))
+    questions.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="leaves the nuScenes folder"):
+        download(tmp_path, url)
+    assert not list(tmp_path.rglob("written.jpg")) and not list((tmp_path / "sample").rglob("*.jpg"))

@@ -90,6 +90,14 @@ WRONG_NESTING = {
         lambda content, frame: frame["QA"]["planning"][0].pop("Q"),
         r"QA.planning\[0\] has no question",
     ),
+    "tag is 0": (
+        lambda content, frame: frame["QA"]["planning"][0].update(tag=0),
+        "tag must be a list of 0, 1, 2 or 3, not 0",
+    ),
+    "tag is false": (
+        lambda content, frame: frame["QA"]["planning"][0].update(tag=False),
+        "tag must be a list of 0, 1, 2 or 3, not False",
+    ),
     "tag is 9": (
         lambda content, frame: frame["QA"]["planning"][0].update(tag=[9]),
         "tag must be a list of 0, 1, 2 or 3",

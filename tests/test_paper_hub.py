@@ -105,6 +105,15 @@ def test_wrong_paper_table_is_refused(tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_paper_tables_in_a_folder_with_brackets_are_its_own(tmp_path):
+    for name in ("a", "[ab]"):
+        (tmp_path / name).mkdir()
+        write_paper_tables(tmp_path / name, lambda split, questions, _, name=name: questions[0].update(answer=name))
+    prepare_paper(tmp_path / "[ab]", "--split", "train")
+    answers = {item["answer"] for row in stored_rows(tmp_path / "[ab]/out") for item in row["qa"]}
+    assert "[ab]" in answers and "a" not in answers
+
+
 def test_folder_without_paper_tables_is_refused(tmp_path):
     (tmp_path / "qa").mkdir()
     with pytest.raises(SystemExit, match="cannot load .*no Parquet file"):

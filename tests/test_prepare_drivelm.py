@@ -220,7 +220,18 @@ def test_wrong_image_root_is_reported_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", ["../nuscenes/../secret.jpg", "../secret.jpg", "/etc/passwd", "samples/../../a.jpg", "..", ""]
+    "path",
+    [
+        "../nuscenes/../secret.jpg",
+        "../secret.jpg",
+        "/etc/passwd",
+        "//etc/passwd",
+        "../nuscenes//etc/passwd",
+        "../nuscenes///a.jpg",
+        "samples/../../a.jpg",
+        "..",
+        "",
+    ],
 )
 def test_path_that_leaves_the_image_root_is_refused(tmp_path, path):
     content = write_source(tmp_path)

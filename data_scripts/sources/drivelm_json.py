@@ -130,7 +130,7 @@ def _questions(qa: object, where: str, drop_object_tags: bool, keep_unlabelled: 
                 raise ValueError(
                     f"{where}: QA.{task}[{number}] has no question 'Q', only {', '.join(item) or 'nothing'}"
                 )
-            tag = item.get("tag") or []
+            tag = [] if item.get("tag") is None else item["tag"]
             if not isinstance(tag, list) or any(
                 type(entry) is not int or entry not in CHALLENGE_TAGS for entry in tag
             ):
@@ -151,11 +151,26 @@ def _image_paths(paths: object, where: str) -> dict[str, str]:
             raise ValueError(f"{where}: unknown camera {camera!r} in image_paths, expected {', '.join(CAMERAS)}")
         if not isinstance(path, str) or "\0" in path or not _is_unicode(path):
             raise ValueError(f"{where}: the image path of {camera} must be a string, not {path!r:.80}")
-        parts = PurePosixPath(path.removeprefix("../nuscenes/")).parts
-        if not parts or parts[0] == "/" or ".." in parts:
-            raise ValueError(f"{where}: the image path of {camera} leaves the nuScenes folder: {path!r:.200}")
-        relative[camera] = "/".join(parts)
+        try:
+            relative[camera] = path_below(path.removeprefix("../nuscenes/"))
+        except ValueError:
+            message = f"{where}: the image path of {camera} leaves the nuScenes folder: {path!r:.200}"
+            raise ValueError(message) from None
     return relative
+
+
+def path_below(path: str) -> str:
+    """A path that a JSON file names, as one below the folder that it is relative to, in its shortest form.
+
+    Everyone who resolves names from a JSON file uses this check.
+
+    Raises:
+        ValueError: the path is empty, absolute (`/a`, `//a`) or climbs out (`..`).
+    """
+    pure = PurePosixPath(path)
+    if not pure.parts or pure.root or ".." in pure.parts:
+        raise ValueError(f"{path!r:.200} is not a path below a folder")
+    return "/".join(pure.parts)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:

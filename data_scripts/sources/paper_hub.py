@@ -19,7 +19,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Image, load_dataset
 
-from data_scripts.schema import CAMERAS
+from data_scripts.schema import CAMERAS, as_patterns
 from data_scripts.sources.camera_images import UnusableImage
 from data_scripts.sources.drivelm_json import filter_question
 
@@ -101,14 +101,15 @@ def _load(name: str, columns: tuple[str, ...]) -> DatasetDict:
     folder = Path(name)
     try:
         if folder.is_dir():
-            files: dict[str, list[str]] = {}
+            files: dict[str, list[Path]] = {}
             for path in sorted(folder.rglob("*.parquet")):
                 in_folder_of_split = path.parent not in (folder, folder / "data")
                 split = path.parent.name if in_folder_of_split else path.stem.split("-")[0]
-                files.setdefault(split, []).append(str(path))
+                files.setdefault(split, []).append(path)
             if not files:
                 raise FileNotFoundError("the folder has no Parquet file")
-            splits = load_dataset("parquet", data_files=files)
+            patterns = {split: as_patterns(paths) for split, paths in files.items()}
+            splits = load_dataset("parquet", data_files=patterns)
         else:
             splits = load_dataset(name)
     except Exception as error:  # datasets, the Hub's client and Arrow each raise errors of their own
