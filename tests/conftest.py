@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -62,3 +63,9 @@ def drivelm_sample():
     if SAMPLE is None:
         pytest.skip(NO_SAMPLE)
     return SAMPLE
+
+
+@pytest.fixture
+def own_datasets_cache(tmp_path, monkeypatch):
+    """What `datasets` unpacks goes to the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")

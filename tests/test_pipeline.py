@@ -262,7 +262,7 @@ def test_rows_hold_one_view_or_name_each_and_keep_the_splits_of_their_scenes(tmp
 
 
 def test_a_folder_without_a_world_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="no finished world"):
+    with pytest.raises(SystemExit, match="not a finished world"):
         main(["--world", str(tmp_path), "--output-dir", str(tmp_path / "captions")])
 
 

@@ -42,9 +42,9 @@ def read_image_file(root: Path, relative: str) -> bytes:
 def usable_image(data: bytes, max_height: int | None = None) -> bytes:
     """The bytes to store: the original ones where they are an 8-bit RGB JPEG or PNG of at most `max_height`.
 
-    Anything else (grey, with transparency, 16-bit, too high) is converted to RGB, shrunk and written as JPEG. A whole
-    JPEG is told from a cut one by decoding it at an eighth of its size: that reads every coefficient, which finds the
-    cut, and makes no full picture, which is most of the cost (1.3 ms instead of 2.7 ms for 1600 x 900 pixels).
+    Anything else (grey, with transparency, 16-bit, too high) is converted to RGB, shrunk and written as JPEG. To find
+    a cut JPEG it is decoded at an eighth of its size: that reads every coefficient, but does not make the full
+    picture, which is most of the cost (1.3 ms instead of 2.7 ms for 1600 x 900 pixels).
 
     Args:
         data: an image file's bytes.
