@@ -113,7 +113,7 @@ def evaluate(
 
 
 def write_evaluation(evaluation: Evaluation, rows, bootstrap_samples: int, worst: int) -> None:
-    """All of its files; without metrics.json the folder is not a finished evaluation."""
+    """Write all of its files. metrics.json comes last: with it the evaluation is finished."""
     folder = evaluation.folder
     (folder / METRICS_FILE).unlink(missing_ok=True)  # an earlier evaluation's: its scores are not of these answers
     write_predictions(folder, [one for answers in evaluation.predictions.values() for one in answers])

@@ -195,7 +195,7 @@ def test_loading_takes_at_most_ten_lines(metrics):
     ast.parse(code)
 
 
-def test_training_is_told_with_its_time_and_hardware_and_without_paths(metrics):
+def test_training_is_shown_with_its_time_and_hardware_and_without_paths(metrics):
     text = card(metrics)
     assert f"| 1 | {BASE} and {TOWER} | 0 | 0 | not recorded | not recorded |" in text
     assert "| 2 | vision | 1 | 11000 | 121 min (7,260 s) | 1 x T4 |" in text

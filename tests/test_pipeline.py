@@ -59,7 +59,7 @@ def test_a_finished_step_is_not_repeated(out, capsys):
     assert capsys.readouterr().out.count("done already") == 2
 
 
-def test_what_a_stopped_step_left_is_made_anew(out):
+def test_what_a_stopped_step_left_is_removed(out):
     folder = out / "model"
     aside(folder).mkdir()
     (aside(folder) / "half").touch()

@@ -18,7 +18,7 @@ from recipes.evaluation.predictions import Contestant, Settings
 
 @dataclass(frozen=True)
 class Measured:
-    """What the answers to one frame's questions took; the seconds are a model's alone."""
+    """What it took to answer the questions of one frame; the majority answer has no seconds."""
 
     cut: int = 0  # answers that reached max_new_tokens without an end
     encode_seconds: float | None = None  # for the pictures and the shared prompt
@@ -26,7 +26,7 @@ class Measured:
 
 
 Answers = Callable[[int, list[str]], tuple[list[str], Measured]]
-"""Of a frame's number among the rows, and questions about it."""
+"""Called with a frame's number among the rows and the questions about it."""
 
 
 def contestants(settings: Settings, controls: list[str], budgets: list[int], offered: list[int]) -> list[Contestant]:
@@ -50,7 +50,8 @@ def contestants(settings: Settings, controls: list[str], budgets: list[int], off
 
 
 def answers_of(contestant: Contestant, model, processor, rows, settings: Settings) -> Answers:
-    """
+    """What answers in the name of a contestant.
+
     Raises:
         ValueError: the data does not allow this control.
     """
@@ -61,7 +62,7 @@ def answers_of(contestant: Contestant, model, processor, rows, settings: Setting
 
 
 def majority_answers(train) -> dict[str, str]:
-    """Most frequent answer of each question template (object tags left open), and under "" of all questions."""
+    """The most frequent answer to each question template (object tags removed); under "", to all questions."""
     counts = collections.defaultdict(collections.Counter)
     for row in train:
         for qa in row["qa"]:
@@ -71,7 +72,7 @@ def majority_answers(train) -> dict[str, str]:
 
 
 def other_scenes(scene_tokens: list[str]) -> list[int]:
-    """For each row the number of a row of another scene, about half the data away.
+    """For each row, the number of a row of another scene, about half the data away.
 
     Raises:
         ValueError: all rows are of one scene.

@@ -70,7 +70,7 @@ class Headline:
 def headlines(metrics: Metrics) -> list[Headline]:
     """The model's headline numbers with their controls.
 
-    Each has an interval, except of a question type whose questions are all of one scene: that cannot have one.
+    Each has an interval, unless it is of a question type whose questions are all of one scene.
 
     Raises:
         ValueError: names the number, and the interval or the control that it lacks.
@@ -96,7 +96,8 @@ def headlines(metrics: Metrics) -> list[Headline]:
 
 
 def check_headline(headline: Headline, result: dict, left_out: dict[str, str]) -> None:
-    """
+    """The headline has an interval, where it can have one, and the required controls.
+
     Raises:
         ValueError: names what the headline lacks.
     """

@@ -1,4 +1,4 @@
-"""What an evaluation leaves and the other rooms read: predictions, how they were asked for, and their scores.
+"""What an evaluation leaves for others to read: predictions, how they were asked for, and their scores.
 
 `predictions.parquet` has one row per answered question:
 
@@ -37,9 +37,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.whole_files import write_json, written_whole
 
 FORMAT = 2  # of metrics.json; counted up when a value changes its type
+NO_RECORD = f"the model has no {TRAINING_MANIFEST} that names its training scenes"
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.parquet"
 
 CONTROLS = {
@@ -121,7 +123,7 @@ class Leakage:
     shared: int  # how many of them are training scenes
     trained: int  # training scenes on record
     stages: int  # training manifests read
-    unrecorded: list[str] = field(default_factory=list)  # Hub ids without a manifest: named, no reason for doubt
+    unrecorded: list[str] = field(default_factory=list)  # Hub ids without a manifest; they leave `kind` as it is
     gone: list[str] = field(default_factory=list)  # names of folders that are gone or have no manifest
     unread: list[str] = field(default_factory=list)  # Hub ids that could not be read
 
@@ -136,15 +138,11 @@ class Leakage:
         if self.shared:
             shared = f"{self.shared} of the {self.evaluated} scenes are training scenes"
             return f"TRAINING FRAMES: {shared}; this measures memory"
-        gaps = []
-        if self.unread:
-            gaps.append(f"could not read training_manifest.json of {', '.join(self.unread)}")
+        gaps = [f"could not read {TRAINING_MANIFEST} of {', '.join(self.unread)}"] if self.unread else []
         if not self.stages:
-            return (
-                f"unknown: {''.join(gaps) or 'the model has no training_manifest.json that names its training scenes'}"
-            )
+            return f"unknown: {gaps[0] if gaps else NO_RECORD}"
         if self.gone:
-            gaps.append(f"it learned from {', '.join(self.gone)}, gone or without training_manifest.json")
+            gaps.append(f"it learned from {', '.join(self.gone)}, gone or without {TRAINING_MANIFEST}")
         found = f"the {self.evaluated} scenes are not among the {self.trained} training scenes ({self.stages} stages)"
         if self.unrecorded:
             found += f"; not recorded: {', '.join(self.unrecorded)}"

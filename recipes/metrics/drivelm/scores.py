@@ -3,28 +3,28 @@
 Metrics (higher is better; 0..1 unless said otherwise):
 
 - `exact_match`: the two strings are equal, character by character.
-- `accuracy`: closed questions only (types yes_no, status, counting, behavior), forgiving case, outer blanks and the
-  final full stop; where the reference begins with yes or no, that leading word alone decides.
-- `listing_f1`: listing questions only; F1 between the sets of (count, class) that the two answers list, their mean.
+- `accuracy`: closed questions only (types yes_no, status, counting, behavior). Case, outer blanks and the final full
+  stop do not matter; where the reference begins with yes or no, only that leading word counts.
+- `listing_f1`: listing questions only; mean F1 between the sets of (count, class) that the two answers list.
 - `match_f1`: questions whose reference names object tags; the challenge's greedy F1 of points within 16 pixels (L1).
 - `bleu`: corpus BLEU of Hugging Face's `bleu` metric (13a tokens, case kept, no smoothing): the paper's.
 - `bleu_1` .. `bleu_4`, `rouge_l`, `cider` (0..10): the caption metrics of the DriveLM challenge (PTB tokens in lower
   case without punctuation). In a group, CIDEr's document frequencies are those of the whole set.
 - `meteor`: NLTK's, where its WordNet corpus is installed (`python -m nltk.downloader wordnet`).
 - `bertscore_precision`, `bertscore_recall`, `bertscore_f1`: mean over questions, without baseline rescaling.
-- `challenge_without_gpt`: the challenge's weighted sum less its GPT terms, in a group of its own (see below).
+- `challenge_without_gpt`: the challenge's weighted sum without its GPT terms, in a group of its own (see below).
 
-Groups: `overall`, each question type present, each task as `task_<name>`, and `challenge`. A metric that only some of
-a group's questions have carries `<metric>_count`; one that none has is absent. `<metric>_ci` is the 95% percentile
-bootstrap interval over scenes (CIDEr's frequencies and the challenge's skipped questions are not drawn anew), null
-where the group has one scene or scenes are not given.
+Groups: `overall`, each question type that occurs, each task as `task_<name>`, and `challenge`. A metric that applies
+to only some of a group's questions has a `<metric>_count`; one that applies to none is absent. `<metric>_ci` is the
+95% percentile bootstrap interval over scenes (CIDEr's frequencies and the challenge's skipped questions stay the same
+in all draws). It is null where the group has one scene or scenes are not given.
 
-The `challenge` group takes tags (0 accuracy, 1 GPT, 2 language, 3 match), leaves out the questions that the challenge
-silently leaves out (`skipped` counts them, see `skipped_by_graph`) and combines
+The `challenge` group needs tags (0 accuracy, 1 GPT, 2 language, 3 match). It leaves out the questions that the
+challenge silently leaves out (`skipped` counts them, see `skipped_by_graph`) and combines
     language = (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4) / 12 + ROUGE-L / 3 + CIDEr / 30
     challenge_without_gpt = 0.2 * language + 0.2 * match_f1 + 0.2 * exact_match
-The official score adds 0.4 * GPT and its match is the mean of this F1 and a GPT score: the two are not comparable. A
-sum one of whose terms has no question is null. Definitions: `challenge/` of github.com/OpenDriveLab/DriveLM.
+The official score adds 0.4 * GPT, and its match is the mean of this F1 and a GPT score: the two are not comparable.
+The sum is null if one of its terms has no question. Definitions: `challenge/` of github.com/OpenDriveLab/DriveLM.
 """
 
 import numpy as np
