@@ -234,32 +234,56 @@ class SmolDriverProcessor(ProcessorMixin):
         return f" {self._clean(answer, 'answer')}{END_OF_TURN}"
 
     def encode_scene(
-        self, images, scene_description: str | list[str | None] | None = None, visual_tokens: int | None = None
+        self, images: dict | list | None, scene_description: str | None = None, visual_tokens: int | None = None
     ) -> BatchFeature:
-        """Inputs of `model.encode_scene`: the shared prefix of one scene, or of a list of scenes.
+        """Inputs of `model.encode_scene`: the prompt that all questions of one frame share.
 
         Args:
-            images: one scene as in `__call__`, or a list of scenes, each a dict, a list or None. None is a scene
-                without pictures, for text-only controls; a list of nothing but None is a list of such scenes, unless
-                it is as long as one scene has cameras, of which then all are missing.
-            scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
-            visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
+            images: one frame as in `__call__`, a dict {camera name: picture}; None: a frame without pictures, for
+                text-only controls.
+            scene_description (`str`, *optional*): a summary of the scene, put before the question.
+            visual_tokens (`int`, *optional*): tokens per camera, as in `__call__`.
 
         Returns:
-            `input_ids`, `attention_mask` `(scenes, length)`, padded on the right, and with pictures `pixel_values`
-            `(scenes, views, 3, S, S)` and `camera_ids` `(scenes, views)`.
+            As `encode_scenes`, one row.
+
+        Raises:
+            ValueError: see `encode_scenes`.
         """
-        listed = isinstance(images, (list, tuple)) and len(images) > 0
-        without = listed and all(item is None for item in images) and len(images) != len(self.cameras)
-        batched = without or (listed and any(isinstance(item, (dict, list, tuple)) for item in images))
-        scenes = list(images) if batched else [images]
-        descriptions = scene_description if isinstance(scene_description, list) else [scene_description] * len(scenes)
-        if len(descriptions) != len(scenes) or (batched and isinstance(scene_description, str)):
-            raise ValueError(f"{len(scenes)} scenes need a list of as many descriptions; got {scene_description!r}")
-        views = [[] if scene is None else self.scene_views(scene) for scene in scenes]
+        if isinstance(images, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in images):
+            raise ValueError("encode_scene takes one frame, a dict by camera name; encode_scenes takes a list of them")
+        return self.encode_scenes([images], [scene_description], visual_tokens)
+
+    def encode_scenes(
+        self,
+        images: list[dict | list | None],
+        scene_descriptions: list[str | None] | None = None,
+        visual_tokens: int | None = None,
+    ) -> BatchFeature:
+        """Inputs of `model.encode_scenes`: `encode_scene` for several frames.
+
+        Args:
+            images: one entry per frame, as in `encode_scene`.
+            scene_descriptions: one entry per frame; None: no frame has one.
+            visual_tokens (`int`, *optional*): tokens per camera, as in `__call__`.
+
+        Returns:
+            `input_ids`, `attention_mask` `(frames, length)`, padded on the right, and with pictures `pixel_values`
+            `(frames, views, 3, S, S)` and `camera_ids` `(frames, views)`.
+
+        Raises:
+            ValueError: no frame, another number of descriptions than of frames, and what `__call__` refuses.
+        """
+        if not isinstance(images, (list, tuple)) or not images:
+            raise ValueError(f"encode_scenes takes a list with at least one frame, got {images!r}")
+        if scene_descriptions is None:
+            scene_descriptions = [None] * len(images)
+        if not isinstance(scene_descriptions, (list, tuple)) or len(scene_descriptions) != len(images):
+            raise ValueError(f"{len(images)} scenes need a list of as many descriptions; got {scene_descriptions!r}")
+        views = [[] if frame is None else self.scene_views(frame) for frame in images]
         prompts = [
-            self.scene_prompt([camera for camera, _ in scene], description, visual_tokens)
-            for scene, description in zip(views, descriptions, strict=True)
+            self.scene_prompt([camera for camera, _ in frame], description, visual_tokens)
+            for frame, description in zip(views, scene_descriptions, strict=True)
         ]
         encoded = self.tokenizer(
             prompts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"

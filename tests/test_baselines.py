@@ -84,9 +84,7 @@ def test_other_input_sizes_give_their_own_number_of_tokens(tokenizer, tmp_path, 
     model, processor = load_model(save_smolvlm(tmp_path, tokenizer, image_size=64))
     scene = processor.encode_scene(images)
     assert (scene["input_ids"] == processor.image_token_id).sum() == 6 * (64 // 8 // 2) ** 2
-    assert scene["pixel_values"].shape[-1] == 64 and model.encode_scene(**scene)[0].length == len(
-        scene["input_ids"][0]
-    )
+    assert scene["pixel_values"].shape[-1] == 64 and model.encode_scene(**scene).length == len(scene["input_ids"][0])
 
 
 # The model
@@ -236,5 +234,5 @@ def test_uniform_grey_pictures_are_pictures(baseline, images):
     model, processor = baseline
     grey = {camera: picture(0).point(lambda value: 128) for camera in images}
     black = {camera: picture(0).point(lambda value: 0) for camera in images}
-    lengths = [model.encode_scene(**processor.encode_scene(seen))[0].length for seen in (images, grey, black)]
+    lengths = [model.encode_scene(**processor.encode_scene(seen)).length for seen in (images, grey, black)]
     assert len(set(lengths)) == 1

@@ -29,7 +29,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
 from data_scripts import question_types as data_question_types
-from recipes.metrics.drivelm import drivelm, text_metrics
+from recipes.metrics.drivelm import text_metrics
 from recipes.metrics.drivelm.answer_metrics import (
     closed_answer_match,
     listed_objects,
@@ -37,8 +37,15 @@ from recipes.metrics.drivelm.answer_metrics import (
     match_points,
     skipped_by_graph,
 )
-from recipes.metrics.drivelm.drivelm import compare_predictions, compute_metrics
 from recipes.metrics.drivelm.ptb_tokenizer import ptb_tokens
+from recipes.metrics.drivelm.scores import (
+    BERTSCORE,
+    COCO_BLEU,
+    METRICS,
+    QUESTION_TYPES,
+    compare_predictions,
+    compute_metrics,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-6
@@ -213,7 +220,7 @@ def test_caption_metrics_are_those_of_pycocoevalcap(scores):
     predicted = [ptb_tokens(text) for text in inputs["predictions"]]
     referred = [ptb_tokens(text) for text in inputs["references"]]
     gts, res = caption_dicts(referred), caption_dicts(predicted)
-    for name, value in zip(drivelm.COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
+    for name, value in zip(COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
         close(scores["overall"][name], value)
     close(scores["overall"]["rouge_l"], Rouge().compute_score(gts, res)[0])
     close(
@@ -310,7 +317,7 @@ def test_meteor_is_banerjee_and_lavies_with_wordnet_synonyms(tmp_path):
     """Of "the auto is stopping": `the` is matched as it is, `stopping` by its stem, `auto` by its synset."""
     write_tiny_wordnet(tmp_path / "corpora" / "wordnet")
     script = (
-        "import json; from recipes.metrics.drivelm.drivelm import compute_metrics\n"
+        "import json; from recipes.metrics.drivelm.scores import compute_metrics\n"
         "found = compute_metrics(['the auto is stopping', ''], ['The car stops.'] * 2, metrics=['meteor'])\n"
         "print(json.dumps(found['overall']))"
     )
@@ -366,7 +373,7 @@ def test_bertscore_is_greedy_cosine_matching(tiny_bert):
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
     scores = compute_metrics(**inputs, bertscore_model=str(tiny_bert), bootstrap_samples=0)
     assert scores["info"]["bertscore_encoder"] == encoder
-    close([scores["overall"][name] for name in drivelm.BERTSCORE], found.mean(axis=0))
+    close([scores["overall"][name] for name in BERTSCORE], found.mean(axis=0))
 
 
 def test_minilm_scores_a_paraphrase_above_another_answer():
@@ -565,7 +572,7 @@ def test_every_type_and_task_has_its_group(scores):
 
 
 def test_question_types_are_those_of_the_data_scripts():
-    assert drivelm.QUESTION_TYPES == data_question_types.QUESTION_TYPES
+    assert QUESTION_TYPES == data_question_types.QUESTION_TYPES
 
 
 def test_interval_is_that_of_scenes_drawn_one_by_one():
@@ -675,7 +682,7 @@ def test_empty_predictions_score_nothing():
     inputs = arguments(ROWS) | {"predictions": [""] * len(ROWS)}
     scores = compute_metrics(**inputs, bootstrap_samples=20)
     for name, value in scores["overall"].items():
-        if name in drivelm.METRICS:
+        if name in METRICS:
             assert value == pytest.approx(0.0, abs=1e-5), name
     assert scores["challenge"]["skipped"] == 2
 
@@ -688,7 +695,7 @@ def test_any_text_gives_scores_in_their_range(pairs):
     options = {"scene_tokens": [str(i) for i in range(count)], "bootstrap_samples": 5}
     scores = compute_metrics(list(predictions), list(references), question_types=["listing"] * count, **options)
     for name, value in scores["overall"].items():
-        if name in drivelm.METRICS and value is not None:
+        if name in METRICS and value is not None:
             assert 0 <= value <= (10 if name == "cider" else 1) + 1e-9, name
     json.dumps(scores, allow_nan=False)
 
@@ -713,7 +720,7 @@ def test_sample_output_agrees_with_independent_implementations():
     predictions, references = [row[7] for row in rows], [row[6] for row in rows]
     java = java_tokens([*predictions, *references])
     gts, res = caption_dicts(java[len(rows) :]), caption_dicts(java[: len(rows)])
-    for name, value in zip(drivelm.COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
+    for name, value in zip(COCO_BLEU, Bleu(4).compute_score(gts, res, verbose=0)[0], strict=True):
         close(scores["overall"][name], value)
     close(scores["overall"]["rouge_l"], Rouge().compute_score(gts, res)[0])
     close(scores["overall"]["cider"], Cider().compute_score(gts, res)[0])
