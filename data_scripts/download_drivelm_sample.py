@@ -15,7 +15,6 @@ appears whole or not at all. Files that are there are not fetched again.
 import argparse
 import http.client
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from data_scripts.sources.camera_images import usable_image
 from data_scripts.sources.drivelm_json import parse_drivelm
+from smoldriver_common.command_line import errors_in_one_line
 from smoldriver_common.whole_files import written_whole
 
 BASE_URL = "https://github.com/OpenDriveLab/DriveLM/raw/1de72a7/challenge"
@@ -88,10 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("data/drivelm_sample"), help="where to write")
     parser.add_argument("--base-url", default=BASE_URL, help="address of the repository's folder challenge/")
     arguments = parser.parse_args(argv)
-    try:
+    with errors_in_one_line("download_drivelm_sample"):
         frames, images = download_sample(arguments.base_url.rstrip("/"), arguments.output_dir)
-    except (OSError, ValueError) as error:
-        sys.exit(f"download_drivelm_sample: {error}")
     print(f"{arguments.output_dir}: {frames} key frames, {images} images")
 
 

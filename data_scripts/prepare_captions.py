@@ -22,7 +22,6 @@ Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base nev
 import argparse
 import os
 import random
-import sys
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -34,7 +33,8 @@ from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.world.captions import NUMBERS
 from data_scripts.world.folder import read_json, read_world
 from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
-from smoldriver_common.command_line import whole_number
+from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.whole_files import check_apart
 
 FORMAT = 6  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
@@ -168,6 +168,7 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
 
 def prepare(arguments: argparse.Namespace) -> dict:
     """Do what the command line asks for; returns the manifest."""
+    check_apart(arguments.output_dir, {"the --world": arguments.world})
     rows, digests = rows_to_be(arguments.world, arguments.most_views, arguments.seed)
 
     def picture(path: str) -> dict:
@@ -200,10 +201,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=whole_number(), default=os.cpu_count() or 1, help="reading threads")
     arguments = parser.parse_args(argv)
-    try:
+    with errors_in_one_line("prepare_captions"):
         manifest = prepare(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare_captions: {error}")
     print(format_report(manifest))
 
 

@@ -31,7 +31,8 @@ from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
 from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
 from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.sources.paper_hub import open_paper_tables
-from smoldriver_common.command_line import whole_number
+from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.whole_files import check_apart
 
 FORMAT = 1  # raised when the same input would give other rows, so that an old half-finished folder is not continued
 
@@ -100,11 +101,14 @@ def prepare(arguments: argparse.Namespace) -> dict:
     drop_tags = arguments.object_tags == "drop"
     keep_unlabelled = arguments.split == "test"
     if arguments.from_paper_hub:
+        for name in arguments.from_paper_hub:
+            check_apart(arguments.output_dir, {"a folder of --from-paper-hub": name})
         frames, read_image, source = open_paper_tables(*arguments.from_paper_hub, drop_tags, keep_unlabelled)
     else:
         root = arguments.image_root
         if not root.is_dir():
             raise FileNotFoundError(f"--image-root {root} is not a folder")
+        check_apart(arguments.output_dir, {"the --image-root": root})
         frames, digests = read_drivelm(arguments.json, drop_tags, keep_unlabelled)
         source = {"json sha256": digests, "image root": str(root)}
         if not any((root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
@@ -176,10 +180,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    try:
+    with errors_in_one_line("prepare_drivelm"):
         manifest = prepare(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare_drivelm: {error}")
     print(format_report(manifest))
     if not manifest["splits"] or not any(count["frames"] for count in manifest["splits"].values()):
         sys.exit("prepare_drivelm: not one frame was usable, see the report above")

@@ -54,7 +54,7 @@ from data_scripts.world.report import (
 )
 from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
-from smoldriver_common.command_line import whole_number
+from smoldriver_common.command_line import print_every_text, whole_number
 from smoldriver_common.processes import die_with_parent
 from smoldriver_common.whole_files import LOCK, sole_writer, written_whole
 
@@ -82,6 +82,7 @@ class Options:
 
 def main() -> None:
     args = parse_args()
+    print_every_text()
     try:
         synthesize(args.output_dir, args.scenes, args.seed, args.image_size, args.frames_every, args.workers)
         if args.preview:

@@ -3,13 +3,10 @@
 python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train --frame 0 \
     --picture outputs/sample/answers.png
 
-The model is loaded as any user would: through the Auto classes, with the code saved beside its weights. (This file
-does not import the package, so that the saved code is what runs.)
+The installed classes load the model. Code that is saved in its folder is never run.
 """
 
 import argparse
-import json
-import sys
 import textwrap
 from pathlib import Path
 
@@ -18,12 +15,13 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from datasets import load_dataset
-from datasets.exceptions import DatasetsError
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from smoldriver_common.command_line import whole_number
+from data_scripts.schema import load_scenes
+from recipes.evaluation.lengths import Question, check_lengths
+from recipes.training.loading import load_model
+from recipes.training.manifest import check_source
+from smoldriver_common.command_line import errors_in_one_line, whole_number
 from smoldriver_common.whole_files import written_whole
 
 LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
@@ -62,18 +60,9 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
     """One row of a finished folder of scene rows, cameras decoded.
 
     Raises:
-        FileNotFoundError: no such folder, or no such split in it.
-        ValueError: an unfinished folder, or no such frame in the split.
+        FileNotFoundError, ValueError: see [`load_scenes`]; no such frame in the split.
     """
-    manifest = scenes / "manifest.json"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"{scenes} is no folder of prepared scene rows: it has no manifest.json")
-    if not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
-        raise ValueError(f"the preparation of {scenes} was not finished: run the same command again, it goes on")
-    shards = sorted(str(path) for path in (scenes / split).glob("*.parquet"))
-    if not shards:
-        raise FileNotFoundError(f"{scenes} has no shards of the split {split!r}")
-    rows = load_dataset("parquet", data_files={split: shards}, split=split)
+    rows = load_scenes(scenes, split)
     if not 0 <= number < len(rows):
         raise ValueError(f"--frame {number}: the split {split!r} has the frames 0 .. {len(rows) - 1}")
     return rows[number]
@@ -81,15 +70,14 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
 
 def ask(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
-    folder = Path(arguments.model)
-    if not folder.is_dir() and (len(folder.parts) != 2 or folder.is_absolute() or folder.parent.is_dir()):
-        raise FileNotFoundError(f"there is no model folder {arguments.model}")
+    check_source(arguments.model)
     row = read_frame(arguments.scenes, arguments.split, arguments.frame)
     own = [{"question": text, "answer": None} for text in arguments.questions or []]
     asked = own or spread_questions(row["qa"], 5)
 
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model, trust_remote_code=True).eval()
+    questions = [Question("the one", qa["question"], qa["answer"]) for qa in asked]
+    check_lengths(arguments.model, questions, [arguments.visual_tokens])
+    model, processor = load_model(arguments.model)
     images = {camera: row[camera] for camera in processor.cameras}
     scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
     answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
@@ -118,10 +106,8 @@ def main():
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with errors_in_one_line("ask"):
         ask(arguments)
-    except (OSError, ValueError, DatasetsError) as error:
-        sys.exit(f"ask: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

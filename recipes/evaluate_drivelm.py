@@ -29,15 +29,16 @@ from data_scripts.schema import load_scenes
 from recipes.evaluation.asking import ask_everyone, choose_questions, unfinished_folder
 from recipes.evaluation.comparison import Evaluation, compare_evaluations, read_evaluation
 from recipes.evaluation.contestants import contestants
+from recipes.evaluation.lengths import check_lengths
 from recipes.evaluation.predictions import CONTROLS, METRICS_FILE, Settings, write_metrics, write_predictions
-from recipes.evaluation.provenance import check_leakage, weights_digest
+from recipes.evaluation.provenance import check_leakage, loading_digests, weights_digest
 from recipes.evaluation.report import write_report
 from recipes.evaluation.scoring import Scoring, score_everyone
 from recipes.evaluation.tables import comparison_summary, summary
 from recipes.metrics.drivelm.text_metrics import find_minilm
 from recipes.training.loading import DTYPES, load_model
 from smoldriver_common.command_line import errors_in_one_line, whole_number
-from smoldriver_common.whole_files import sole_writer, write_json
+from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,11 +92,13 @@ def evaluate(
     settings: Settings, controls: list[str], budgets: list[int], scoring: Scoring, output: Path, worst: int
 ) -> None:
     """Ask, score, write, print."""
+    check_apart(output, {"the model": settings.model, "the folder of scenes": settings.scenes})
     state = PartialState(cpu=not torch.cuda.is_available())
     rows = load_scenes(settings.scenes, settings.split)
     leakage = check_leakage(settings.model, rows["scene_token"], settings.split)
     state.print(f"training scenes among those asked about: {leakage}")
     asked = choose_questions(rows, settings)
+    check_lengths(settings.model, asked.questions(settings), [settings.visual_tokens, *budgets])
     model, processor = load_model(settings.model, settings.dtype and DTYPES[settings.dtype])
     everyone = contestants(settings, controls, budgets, processor.visual_token_budgets)
     with ExitStack() as held:
@@ -107,6 +110,7 @@ def evaluate(
             return
         metrics, predictions = score_everyone(answered, settings, leakage, budgets, scoring)
         metrics.left_out_controls, metrics.weights_sha256 = left_out, weights_digest(settings.model)
+        metrics.files_sha256 = loading_digests(settings.model)
         write_evaluation(Evaluation(output, metrics, predictions), asked.rows, scoring.bootstrap_samples, worst)
     print(summary(metrics))
     print(f"{len(asked.rows)} frames, {len(answered[0].predictions)} questions; wrote {output}")

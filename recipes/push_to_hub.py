@@ -5,74 +5,33 @@ python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation 
 
 The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
 model_card.md, filled in from the evaluation's metrics.json, the training manifests and the model's config. A headline
-number without its interval or its controls is refused, and so are numbers of other weights.
+number without its interval or its controls is refused, and so are numbers of other weights, and files or scores that
+were changed after the evaluation. Only this version's own code is published, and no path of this machine.
 """
 
 import argparse
 import json
-import re
-from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from recipes.evaluation.model_card import DATA, write_card
-from recipes.evaluation.predictions import read_metrics
-from recipes.evaluation.provenance import training_record, training_stages, weights_digest
+from recipes.evaluation.predictions import Metrics, check_unedited, read_metrics
+from recipes.evaluation.provenance import loading_digests, training_record, training_stages, weights_digest
+from recipes.evaluation.publishing import (
+    CONFIGURATIONS,
+    MODEL_FILES,
+    check_file,
+    matches,
+    model_files,
+    published_settings,
+    read_object,
+)
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line
 
-# What a user needs to load the model. Everything else in the folder belongs to its training and stays at home.
-MODEL_FILES = (
-    *("*.safetensors", "model.safetensors.index.json", "*_smoldriver.py", "chat_template.jinja"),
-    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
-)
 OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
-
-
-def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """-> ({name in the repository: path}, names that stay at home).
-
-    Raises:
-        FileNotFoundError: no such folder, or a file is missing that loading the model needs.
-        ValueError: a folder of adapters, or a config that names no code.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}")
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds adapters: merge them first, with recipes/merge_checkpoint.py")
-    files = {
-        path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _is_one(path.name, MODEL_FILES)
-    }
-    needed = ["config.json", "processor_config.json", "tokenizer_config.json", "*.safetensors"]
-    if (folder / "config.json").is_file():
-        auto_map = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-        if not auto_map:
-            raise ValueError(
-                f"{folder}/config.json names no code (auto_map): save the model with save_pretrained again"
-            )
-        needed += sorted({f"{target.split('.')[0]}.py" for target in auto_map.values()})
-        needed += sorted({f"{name}.py" for path in files.values() for name in _siblings(path)})
-    if (folder / "model.safetensors.index.json").is_file():
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        needed += sorted(set(index["weight_map"].values()))
-    missing = [name for name in dict.fromkeys(needed) if not any(fnmatch(found, name) for found in files)]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: it is not a whole model folder")
-    return files, sorted(path.name for path in folder.iterdir() if path.name not in files)
-
-
-def _siblings(path: Path) -> list[str]:
-    """The modules beside it that a shipped file imports."""
-    return re.findall(r"^from \.(\w+) import", path.read_text(encoding="utf-8"), re.M) if path.suffix == ".py" else []
-
-
-def _is_one(name: str, patterns) -> bool:
-    """Whether it matches a pattern; `*` stays within a folder, which fnmatch's own does not."""
-    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
 
 def slim_manifest(model: Path, stages: list[dict]) -> dict:
@@ -94,25 +53,48 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
 
     Raises:
         FileNotFoundError: a file is missing from either folder.
-        ValueError: the evaluation is of other weights, of another format, or lacks what the card must show.
+        ValueError: the evaluation is of other weights or files, of another format, was edited, or lacks what the card
+            must show.
     """
     files, left = model_files(model)
     metrics = read_metrics(evaluation)
+    check_unedited(evaluation)
     if metrics.weights_sha256 != weights_digest(model):
         raise ValueError(
             f"{evaluation} is an evaluation of {metrics.settings.model} with other weights than those in {model}: run"
             f" recipes/evaluate_drivelm.py --model {model} first"
         )
-    files |= {f"figures/{path.name}": path for path in sorted((evaluation / "figures").glob("*.png"))}
+    check_unchanged(model, evaluation, metrics)
+    shown = {f"figures/{path.name}": path for path in sorted((evaluation / "figures").glob("*.png"))}
     if (evaluation / "report.html").is_file():
-        files["report.html"] = evaluation / "report.html"
+        shown["report.html"] = evaluation / "report.html"
+    for path in shown.values():
+        check_file(path, evaluation)
+    files |= {name: published_settings(path) for name, path in files.items() if matches(name, CONFIGURATIONS)} | shown
     stages = training_stages(model, local_files_only=True)
     if stages:
         files[TRAINING_MANIFEST] = json.dumps(slim_manifest(model, stages), indent=1).encode()
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = read_object(model / "config.json")
     figures = sorted(name for name in files if name.startswith("figures/"))
     files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data).encode()
     return files, left
+
+
+def check_unchanged(model: Path, evaluation: Path, metrics: Metrics) -> None:
+    """The files that loading the model reads are those that were evaluated.
+
+    Raises:
+        ValueError: names the files.
+    """
+    now = loading_digests(model)
+    changed = [
+        name for name in sorted({*now, *metrics.files_sha256}) if now.get(name) != metrics.files_sha256.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} of {model} changed after the evaluation {evaluation}: run"
+            f" recipes/evaluate_drivelm.py --model {model} again"
+        )
 
 
 def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:
@@ -128,7 +110,7 @@ def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi)
         if there.private == public:
             seen, asked = ("private", "leave out") if public else ("public", "give")
             raise ValueError(f"{repo_id} exists and is {seen}: {asked} --public, or give another --repo-id")
-        stale = [file.rfilename for file in there.siblings or () if _is_one(file.rfilename, OWN_FILES)]
+        stale = [file.rfilename for file in there.siblings or () if matches(file.rfilename, OWN_FILES)]
         operations = [CommitOperationDelete(name) for name in stale if name not in files]
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
         return api.create_commit(repo_id, operations, commit_message="SmolDriver with its evaluation").commit_url

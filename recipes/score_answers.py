@@ -3,7 +3,8 @@
 python recipes/score_answers.py --answers output.json --json test_eval.json
 
 `output.json` is a list of `{"id": "<scene token>_<frame token>_<number>", "answer": "..."}`, where the number counts a
-frame's questions from 0 in the order perception, prediction, planning, behavior; other keys are ignored. The scores
+frame's questions from 0 in the order perception, prediction, planning, behavior; other keys are ignored. The file that
+the challenge's server takes, `submission.json`, is read too: an object with such a list in `results`. The scores
 are those of recipes/metrics/drivelm: overall, by question type and by task, and the challenge's own.
 """
 
@@ -19,17 +20,22 @@ from recipes.metrics.drivelm.text_metrics import find_minilm
 from smoldriver_common.command_line import errors_in_one_line
 from smoldriver_common.whole_files import write_json
 
+LONGEST_TEXT = 20_000  # characters
+
 
 def read_answers(path: Path) -> dict[str, str]:
     """Answers by question id.
 
     Raises:
-        ValueError: the file is cut short, is not a list of such objects, or an id is duplicated.
+        ValueError: the file is cut short, does not hold a list of such objects, an id is duplicated, or an answer is
+            longer than the metrics take.
     """
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, perhaps cut short: {error}") from None
+    if isinstance(items, dict) and "results" in items:  # submission.json
+        items = items["results"]
     if not isinstance(items, list):
         raise ValueError(f"{path} must be a list of answers, not {type(items).__name__}")
     answers = {}
@@ -40,8 +46,19 @@ def read_answers(path: Path) -> dict[str, str]:
             raise ValueError(f'{path}: entry {number} must be {{"id": text, "answer": text}}, not {item!r:.80}')
         if name in answers:
             raise ValueError(f"{path}: the id {name!r} is duplicated")
+        check_length(f"{path}: the answer of {name!r:.80}", answer)
         answers[name] = answer
     return answers
+
+
+def check_length(what: str, text: str) -> None:
+    """The time of some metrics grows with the square of a text's length.
+
+    Raises:
+        ValueError: the text is longer than any answer is meant to be.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"{what} has {len(text):,} characters, the metrics take at most {LONGEST_TEXT:,}: shorten it")
 
 
 def read_questions(path: Path) -> dict[str, dict]:
@@ -59,6 +76,8 @@ def read_questions(path: Path) -> dict[str, dict]:
         for number, qa in enumerate(sorted(frame["qa"], key=lambda qa: TASKS.index(qa["task"]))):
             if not qa["answer"]:
                 raise ValueError(f"{where}: question {number} has no answer to score against: {qa['question']!r:.80}")
+            for part in ("question", "answer"):
+                check_length(f"{where}: the {part} of question {number}", qa[part])
             questions[f"{frame['scene_token']}_{frame['frame_token']}_{number}"] = {
                 "references": qa["answer"],
                 "questions": qa["question"],
@@ -100,7 +119,7 @@ def score_table(scores: dict) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", required=True, type=Path, help="a submission's output.json")
+    parser.add_argument("--answers", required=True, type=Path, help="a submission's output.json or submission.json")
     parser.add_argument("--json", required=True, type=Path, help="DriveLM file with the true answers")
     parser.add_argument("--output", type=Path, help="JSON file to write the scores with their intervals to")
     parser.add_argument(

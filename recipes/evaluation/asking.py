@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from data_scripts.question_types import question_type
 from recipes.evaluation.contestants import Answers, Measured, answers_of
+from recipes.evaluation.lengths import Question
 from recipes.evaluation.predictions import Contestant, Prediction, Settings
+from recipes.evaluation.provenance import code_digest, loading_digests, local_folder
 from recipes.training.loading import base_of_adapters, is_adapters
 from recipes.training.manifest import scenes_identity
 from smoldriver_common.whole_files import write_json
@@ -29,6 +31,15 @@ class Asked:
     rows: Dataset  # scene rows with their pictures
     texts: Dataset  # the same rows without pictures: fast to read
     chosen: list[list[int]]
+
+    def questions(self, settings: Settings) -> Iterator[Question]:
+        """All that are asked, as their lengths are checked."""
+        for frame, numbers in zip(self.texts, self.chosen, strict=True):
+            description = frame["scene_description"] if settings.use_scene_description else None
+            for number in numbers:
+                qa = frame["qa"][number]
+                where = f"question {number} of frame {frame['frame_token']!r}"
+                yield Question(where, qa["question"], qa["answer"], description)
 
 
 @dataclass
@@ -50,7 +61,7 @@ def choose_questions(rows: Dataset, settings: Settings) -> Asked:
     if settings.max_frames is not None and settings.max_frames < len(rows):
         count = settings.max_frames
         rows = rows.select([index * len(rows) // count for index in range(count)])
-    texts = rows.select_columns(["scene_token", "frame_token", "qa"])
+    texts = rows.select_columns(["scene_token", "frame_token", "scene_description", "qa"])
     chosen = select_questions(texts, settings.questions_per_frame, settings.seed)
     check_answered(texts, chosen, f"split {settings.split!r} of {settings.scenes}")
     return Asked(rows, texts, chosen)
@@ -85,13 +96,17 @@ def check_answered(frames, chosen: list[list[int]], where: str) -> None:
 
 
 def unfinished_folder(output: Path, settings: Settings) -> Path:
-    """Where answers are kept until all are there: a folder of its own for these settings, scenes and weights."""
-    folders = [settings.model]
+    """Where answers are kept until all are there: a folder of its own for all that they depend on.
+
+    These are the settings, the scenes, the weights, the configuration, the processor and the code.
+    """
+    folders = [local_folder(settings.model)]
     if is_adapters(settings.model):
-        folders.append(base_of_adapters(settings.model)[0])
-    files = [path.stat() for folder in folders for path in sorted(Path(folder).glob("*.safetensors"))]
+        folders.append(local_folder(base_of_adapters(settings.model)[0]))
+    files = [path.stat() for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     weights = [(file.st_size, file.st_mtime_ns) for file in files]
-    depends_on = [asdict(settings), scenes_identity(settings.scenes), weights]
+    loading = [loading_digests(folder) for folder in folders]
+    depends_on = [asdict(settings), scenes_identity(settings.scenes), weights, loading, code_digest()]
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     return output / f".parts-{digest}"
 

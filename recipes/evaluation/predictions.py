@@ -21,14 +21,17 @@ question's number in its frame. Where BERTScore was asked for, `bertscore_precis
               "leakage": {"kind": "none", "evaluated": 50, "shared": 0, ..., "line": "none: the 50 scenes are ..."},
               "controls": {"majority": "the training split's ...", ...}, "left_out_controls": {control: why},
               "left_out": {metric: why}, "interval": "95% percentile bootstrap ...", "bertscore_encoder": null,
-              "cut_answers": {"smoldriver": 0, ...}, "seconds": {"smoldriver": 31.4, ...}, "weights_sha256": "..."},
+              "cut_answers": {"smoldriver": 0, ...}, "seconds": {"smoldriver": 31.4, ...}, "weights_sha256": "...",
+              "files_sha256": {"config.json": "...", ...}},                 # of the model folder's other files
      "budgets": {"81": {"closed_accuracy": 0.81, "closed_accuracy_ci": [0.78, 0.84], "yes_no": ..., "listing_f1": ...,
                         "bleu": ..., "frames": 96, "questions": 980, "encode_seconds_per_frame": 0.021,
-                        "answer_seconds_per_question": 0.004}, ...one entry per budget}}   # only with --budgets
+                        "answer_seconds_per_question": 0.004}, ...one entry per budget},   # only with --budgets
+     "sha256": "..."}   # of all the above: a file that was edited is not published
 
 This file needs no model library.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -164,6 +167,7 @@ class Metrics:
     cut_answers: dict[str, int] = field(default_factory=dict)  # by Contestant.name: cut at max_new_tokens
     seconds: dict[str, float] = field(default_factory=dict)  # by str(Contestant): time to ask
     weights_sha256: str | None = None
+    files_sha256: dict[str, str] = field(default_factory=dict)  # by name: the model folder's files beside its weights
 
     def as_json(self) -> dict:
         content = {
@@ -180,11 +184,12 @@ class Metrics:
                 "cut_answers": self.cut_answers,
                 "seconds": self.seconds,
                 "weights_sha256": self.weights_sha256,
+                "files_sha256": self.files_sha256,
             },
         }
         if self.budgets:
             content["budgets"] = {str(tokens): entry for tokens, entry in self.budgets.items()}
-        return content
+        return content | {"sha256": content_digest(content)}
 
     @classmethod
     def from_json(cls, content: dict) -> "Metrics":
@@ -201,7 +206,14 @@ class Metrics:
             cut_answers=info["cut_answers"],
             seconds=info["seconds"],
             weights_sha256=info["weights_sha256"],
+            files_sha256=info.get("files_sha256", {}),
         )
+
+
+def content_digest(content: dict) -> str:
+    """SHA-256 of what a metrics.json says."""
+    said = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def write_metrics(folder: Path, metrics: Metrics) -> None:
@@ -213,19 +225,44 @@ def read_metrics(folder: Path) -> Metrics:
 
     Raises:
         FileNotFoundError: the evaluation is not finished.
-        ValueError: it was written by a version of the project with another format.
+        ValueError: it was written by a version of the project with another format, or is damaged.
     """
     path = folder / METRICS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a finished evaluation: it has no {METRICS_FILE}")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _read_content(path)
     found = content.get("format", 1)
     if found != FORMAT:
         raise ValueError(
             f"{path} has format {found}, this version reads format {FORMAT}: evaluate again with"
             " recipes/evaluate_drivelm.py"
         )
-    return Metrics.from_json(content)
+    try:
+        return Metrics.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): evaluate again") from None
+
+
+def check_unedited(folder: Path) -> None:
+    """Refuse scores that were edited after the evaluation.
+
+    Raises:
+        ValueError: names the file.
+    """
+    path = folder / METRICS_FILE
+    content = _read_content(path)
+    if content.get("sha256") != content_digest(content):
+        raise ValueError(f"{path} was edited after the evaluation: evaluate again with recipes/evaluate_drivelm.py")
+
+
+def _read_content(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is not a finished evaluation: it has no {METRICS_FILE}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): evaluate again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, not {type(content).__name__}: evaluate again")
+    return content
 
 
 def write_predictions(folder: Path, predictions: Iterable[Prediction]) -> None:

@@ -6,16 +6,16 @@ A published manifest (recipes/push_to_hub.py) stands for all stages: its `unreco
 import hashlib
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from recipes.evaluation.predictions import Leakage
-from recipes.training.manifest import TRAINING_MANIFEST, read_training_manifest
+from recipes.training.manifest import TEACHERS, TRAINING_MANIFEST, read_training_manifest
 
 SOURCES = ("base", "tower")  # what a stage started from, or a model was built from
-TEACHERS = ("teacher", "teacher_model")  # arguments of distill_vision.py and of sft_qlora.py
 
 
 @dataclass
@@ -128,6 +128,42 @@ def check_leakage(model: str | os.PathLike, scene_tokens: list[str], split: str)
         gone=record.gone_names,
         unread=record.unread,
     )
+
+
+# What a model answers depends on these files beside its weights; they are published with it.
+LOADING_FILES = (
+    *("*_smoldriver.py", "chat_template.jinja", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
+)
+
+
+def loading_digests(model: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of each file of a folder that its answers depend on, without the weights; by name."""
+    patterns = (*LOADING_FILES, "adapter_config.json")
+    paths = {path for pattern in patterns for path in Path(model).glob(pattern) if path.is_file()}
+    return {path.name: _sha256(path) for path in sorted(paths)}
+
+
+def code_digest() -> str:
+    """SHA-256 over the installed code that loads and asks a model."""
+    digest = hashlib.sha256()
+    package = Path(find_spec("modeling_smoldriver").origin).parent
+    for path in sorted([*package.glob("*.py"), *package.glob("*.jinja")]):
+        digest.update(f"{path.name} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def local_folder(model: str | os.PathLike) -> Path:
+    """The folder of a model; of a Hub id that was loaded before, its newest snapshot in the cache."""
+    found = None if Path(model).is_dir() else try_to_load_from_cache(str(model), "config.json")
+    return Path(found).parent if isinstance(found, str) else Path(model)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_digest(model: str | os.PathLike) -> str | None:

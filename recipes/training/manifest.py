@@ -5,9 +5,20 @@ import os
 from pathlib import Path
 
 from data_scripts.schema import read_manifest
-from smoldriver_common.whole_files import write_json
+from smoldriver_common.whole_files import check_apart, write_json
 
 TRAINING_MANIFEST = "training_manifest.json"
+LARGEST_MANIFEST = 50_000_000  # bytes; nuScenes' scenes take 40 kB
+TEACHERS = ("teacher", "teacher_model")  # arguments of distill_vision.py and of sft_qlora.py
+FIELD_TYPES = {
+    **dict.fromkeys(("base", "tower", "machine", "dtype", "scenes"), "text or null"),
+    **dict.fromkeys((f"arguments.{name}" for name in TEACHERS), "text or null"),
+    **dict.fromkeys(("quantization", "teacher", "merged", "explained_variance"), "an object or null"),
+    **dict.fromkeys(("steps", "seconds"), "a number"),
+    **dict.fromkeys(("scene_tokens", "unrecorded"), "a list of text"),
+    "arguments": "an object",
+}
+"""Of a manifest's fields, which may also be missing."""
 
 
 def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
@@ -33,8 +44,49 @@ def machine() -> str:
 
 
 def read_training_manifest(folder: str | os.PathLike) -> dict | None:
+    """A folder's manifest as it is in the file; None where there is none.
+
+    Raises:
+        ValueError: it is huge, or see [`checked_manifest`].
+    """
     path = Path(folder) / TRAINING_MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes: it is not a training manifest")
+    return checked_manifest(path, path.read_bytes())
+
+
+def checked_manifest(path: Path, content: bytes) -> dict:
+    """The manifest that a file holds, its fields of the types that their readers rely on.
+
+    Raises:
+        ValueError: names the file and the field.
+    """
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): copy it again or delete it") from None
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} must hold an object, not {type(manifest).__name__}")
+    arguments = manifest.get("arguments", {})
+    fields = manifest | {f"arguments.{name}": arguments.get(name) for name in TEACHERS if isinstance(arguments, dict)}
+    for name, kind in FIELD_TYPES.items():
+        if name in fields and not _is_a(kind, fields[name]):
+            raise ValueError(f"{path}: {name} must be {kind}, not {fields[name]!r:.80}")
+    return manifest
+
+
+def _is_a(kind: str, value: object) -> bool:
+    if kind == "text or null":
+        return isinstance(value, str | None)
+    if kind == "an object or null":
+        return isinstance(value, dict | None)
+    if kind == "an object":
+        return isinstance(value, dict)
+    if kind == "a number":
+        return type(value) in (int, float) and value >= 0
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def scenes_identity(scenes: str | os.PathLike) -> dict:
@@ -60,5 +112,5 @@ def check_output(folder: str | os.PathLike, *sources: str) -> None:
     Raises:
         ValueError: names the folder.
     """
-    if Path(folder).resolve() in [Path(source).resolve() for source in sources]:
-        raise ValueError(f"the output folder {folder} is the model to start from: give another")
+    for source in sources:
+        check_apart(folder, {"the model to start from": source})
