@@ -28,8 +28,8 @@ OBJECT_TAG = re.compile(r"<\s*c\d+\s*,\s*CAM_\w+\s*,[^<>]*>", re.IGNORECASE)
 # The first pattern that is found decides, so the narrow ones stand first.
 # - Coordinates are questions whose answer names objects by their tags. "Which object is most likely to be occluded by
 #   <c1,..>?" and "What object would consider <c1,..>?" are not: DriveLM answers "None, no, none." and "None.".
-# - "Are <c1,..> and <c2,..> traffic signs?" looks closed and is not: DriveLM answers "Only one of the boxes is a traffic
-#   sign.".
+# - "Are <c1,..> and <c2,..> traffic signs?" looks closed and is not: DriveLM answers "Only one of the boxes is a
+#   traffic sign.".
 # - Planning is what the ego vehicle does or should do. The probability of a collision ("Low."), the action of another
 #   object and a comment on the scene are asked under that task too.
 _PATTERNS = tuple(
@@ -43,15 +43,15 @@ _PATTERNS = tuple(
         (
             "other",
             r"what object (would|is most likely to) consider|most relevant to its decision"
-            r"|which object is most likely to be occluded|\bprobability of (a )?colli|^are .+ and .+ traffic signs\b"
-            r"|what actions (may|might|could|can) <[^<>]*> (take|do)\b",
+            r"|which object is most likely to be occluded|\bprobability of (a )?colli"
+            r"|^are .+ and .+ traffic signs\b|what actions (may|might|could|can) <[^<>]*> (take|do)\b",
         ),
         ("counting", r"^how many\b"),
         ("listing", r"^what are (the )?objects (that are )?to the\b"),
         ("status", r"^what(?:'s| is| are) the (?:(?:moving|observed|current|future) )?(?:status|state)s? of\b"),
         (
             "description",
-            r"describe the current scene|visual description of|comments? on (this|the) scene|affect driving judge?ment",
+            r"describe the current scene|visual description of|comment on (this|the) scene|affect driving judge?ment",
         ),
         ("yes_no", r"^(is|are|will|would|does|do|can|was|were)\b"),
     )

@@ -31,7 +31,7 @@ STATUSES = {
     "right lane": r"(?:to|into) the right lane",
     "offset left": r"(?:offset|steer|veer|shift)\w* (?:slightly )?to the left",
     "offset right": r"(?:offset|steer|veer|shift)\w* (?:slightly )?to the right",
-    "ahead": r"(?:go|keep|continu|proceed|driv|mov|head)\w*(?: going)? (?:straight(?: ahead)?|ahead|forwards?)(?! of\b)",
+    "ahead": r"(?:go|keep|continu|proceed|driv|mov|head)\w*(?: going)? (?:straight|ahead|forwards?)(?! of\b)",
     "moving": r"moving|in motion",
     "stopped": r"stopped",
     "parked": r"parked",
@@ -43,7 +43,9 @@ STATUSES = {
 STATUS = re.compile("|".join(rf"\b({pattern})\b" for pattern in STATUSES.values()))
 
 # How language models lead in to an answer: "The correct answer is ...", "Answer: ...", "the best option would be ...".
-LEAD_IN = re.compile(r"\b(?:answer|option|choice)\s*(?:(?:is|would be|should be)\b\s*:?|:)\s*(?:(?:option|choice)\s+)?", re.I)
+LEAD_IN = re.compile(
+    r"\b(?:answer|option|choice)\s*(?:(?:is|would be|should be)\b\s*:?|:)\s*(?:(?:option|choice)\s+)?", re.I
+)
 OPTION = re.compile(r"(?i:(?:answer|option|choice)\s+)?\(?([A-Z])(?:\)|[.:,](?!\w)|$)")
 NOTHING = re.compile(r"(?:no|not any|zero|0)\s|nothing\b|none\b|no$")
 

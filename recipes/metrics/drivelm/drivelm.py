@@ -24,16 +24,16 @@ Metrics (higher is better; 0..1 unless said otherwise):
 Groups: `overall`, each question type present, each task as `task_<name>`, and `challenge`. A metric that only some of
 a group's questions have carries `<metric>_count`, one that only some of its scenes have `<metric>_scenes`; one that
 none has is absent. `<metric>_ci` is the 95% t interval over scenes (see scene_intervals; CIDEr's frequencies and the
-challenge's skipped questions stay as they are when a scene is left out), null where fewer than 3 scenes count or scenes
-are not given. Print the number of scenes beside it.
+challenge's skipped questions stay as they are when a scene is left out), null where fewer than 3 scenes count or
+scenes are not given. Print the number of scenes beside it.
 
 The `challenge` group takes tags (0 accuracy, 1 GPT, 2 language, 3 match), leaves out the questions that the challenge
 silently leaves out (`skipped` counts them, see `skipped_by_graph`) and combines
     language = (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4) / 12 + ROUGE-L / 3 + CIDEr / 30
     challenge_without_gpt = 0.2 * language + 0.2 * match_f1 + 0.2 * exact_match
-`extracted_accuracy` stands beside the official `exact_match` and is no part of the sum. The official score adds
-0.4 * GPT and its match is the mean of this F1 and a GPT score: the two are not comparable. A
-sum one of whose terms has no question is null. Definitions: `challenge/` of github.com/OpenDriveLab/DriveLM.
+`extracted_accuracy` stands beside the official `exact_match` and is not part of the sum. The official score adds
+0.4 * GPT, and its match is the mean of this F1 and a GPT score: the two are not comparable. A sum is null if one of
+its terms has no question. Definitions: `challenge/` of github.com/OpenDriveLab/DriveLM.
 """
 
 import datasets
@@ -100,7 +100,7 @@ def compute_metrics(predictions, references, **options):
     """Scores of answers, by group.
 
     -> {group: {"count": questions, "scenes": scenes, metric: value, metric + "_ci": [low, high] or None},
-        "info": {"left_out": {metric: why}, "interval": what the intervals are, "scenes": scenes of the whole set or None,
+        "info": {"left_out": {metric: why}, "interval": what the intervals are, "scenes": how many scenes or None,
         "bertscore_encoder": name and layer}}
 
     Args:

@@ -6,8 +6,8 @@ today's language models meet. Where Java is installed, tests compare it with the
 generated ones.
 
 Not covered: web and mail addresses, tags with attributes, XML entities, most abbreviations (ABBREVIATIONS lists the
-known ones), three or more quotation marks in a row, `'tis` and `'n'`, a word that follows a curly `\u2019s` without a blank,
-and letters of modifiers such as \u207f and \u2090.
+known ones), three or more quotation marks in a row, `'tis` and `'n'`, a word that follows a curly `\u2019s` without a
+blank, and raised letters.
 
 Rules that surprise, kept as they are:
 - brackets stay as tokens (`-lrb-`): the original drops only their upper-case spelling, and the text is in lower case;
@@ -65,7 +65,7 @@ TOKEN = re.compile(
     </?[a-z][a-z0-9_:.-]*\s*/?>                                      # <tag>
   | -(?:lrb|rrb|lsb|rsb|lcb|rcb)-
   | can(?=not\b) | (?<=can)not\b | gon(?=na\b) | got(?=ta\b) | wan(?=na\b) | (?<=gon)na\b | (?<=got)ta\b | (?<=wan)na\b
-  | [a-z]+(?=n't\b) | n't\b | '(?:s|m|d|ll|re|ve)\b | '[2-9]0s\b     # is n't, driver 's, '90s
+  | [a-z]+(?=n't(?![^\W_])) | (?:n't|'(?:s|m|d|ll|re|ve|[2-9]0s))(?![^\W_])  # is n't, driver 's, '90s
   | [a-z0-9]+(?:-[a-z]+){0,2}(?:/[a-z0-9]+(?:-[a-z]+){0,2}){1,2}     # and/or, km/h, front-left/right
   | [a-z0-9][a-z0-9.,]*(?:-[a-z0-9]+)+                               # front-left, 30-40
   | (?-i:[A-Z]+(?:[+&][A-Z]+)+)                                      # R&D
