@@ -17,8 +17,8 @@ SECONDS_PER_STEP = 0.5
 class EgoBox:
     """The ego's footprint.
 
-    Example: nuScenes' Renault Zoe reaches from 0.56 m behind its rear axle to 3.53 m ahead of it, which is the default:
-    EgoBox(length=4.084, width=1.85, ahead=1.485793).
+    Example: the default, nuScenes' Renault Zoe, which reaches from 0.56 m behind its rear axle to 3.53 m ahead of it:
+        EgoBox(length=4.084, width=1.85, ahead=1.485793)
 
     Fields:
         length, width: metres.
@@ -42,7 +42,7 @@ class Agent:
     """An annotated box and where it goes.
 
     Example: a car 12 m ahead that stands still and is annotated for 1 s:
-    Agent("vehicle.car", (1.9, 4.6, 1.7), [[12.0, 0.0, 0.0]] * 7, [True, True, True, False, False, False, False]).
+        Agent("vehicle.car", (1.9, 4.6, 1.7), [[12.0, 0.0, 0.0]] * 7, [True] * 3 + [False] * 4)
 
     Fields:
         category: nuScenes' name, such as "human.pedestrian.adult".
@@ -62,7 +62,8 @@ class PlanningFrame:
     """A frame that a plan is scored against.
 
     Example: the expert drives on at 5 m/s, the scene ends after 1 s:
-    PlanningFrame("a3f1", "scene-0103", 5.0, [[2.5, 0.0], [5.0, 0.0]] + [[0.0, 0.0]] * 4, [True] * 2 + [False] * 4, []).
+        future = [[2.5, 0.0], [5.0, 0.0]] + [[0.0, 0.0]] * 4
+        PlanningFrame("a3f1", "scene-0103", 5.0, future, mask=[True] * 2 + [False] * 4, agents=[])
 
     Fields:
         token: the frame's name, in every error message.

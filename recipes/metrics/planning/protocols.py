@@ -8,6 +8,8 @@ frame's moment). Their plans are the LiDAR's path, ours is the rear axle's: the 
 displacements, so the two differ by how far the LiDAR swings out in a turn.
 """
 
+from functools import cached_property
+
 import numpy as np
 
 from .occupancy_grid import grid_hits
@@ -64,10 +66,26 @@ class FrameAgents:
         self.stp3 = detected & mask[:, 0] & (np.abs(right) < STP3_RANGE[0]) & (np.abs(forward) < STP3_RANGE[1])
         self.road_users = np.array([name.startswith(("vehicle.", "human.")) for name in categories], dtype=bool)
 
+    @cached_property
     def lidar_boxes(self):
         """`boxes` in the LiDAR frame."""
         x, y, yaw, length, width = np.moveaxis(self.boxes, -1, 0)
         return np.stack([-y, x - LIDAR_AHEAD, yaw + np.pi / 2, length, width], axis=-1)
+
+    @cached_property
+    def half_metre_corners(self):
+        """Corners (agents, 6, 4, 2) in the LiDAR frame in cells of 0.5 m, rounded: UniAD's."""
+        return np.round((box_corners(self.lidar_boxes) + 50.0) / 0.5).astype(np.int64)
+
+    @cached_property
+    def flipped_half_metre_corners(self):
+        """The same on the grid whose rows run backwards: VAD's."""
+        return np.round((box_corners(self.lidar_boxes) * [1, -1] + 50.0) / 0.5).astype(np.int64)
+
+    @cached_property
+    def tenth_corners(self):
+        """Corners (agents, 6, 4, 2) in the ego frame in cells of 0.1 m, cut off: BEV-Planner's."""
+        return np.trunc((box_corners(self.boxes) + 49.95) / 0.1).astype(np.int64)
 
 
 def lidar_path(waypoints):
@@ -78,16 +96,14 @@ def lidar_path(waypoints):
 def uniad_hits(waypoints, agents):
     """-> (6,) bool. Vehicles on 0.5 m cells; the ego as 8 x 4 cells, its yaw ignored."""
     ego = _half_metre_ego(waypoints, flipped=False)
-    corners = np.round((box_corners(agents.lidar_boxes()) + 50.0) / 0.5).astype(np.int64)
-    return grid_hits(ego, corners, agents.present & agents.vehicles[:, None])
+    return grid_hits(ego, agents.half_metre_corners, agents.present & agents.vehicles[:, None])
 
 
 def stp3_hits(waypoints, agents):
     """-> (6,) bool. As `uniad_hits` with pedestrians, on a grid whose rows run backwards: agents come to lie one cell
     further back. Agents that are out of range or not annotated at the frame's moment are not seen later either."""
     ego = _half_metre_ego(waypoints, flipped=True)
-    corners = np.round((box_corners(agents.lidar_boxes()) * [1, -1] + 50.0) / 0.5).astype(np.int64)
-    return grid_hits(ego, corners, agents.present & agents.stp3[:, None])
+    return grid_hits(ego, agents.flipped_half_metre_corners, agents.present & agents.stp3[:, None])
 
 
 def _half_metre_ego(waypoints, flipped):
@@ -118,8 +134,7 @@ def bevplanner_hits(waypoints, agents):
     turned = np.stack([x * np.cos(yaw) - y * np.sin(yaw), x * np.sin(yaw) + y * np.cos(yaw)], axis=-1)
     turned = np.round(turned + TENTH_ORIGIN)
     ego = np.clip(np.trunc(waypoints[:, None] / 0.1 + turned).astype(np.int64), 0, TENTH_CELLS - 1)
-    corners = np.trunc((box_corners(agents.boxes) + 49.95) / 0.1).astype(np.int64)
-    return grid_hits(ego, corners, agents.present & agents.vehicles[:, None])
+    return grid_hits(ego, agents.tenth_corners, agents.present & agents.vehicles[:, None])
 
 
 def sparsedrive_hits(waypoints, agents):
@@ -134,7 +149,7 @@ def sparsedrive_hits(waypoints, agents):
         chords = np.concatenate([points[2:] - points[:-2], points[-1:] - points[-2:-1]])
         yaw = np.arctan2(chords[:, 1], chords[:, 0])
     middle = path + MIDDLE_AHEAD * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
-    return _box_hits(middle, yaw, ZOE, agents.lidar_boxes(), agents.present)
+    return _box_hits(middle, yaw, ZOE, agents.lidar_boxes, agents.present)
 
 
 def our_hits(waypoints, agents, ego):

@@ -1,15 +1,15 @@
-"""Intervals and p-values over scenes: the questions of one scene are not independent, so scenes are what is counted.
+"""Intervals and p-values over scenes: the questions of one scene are not independent, so scenes are counted.
 
-Each scene is left out in turn (jackknife). How far the score moves is that scene's contribution, for a ratio such as
-accuracy over all questions as well as for corpus BLEU. The contributions give a standard error, and Student's t with
-scenes - 1 degrees of freedom turns it into an interval and a p-value. Both hold from 3 scenes on and are refused below.
-A score's interval is made on the scale of log-odds: it stays inside the score's range and is wider towards its middle,
-as a short sample of a score near 0 or 1 needs. `python recipes/metrics/check_intervals.py` measures both.
+Each scene is left out in turn (jackknife). How far the score moves is that scene's contribution; this works for a
+ratio such as accuracy over all questions and for corpus BLEU. The contributions give a standard error. Student's t
+with scenes - 1 degrees of freedom turns it into an interval and a p-value. Both need at least 3 scenes.
+The interval of a score is made on the scale of log-odds. It stays inside the score's range, and near 0 or 1 it reaches
+further towards the middle, as a small sample needs. `python recipes/metrics/check_intervals.py` measures both.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -21,8 +21,8 @@ ALIKE = 1e-6  # scenes whose contributions differ by less than this part of the 
 class SceneScore:
     """A score of a set of questions, or the difference of two such scores.
 
-    Example: a score that 21 questions of 3 among 4 scenes count for, the third scene has none of them:
-    SceneScore(value=0.6, questions=21, counts=array([True, True, False, True]), contributions=array([.1, -.3, 0, .2])).
+    Example, 21 questions of 4 scenes, none of them in the third:
+        SceneScore(value=0.6, questions=21, counts=[True, True, False, True], contributions=[0.1, -0.3, 0.0, 0.2])
 
     Fields:
         value: the score.
@@ -43,7 +43,7 @@ class SceneScore:
         return None if self.counts is None else int(self.counts.sum())
 
     def minus(self, other):
-        """This score less another one of the same scenes, question by question the same or not."""
+        """This score less another one of the same scenes; the two may count other questions."""
         if self.counts is None:
             return SceneScore(self.value - other.value, self.questions, None, None)
         moves = self.contributions - other.contributions
@@ -93,8 +93,8 @@ class SceneScore:
         return t_p_value(self.value / error, self.scenes - 1)
 
     def _interval_of_equal_scenes(self, lowest, highest):
-        """When all n scenes agree, a share of scenes up to 1 - 0.025 ** (1 / n) may still be different, at worst at an
-        end of the range."""
+        """All n scenes agree. Of all scenes a share of up to 1 - 0.025 ** (1 / n) may still differ, at worst by being
+        at an end of the range."""
         share = 1 - 0.025 ** (1 / self.scenes)
         return [self.value - share * (self.value - lowest), self.value + share * (highest - self.value)]
 
@@ -117,7 +117,8 @@ class SceneIntervals:
         if self.scenes is None:
             return "none: needs scene_tokens"
         if self.count < MIN_SCENES:
-            return f"none: {self.count} scenes, at least {MIN_SCENES} are needed"
+            scenes = "1 scene" if self.count == 1 else f"{self.count} scenes"
+            return f"none: {scenes}, at least {MIN_SCENES} are needed"
         text = "95% t interval over scenes (jackknife), p-values by the same t"
         return f"{text}; null where fewer than {MIN_SCENES} scenes count"
 
@@ -129,7 +130,7 @@ class SceneIntervals:
         """Scores of the questions of these row indices.
 
         statistics: {metric: (array (questions, k), score function of its sums)}.
-        -> {metric: SceneScore}; a metric that no question of the set counts for (all its statistics are 0) is left out.
+        -> {metric: SceneScore}; a metric is left out if no question counts for it (all its statistics are 0).
         """
         scored = {}
         for name, (columns, score) in statistics.items():
@@ -165,7 +166,7 @@ def t_p_value(t, freedom):
     return min(1.0, float(tail / whole))
 
 
-@lru_cache(maxsize=None)
+@cache
 def t_quantile(freedom):
     """The t that a two-sided test exceeds with probability 0.05."""
     low, high = 0.0, 20.0
