@@ -28,12 +28,19 @@ def fill_polygon(corners):
             run = (x1 - x0) << FIXED
             slope = abs(run) // (y1 - y0) * (1 if run > 0 else -1)  # rounded towards 0, as in C
             edges.append((y0, y1, x0 << FIXED, slope))
-    half = 1 << (FIXED - 1)
-    for row in range(height):
-        crossings = sorted(x + (row - y0) * slope for y0, y1, x, slope in edges if y0 <= row < y1)
-        for left, right in zip(crossings[::2], crossings[1::2], strict=True):
-            cells[row, (left + half) >> FIXED : ((right + half) >> FIXED) + 1] = True
-    return lowest, cells
+    return lowest, cells | _inside(edges, width, height)
+
+
+def _inside(edges, width, height):
+    """Cells (height, width) bool between the first and second, third and fourth edge that cross a row."""
+    rows, columns, half = np.arange(height), np.arange(width), 1 << (FIXED - 1)
+    nowhere = width << (FIXED + 1)
+    crossings = [np.where((y0 <= rows) & (rows < y1), x + (rows - y0) * slope, nowhere) for y0, y1, x, slope in edges]
+    crossings = np.sort(np.array(crossings).reshape(-1, height, 1), axis=0)
+    inside = np.zeros((height, width), dtype=bool)
+    for left, right in zip(crossings[::2], crossings[1::2], strict=False):
+        inside |= (columns >= (left + half) >> FIXED) & (columns <= (right + half) >> FIXED) & (right < nowhere)
+    return inside
 
 
 def _line(start, end):

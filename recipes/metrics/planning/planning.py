@@ -22,7 +22,7 @@ A metric that only some of a subset's frames count for carries `<metric>_count`,
 
 The public code gave the same scores, to 1e-9 or better, for 1,660 frames of random plans, experts and agents:
 OpenDriveLab/UniAD @dd161b2, hustvl/VAD @1688c4b, NVlabs/BEV-Planner @01c28d6, swc-17/SparseDrive @ec0225d, with OpenCV
-4.10. It was run on one machine beside this module; its L2 and box collisions at 1, 2 and 3 s were compared.
+4.10. Compared were L2 and box collisions at 1, 2 and 3 s.
 """
 
 import datasets
