@@ -1,4 +1,4 @@
-"""The recipe trains what it should and nothing else, saves what it trained, goes on after a kill, and stops at NaN."""
+"""The recipe trains what it should and nothing else, saves what it trained, resumes after a kill, and stops at NaN."""
 
 import json
 import os
@@ -289,7 +289,7 @@ KILLED = killed_recipe("sft_qlora", "trainer_smoldriver.SmolDriverSFTConfig")
 
 @pytest.mark.contract
 @pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 5))])
-def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
+def test_killed_run_that_resumes_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
     """Steps 1 to 6 with a checkpoint every two, LoRA with dropout, budgets drawn: nothing depends on the break."""
     options |= {
         **LORA,
@@ -358,7 +358,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_going_on(options, monkeypatch, tmp_path):
+def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_resuming(options, monkeypatch, tmp_path):
     options |= {"dtype": "bfloat16", "train_language_model": False, "max_steps": 4}
     never, _ = train(monkeypatch, {**options, "output_dir": tmp_path / "never"})
     options |= {"save_strategy": "steps", "save_steps": 2}
@@ -459,22 +459,22 @@ def test_what_a_run_may_change_and_checkpoints_without_settings_do_not_stop_it(o
 
 
 @pytest.mark.parametrize("true", [True, "true"])
-def test_resuming_without_a_name_goes_on_from_the_last_whole_checkpoint(true, options, monkeypatch, capsys):
+def test_resuming_without_a_name_takes_the_last_whole_checkpoint(true, options, monkeypatch, capsys):
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, {**options, "resume_from_checkpoint": true}, Stop(1))  # begins where there is none
     trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": true})
     assert trainer.state.global_step == 2
-    assert f"going on from {options['output_dir'] / 'checkpoint-1'}" in capsys.readouterr().out
+    assert f"resuming from {options['output_dir'] / 'checkpoint-1'}" in capsys.readouterr().out
 
 
 def test_yaml_values_that_no_parser_checks_are_refused(options, monkeypatch, tmp_path):
     config = tmp_path / "run.yaml"
     for line, message in (
         ("dtype: bf16", "dtype='bf16' is unknown; use one of auto, float32, bfloat16, float16"),
-        ("resume_from_checkpoint: nowhere", "resume_from_checkpoint=nowhere is no folder of a whole checkpoint"),
-        (f"resume_from_checkpoint: {tmp_path}", f"resume_from_checkpoint={tmp_path} is no folder of a whole"),
-        ("resume_from_checkpoint: false", "resume_from_checkpoint=False is no folder of a whole checkpoint"),
+        ("resume_from_checkpoint: nowhere", "resume_from_checkpoint=nowhere is not the folder of a whole checkpoint"),
+        (f"resume_from_checkpoint: {tmp_path}", f"resume_from_checkpoint={tmp_path} is not the folder of a whole"),
+        ("resume_from_checkpoint: false", "resume_from_checkpoint=False is not the folder of a whole checkpoint"),
     ):
         config.write_text(line + "\n")
         given = {name: value for name, value in options.items() if not line.startswith(name)}
@@ -549,7 +549,7 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
         (4, {"save_strategy": "no"}, "no checkpoint was saved"),
     ],
 )
-def test_weights_that_are_no_numbers_are_not_saved(broken_at, options_of_saving, kept, options, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(broken_at, options_of_saving, kept, options, monkeypatch):
     """Neither over the last good checkpoint nor as the model; the message names what is there."""
 
     class Break(TrainerCallback):
