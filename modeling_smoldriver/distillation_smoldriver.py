@@ -1,4 +1,4 @@
-"""Stage 1: SmolDriver's vision model learns to give what the base VLM's own vision tower gives.
+"""Knowledge transfer: SmolDriver's vision model learns the features of the base VLM's own vision tower.
 
 The language model is loaded but never run, so that each checkpoint is a whole SmolDriver.
 """
@@ -70,9 +70,9 @@ class VisionTeacher(nn.Module):
     """A base VLM's vision tower, frozen, at its own picture size and normalisation.
 
     Args:
-        tower: the VLM's `vision_model`; `forward` gives one feature a patch.
-        image_processor: makes square pictures of the tower's size; gets that size here.
-        name (`str`): where it came from, for manifests.
+        tower: the VLM's `vision_model`; `forward` gives one feature per patch.
+        image_processor: its size is set here to squares of the tower's size.
+        name (`str`): folder or Hub id, for manifests.
     """
 
     def __init__(self, tower: nn.Module, image_processor, name: str):
@@ -96,7 +96,7 @@ class VisionTeacher(nn.Module):
         if not hasattr(config, "vision_config"):
             raise ValueError(f"the teacher {base} is a {config.model_type}: give a SmolVLM, which has a vision tower")
         arguments = {"dtype": "auto", "output_loading_info": True}
-        if transformers.__version__.startswith("4."):  # whose key_mapping does not reach into a part of a checkpoint
+        if transformers.__version__.startswith("4."):  # its key_mapping does not reach into a part of a checkpoint
             vlm, info = AutoModelForImageTextToText.from_pretrained(base, **arguments)
             tower = vlm.model.vision_model
             missing = [name for name in info["missing_keys"] if ".vision_model." in name]
@@ -109,7 +109,7 @@ class VisionTeacher(nn.Module):
         return cls(tower, image_processor, str(base))
 
     def _fingerprint(self) -> str:
-        """SHA-256 of the weights as they are stored, so that it is the same on every device and for every dtype."""
+        """SHA-256 of the weights as they are stored: the same on every device and for every dtype."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -117,7 +117,7 @@ class VisionTeacher(nn.Module):
         return digest.hexdigest()
 
     def description(self) -> dict:
-        """What features depend on: a cache is of this teacher if and only if these are equal."""
+        """What the features depend on: a cache is of this teacher if and only if these are equal."""
         processor = self.image_processor
         preprocessing = {
             "image_mean": list(processor.image_mean),
@@ -146,11 +146,10 @@ class VisionDistillationCollator:
     Args:
         processor ([`SmolDriverProcessor`]): the student's.
         teacher ([`VisionTeacher`]): prepares its own pictures.
-        budgets (`list[int]`): tokens a camera; one is drawn a batch, by `seed` and the batch's frames alone; a
+        budgets (`list[int]`): tokens per camera; one is drawn per batch, by `seed` and the batch's frames alone. A
             budget named twice is drawn twice as often.
         seed (`int`): for the draws.
-        cached_features: `(frame_token, camera names) -> (views, grid * grid, width)`, in place of pictures for the
-            teacher.
+        cached_features: `(frame_token, camera names) -> (views, grid * grid, width)`; replaces the teacher's pictures.
         all_budgets (`bool`): every budget in every batch, to evaluate.
     """
 
@@ -165,7 +164,7 @@ class VisionDistillationCollator:
         """
         Returns:
             `camera_ids` `(frames, views)`, -1 for padding; `pixel_values` {side in pixels: `(frames, views, 3, S, S)`}
-            for the student; `budgets` {tokens a camera: side in pixels}; for the teacher, of present views in order,
+            for the student; `budgets` {tokens per camera: side in pixels}; for the teacher, of present views in order,
             `teacher_pixels` `(n, 3, T, T)` or `teacher_features` `(n, grid * grid, width)`; `frame_tokens`.
         """
         views = [
@@ -195,7 +194,7 @@ class VisionDistillationCollator:
 
 
 class RunningMoments:
-    """Mean and variance a channel over all rows seen, in float64."""
+    """Mean and variance per channel over all rows seen, in float64."""
 
     def __init__(self):
         self.count, self.total, self.squares = 0, 0.0, 0.0
@@ -332,14 +331,16 @@ class VisionDistillationTrainer(SmolDriverTrainer):
         """Explained variance of each trained budget and camera on held-out frames, see `DEFINITION`.
 
         Writes `<output_dir>/explained_variance.json`: {"explained_variance": {tokens: {camera or "all": value}},
-        "views": {camera: count}, ...}; a camera that the split does not have is left out.
+        "views": {camera: count}, ...}; cameras that the split lacks are left out.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         collator = replace(self.data_collator, all_budgets=True)
         workers = {"num_workers": self.args.dataloader_num_workers}
         loader = DataLoader(rows, self.args.per_device_eval_batch_size, collate_fn=collator, **workers)
         cameras, budgets = self.processing_class.cameras, sorted(set(collator.budgets), reverse=True)
-        sums = torch.zeros(len(cameras), 1 + 2 * len(budgets), dtype=torch.float64)  # views; error, variance a budget
+        sums = torch.zeros(
+            len(cameras), 1 + 2 * len(budgets), dtype=torch.float64
+        )  # views; error and variance per budget
         training = self.model.training
         self.model.eval()
         for batch in self.accelerator.prepare(loader):
@@ -390,11 +391,11 @@ class VisionDistillationTrainer(SmolDriverTrainer):
         return resize_grid(target, self.model.config.scale_factor * math.isqrt(tokens)).flatten(1, 2)
 
     def _errors(self, student: torch.Tensor, target: torch.Tensor, tokens: int) -> dict[str, torch.Tensor]:
-        """Terms of the loss, `(views,)` each; 1 is what predicting the mean feature gets."""
+        """Terms of the loss, `(views,)` each; predicting the mean feature gets 1."""
         mean, deviation = self.statistics["mean"], self.statistics[f"deviation.{tokens}"]
         wanted = (self._pooled(target, tokens) - mean) / deviation
         given = (student.float() - mean) / deviation
-        # The connector is linear: the error after it is what it makes of the error.
+        # The connector is linear: the error after it is the connector of the error.
         after = self._connector((given - wanted) * deviation)
         return {
             "mse": (given - wanted).square().mean((1, 2)),
@@ -412,7 +413,7 @@ class VisionDistillationTrainer(SmolDriverTrainer):
 
     @torch.no_grad()
     def _statistics(self) -> dict[str, torch.Tensor]:
-        """Of the teacher's features over a sample of training frames; kept in the run's folder and read again.
+        """Statistics of the teacher's features over some training frames; kept in the run's folder and read again.
 
         `mean` `(width,)`, and for each budget `deviation.<tokens>` `(width,)` and `connector_variance.<tokens>` `()`.
         """
@@ -454,7 +455,7 @@ class VisionDistillationTrainer(SmolDriverTrainer):
 
 
 def explained_variance(sums: torch.Tensor, cameras: list[str], budgets: list[int]) -> dict[str, dict[str, float]]:
-    """{tokens: {camera or "all": value}}; `sums` `(cameras, 1 + 2 * budgets)`: views, error and variance a budget."""
+    """{tokens: {camera or "all": value}}; `sums` `(cameras, 1 + 2 * budgets)`: views; error and variance per budget."""
     values = {}
     for number, tokens in enumerate(budgets):
         error, variance = sums[:, 1 + 2 * number], sums[:, 2 + 2 * number]

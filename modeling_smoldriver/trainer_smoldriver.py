@@ -37,20 +37,20 @@ class SmolDriverSFTConfig(SmolDriverTrainingConfig):
     # Sequences
     scene_packing: bool = field(default=False, metadata={"help": "Pack a frame's questions behind its pictures."})
     questions_per_scene: int = field(
-        default=16, metadata={"help": "Questions of a frame that a step takes together, with scene_packing."}
+        default=16, metadata={"help": "With scene_packing: questions of a frame that share a pack."}
     )
     most_views: int = field(
         default=0,
         metadata={
             "help": "Ask only the questions about one direction, behind one to most_views pictures, that camera's"
-            " among them: a first stage for a language model that has yet to learn to look. 0: all, behind all."
+            " included: a first stage for a language model that has yet to learn to look. 0: all, behind all."
         },
     )
     max_pack_length: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens a sequence may have; longer packs are split, longer questions dropped. A batch that"
-            " loses all its questions, as one question a sequence easily does, ends the run."
+            "help": "Most tokens of a sequence; longer packs are split, longer questions dropped. A batch that loses"
+            " all its questions, as happens easily without scene_packing, ends the run."
         },
     )
     use_scene_description: bool = field(
@@ -104,7 +104,7 @@ class SmolDriverSFTConfig(SmolDriverTrainingConfig):
 
 
 def modules_to_save(args: SmolDriverSFTConfig) -> list[str]:
-    """Parts that train in full beside LoRA adapters, and are saved with them."""
+    """Parts that train in full beside LoRA adapters and are saved with them."""
     return [
         name for name, trains in (("vision_model", args.train_vision), ("connector", args.train_connector)) if trains
     ]
@@ -125,7 +125,7 @@ def check_teacher(model, processor: SmolDriverProcessor, teacher, teacher_proces
         )
     sizes = [one.config.text_config.vocab_size for one in (model, teacher)]
     if sizes[0] != sizes[1]:
-        raise ValueError(f"the teacher {name} gives {sizes[1]} logits a token, the student {sizes[0]}")
+        raise ValueError(f"the teacher {name} gives {sizes[1]} logits per token, the student {sizes[0]}")
     unknown = [camera for camera in processor.cameras if camera not in teacher_processor.cameras]
     if unknown:
         raise ValueError(f"the teacher {name} does not know the cameras {', '.join(unknown)}")

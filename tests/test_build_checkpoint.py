@@ -80,7 +80,7 @@ def test_base_and_tower_arrive_whole(base, monkeypatch, tmp_path, capfd):
     scene = model.encode_scene(**processor.encode_scene({camera: picture(1) for camera in CAMERAS}))
     assert len(model.answer(scene, processor, QUESTIONS, max_new_tokens=3)) == 4
     printed = capfd.readouterr()
-    assert "budgets [9, 4, 1] tokens a camera" in printed.out
+    assert "budgets [9, 4, 1] tokens per camera" in printed.out
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" in printed.out
     assert "MISSING" not in printed.err + printed.out and "UNEXPECTED" not in printed.err + printed.out
 
