@@ -455,7 +455,10 @@ class VisionDistillationTrainer(SmolDriverTrainer):
 
 
 def explained_variance(sums: torch.Tensor, cameras: list[str], budgets: list[int]) -> dict[str, dict[str, float]]:
-    """{tokens: {camera or "all": value}}; `sums` `(cameras, 1 + 2 * budgets)`: views; error and variance per budget."""
+    """`sums` `(cameras, 1 + 2 * budgets)`: views, then error and variance per budget.
+
+    -> {tokens: {camera or "all": value}}
+    """
     values = {}
     for number, tokens in enumerate(budgets):
         error, variance = sums[:, 1 + 2 * number], sums[:, 2 + 2 * number]

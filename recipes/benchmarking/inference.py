@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from recipes.benchmarking.counts import Counter, LimitProbe, Phase, seconds_of
+from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts, seconds_of
 from recipes.benchmarking.models import (
     Size,
     drivelm_style_questions,
@@ -85,7 +85,7 @@ class InferenceBench:
         self.smolvlm = make_smolvlm(smolvlm_config, self.smoldriver)
         for model in (self.smoldriver, self.smolvlm):
             model.requires_grad_(False)
-        self.counter = Counter(config, smolvlm_config, item=dtype.itemsize)
+        self.counter = WorkCounts(config, smolvlm_config, item=dtype.itemsize)
         self.full = size.budgets[0]
         self.scenes = {
             budget: self.processor.encode_scene(pictures(), visual_tokens=budget).to(device) for budget in size.budgets

@@ -15,7 +15,7 @@ from datasets import Dataset
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.packing_smoldriver import PackedLayout
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.benchmarking.counts import Counter, Phase
+from recipes.benchmarking.counts import Phase, WorkCounts
 from recipes.benchmarking.inference import QUESTION_COUNTS, Contestant
 from recipes.benchmarking.models import Size, make_processor, make_smoldriver, scene_row
 from smoldriver_common.processes import peak_resident_bytes
@@ -93,7 +93,7 @@ class TrainingBench:
                 pairs += group.branches * group.branch * (layout.prefix + group.branch)
         else:
             pairs = length**2
-        counter = Counter(self.config, self.smolvlm_config, item=4)
+        counter = WorkCounts(self.config, self.smolvlm_config, item=4)
         phases = counter.training_phases(
             image_size=batch["pixel_values"].shape[-1],
             budget=self.size.budgets[0],
