@@ -80,6 +80,10 @@ def folders(config, processor, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def options(folders, scenes, tmp_path):
+    return options_of(folders, scenes, tmp_path / "run")
+
+
+def options_of(folders, scenes, output_dir) -> dict:
     return {
         "model_name_or_path": folders / "student",
         "teacher": folders / "teacher",
@@ -87,7 +91,7 @@ def options(folders, scenes, tmp_path):
         "scenes": scenes,
         "frozen_tower_steps": 2,
         "train_visual_tokens": [9, 4],
-        "output_dir": tmp_path / "run",
+        "output_dir": output_dir,
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 5e-3,
@@ -342,9 +346,18 @@ def test_nan_stops_the_run_and_names_the_frames(options, folders, monkeypatch, t
         distil(monkeypatch, {**options, "model_name_or_path": tmp_path / "nan"})
 
 
-def test_a_finished_run_given_again_takes_no_step_more(options, monkeypatch):
+@pytest.fixture(scope="module")
+def finished(folders, scenes, tmp_path_factory):
+    """The options of a run that took both its steps and kept a checkpoint of each, and its trainer."""
+    options = options_of(folders, scenes, tmp_path_factory.mktemp("finished") / "run")
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    trainer, folder = distil(monkeypatch, options), options["output_dir"]
+    with pytest.MonkeyPatch.context() as patch:
+        return options, distil(patch, options)
+
+
+def test_a_finished_run_given_again_takes_no_step_more(finished, monkeypatch):
+    options, trainer = finished
+    folder = options["output_dir"]
     weights, explained = load_file(folder / "model.safetensors"), (folder / "explained_variance.json").read_text()
     again = distil(monkeypatch, options)
     assert losses(again) == losses(trainer) and read_training_manifest(folder)["steps"] == 2
@@ -354,19 +367,17 @@ def test_a_finished_run_given_again_takes_no_step_more(options, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, named",
     [
         ({"teacher": "other"}, "teacher was .*teacher, now .*other"),
         ({"frozen_tower_steps": 1}, "frozen_tower_steps was 2, now 1"),
         ({"train_visual_tokens": [9]}, r"train_visual_tokens was \[9, 4\], now \[9\]"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, folders, monkeypatch):
-    options |= {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    distil(monkeypatch, options)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, named, finished, folders, monkeypatch):
     changed = {name: folders / value if name == "teacher" else value for name, value in changed.items()}
-    with pytest.raises(SystemExit, match=f"distill_vision: .*checkpoint-1 is of a run with other settings .*{told}"):
-        distil(monkeypatch, {**options, **changed})
+    with pytest.raises(SystemExit, match=f"distill_vision: .*checkpoint-2 is of a run with other settings .*{named}"):
+        distil(monkeypatch, {**finished[0], **changed})
 
 
 @pytest.mark.parametrize(

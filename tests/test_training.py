@@ -75,13 +75,17 @@ def base(config, processor, tmp_path_factory):
 
 @pytest.fixture
 def options(base, scenes, tmp_path):
+    return options_of(base, scenes, tmp_path / "run")
+
+
+def options_of(base, scenes, output_dir) -> dict:
     return {
         "model_name_or_path": base,
         "dtype": "float32",
         "scenes": scenes,
         "scene_packing": True,
         "questions_per_scene": 2,
-        "output_dir": tmp_path / "run",
+        "output_dir": output_dir,
         "max_steps": 1,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
@@ -383,7 +387,7 @@ WAYS_TO_TRAIN = {
     "LoRA and vision": {**LORA, "train_connector": False, "save_total_limit": 1},
     "QLoRA": {**LORA, "load_in_4bit": True, "dtype": "bfloat16"},
     "all with Muon": {"muon_learning_rate": 1e-2},
-    "LoRA, of which the first step is the best": {
+    "LoRA with the first step as the best": {
         **LORA,
         **{"learning_rate": 10.0, "eval_split": "train", "eval_strategy": "steps", "eval_steps": 1},
         "load_best_model_at_end": True,
@@ -409,8 +413,18 @@ def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+@pytest.fixture(scope="module")
+def finished(base, scenes, tmp_path_factory):
+    """The options of a run that took both its steps and kept a checkpoint of each."""
+    options = options_of(base, scenes, tmp_path_factory.mktemp("finished") / "run")
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, options)
+    return options
+
+
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, named",
     [
         ({"model_name_or_path": "other"}, "model_name_or_path was .*base[0-9]+, now .*other"),
         ({"scenes": "other"}, "scenes was .*scenes[0-9]+, now .*other"),
@@ -422,14 +436,14 @@ def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch
         ({**LORA, "load_in_4bit": True}, "use_peft was False, now True; .*load_in_4bit was False, now True"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, monkeypatch, tmp_path):
-    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    train(monkeypatch, options)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, named, finished, monkeypatch, tmp_path):
     for name in {"model_name_or_path", "scenes"} & changed.keys():
-        shutil.copytree(options[name], tmp_path / "other")
+        shutil.copytree(finished[name], tmp_path / "other")
         changed = {name: tmp_path / "other"}
-    with pytest.raises(SystemExit, match=f"sft_qlora: .*checkpoint-2 is of a run with .*{told}.*another --output_dir"):
-        train(monkeypatch, {**options, **changed})
+    with pytest.raises(
+        SystemExit, match=f"sft_qlora: .*checkpoint-2 is of a run with .*{named}.*another --output_dir"
+    ):
+        train(monkeypatch, {**finished, **changed})
 
 
 def test_scenes_that_were_prepared_in_another_way_are_other_settings(options, scenes, monkeypatch, tmp_path):
@@ -533,9 +547,9 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
     options |= {"scene_packing": False, "per_device_train_batch_size": 1, "max_pack_length": 170, "max_steps": 11}
     with pytest.raises(SystemExit) as stopped:
         train(monkeypatch, {**options, "dataloader_num_workers": workers})
-    told = str(stopped.value)
-    assert "no question of the frames ['frame" in told and "fits into max_pack_length=170" in told
-    assert told.startswith("sft_qlora: ") and told.endswith("; no checkpoint was saved") and "\n" not in told
+    message = str(stopped.value)
+    assert "no question of the frames ['frame" in message and "fits into max_pack_length=170" in message
+    assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
 
 
 @pytest.mark.parametrize(

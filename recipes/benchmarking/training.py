@@ -1,4 +1,4 @@
-"""The benchmark's training part: one question a step against a frame's questions packed behind its pictures.
+"""The benchmark's training part: one question per step beside a frame's questions packed behind its pictures.
 
 A step is the forward pass and loss of `SmolDriverSFTTrainer`, the backward pass and fused AdamW; vision and language
 model both train, with float32 weights and, in bfloat16, autocast, as in the trainer, without gradient checkpointing.
@@ -21,7 +21,7 @@ from recipes.benchmarking.models import Size, make_processor, make_smoldriver, s
 from smoldriver_common.processes import peak_resident_bytes
 
 CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
-"""(questions a step, sequences they are packed in)"""
+"""(questions per step, packs that they fill)"""
 
 
 class TrainingBench:
@@ -113,8 +113,8 @@ def name_of(questions: int, packs: int) -> str:
 def estimate_bytes(size: Size, questions: int, dtype: torch.dtype) -> int:
     """Memory of one training step: weights, gradients, two moments, autocast's copies and activations.
 
-    Activations follow from what a layer keeps for its backward pass: about 20 values of its width a token in a tower,
-    12 widths and 5 MLP widths in the language model. A rough figure; the report holds it beside the measured peak.
+    Activations follow from what a layer keeps per token for its backward pass: about 20 widths in a tower, 12 widths
+    and 5 MLP widths in the language model. A rough figure; the report shows it beside the measured peak.
     """
     processor, config, _ = make_processor(size)
     item = 2 if dtype == torch.bfloat16 else 4

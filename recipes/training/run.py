@@ -55,7 +55,7 @@ class TrainingRun:
 
     Args:
         program: the recipe's name, which its error messages begin with.
-        data_args: the recipe's `DataArguments`, of which `scenes` is read here.
+        data_args: the recipe's `DataArguments`, whose `scenes` is read here.
         settings: what the weights depend on, by option, as JSON keeps it.
         checkpoint: folder to resume from; None: begin.
         seconds: of training so far, those before an interruption included.
