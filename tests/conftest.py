@@ -9,9 +9,10 @@ import datasets
 import pytest
 import torch
 import transformers
-from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, picture, tiny_config, tiny_model
+from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, dataset, frame, picture, tiny_config, tiny_model
 
 from modeling_smoldriver import CAMERAS, SmolDriverProcessor
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.tiny.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
@@ -69,3 +70,30 @@ def drivelm_sample():
 def own_datasets_cache(tmp_path, monkeypatch):
     """What `datasets` unpacks goes to the test's own folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+@pytest.fixture
+def make_trainer(config, processor, tmp_path):
+    """Each call: the SFT trainer of a tiny model, with `rows` to train on."""
+
+    def make(model=None, rows=(), **options):
+        options = {
+            "output_dir": str(tmp_path / "run"),
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            **options,
+        }
+        return SmolDriverSFTTrainer(
+            model or tiny_model(config),
+            SmolDriverSFTConfig(**options),
+            train_dataset=dataset(rows or [frame(0)]),
+            processing_class=processor,
+        )
+
+    return make

@@ -272,6 +272,16 @@ def frame(number, qa=QA, missing=(), description="The ego vehicle waits at a cro
     }
 
 
+def token_counts(processor, row):
+    """(tokens of the prefix, tokens of each branch)."""
+    present = [camera for camera in CAMERAS if row[camera] is not None]
+    prefix = processor.tokenizer(processor.scene_prompt(present), add_special_tokens=False)["input_ids"]
+    branches = [processor.question_prompt(qa["question"]) + processor.answer_text(qa["answer"]) for qa in row["qa"]]
+    return len(prefix), [
+        len(processor.tokenizer(branch, add_special_tokens=False)["input_ids"]) for branch in branches
+    ]
+
+
 def one_by_one(rows):
     return [{**row, "qa": [qa]} for row in rows for qa in row["qa"]]
 

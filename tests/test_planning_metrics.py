@@ -652,7 +652,6 @@ def test_t_quantiles_are_those_of_the_tables():
         assert t_quantile(freedom) == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.skipif(not DRIVELM_INTERVALS.exists(), reason="the drivelm module has no t intervals in this tree")
 def test_the_intervals_are_those_of_the_drivelm_module():
     """`evaluate` copies the files of one folder, so each module carries the file."""
     copy = ROOT / "recipes" / "metrics" / "planning" / "scene_intervals.py"

@@ -18,9 +18,9 @@ Metrics (higher is better; 0..1 unless said otherwise):
 
 Groups: `overall`, each question type that occurs, each task as `task_<name>`, and `challenge`. A metric that applies
 to only some of a group's questions has a `<metric>_count`, to only some of its scenes a `<metric>_scenes`; one that
-applies to none is absent. `<metric>_ci` is the 95% t interval over scenes (see scene_intervals; CIDEr's frequencies and
-the challenge's skipped questions stay as they are when a scene is left out). It is null where fewer than 3 scenes count
-or scenes are not given. Print the number of scenes beside it.
+applies to none is absent. `<metric>_ci` is the 95% t interval over scenes, see scene_intervals. CIDEr's frequencies
+and the challenge's skipped questions stay as they are when a scene is left out. The interval is null where fewer than
+3 scenes count or scenes are not given. Print the number of scenes beside it.
 
 The `challenge` group needs tags (0 accuracy, 1 GPT, 2 language, 3 match). It leaves out the questions that the
 challenge silently leaves out (`skipped` counts them, see `skipped_by_graph`) and combines
