@@ -1,7 +1,7 @@
-"""One scene, many questions: the shared part of the prompt is encoded once, and every question reads it where it lies.
+"""One frame, many questions: the shared part of the prompt is encoded once, and every question reads it.
 
-Question and answer of each question form a row of a batch with a small cache of its own; attention joins that cache
-with the scene's, which is never copied. Greedy, sampling and beam search are transformers' own `generate`.
+Each question with its answer is one row of a batch and has a small cache of its own. Attention joins that cache with
+the frame's, which is never copied. Greedy search, sampling and beam search are transformers' own `generate`.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ NOT_OFFERED = {
     "num_return_sequences": 1,
     "return_dict_in_generate": False,
 }
-"""Options of `generate` that would see the question without its scene, or return something else than one answer a
-question; and their values that ask for nothing."""
+"""Options of `generate` that would see a question without its frame, or would not return one answer per question; each
+with the value that turns it off."""
 
 
 class SceneCache:
-    """Keys and values of one encoded scene, one pair a layer; made by `model.encode_scene`."""
+    """Keys and values of one encoded frame, one pair per layer; made by `model.encode_scene`."""
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], token_ids: torch.Tensor, weights: int):
         self.layers = layers  # [(keys, values)], each (key/value heads, length, head_dim)
@@ -43,18 +43,19 @@ class SceneCache:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def free(self):
-        """Let go of the memory; the scene cannot be asked any more."""
+        """Free the memory. The frame cannot be asked any more."""
         self.layers = []
 
 
 def shared_attention(query, shared_key, shared_value, key, value, own_bias, shared_bias=None) -> torch.Tensor:
-    """Attention of branches to their scene's keys and to their own, under one softmax, without copying the scene's.
+    """Attention of branches to their frame's keys and to their own, under one softmax, without copying the frame's.
 
     Args:
-        query (`torch.Tensor` of shape `(scenes, groups, branches, heads a group, queries, head_dim)`): scaled.
+        query (`torch.Tensor` of shape `(scenes, groups, branches, heads per group, queries, head_dim)`): scaled.
         shared_key, shared_value (`torch.Tensor` of shape `(scenes, groups, shared keys, head_dim)`).
         key, value (`torch.Tensor` of shape `(scenes, groups, branches, own keys, head_dim)`).
-        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads a group, queries, own keys)`): added.
+        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads per group, queries, own keys)`): added
+            to the own scores.
         shared_bias (`torch.Tensor`, *optional*, broadcast to `(..., shared keys)`): added to the shared scores.
 
     Returns:
@@ -67,7 +68,7 @@ def shared_attention(query, shared_key, shared_value, key, value, own_bias, shar
         shared = shared + shared_bias
     own = torch.matmul(query.reshape(scenes, groups, branches, -1, head_dim), key.transpose(-1, -2))
     own = own.view(*query.shape[:-1], -1) + own_bias
-    # Summed in float32 inside, whatever the dtype; autocast may widen the result.
+    # softmax sums in float32 for every dtype; autocast may widen its result.
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).to(value.dtype)
     shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
     output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(
@@ -110,7 +111,7 @@ class ScenePenalty(LogitsProcessor):
         self.token_ids, self.pad_token_id = token_ids, pad_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # The padding before a short question is not there when it is asked alone.
+        # A short question is padded here, but not when it is asked alone: padding counts as a token of the scene.
         seen = input_ids.where(input_ids != self.pad_token_id, self.token_ids[0])
         return self.penalise(torch.cat([self.token_ids.expand(len(seen), -1), seen], dim=1), scores)
 
@@ -136,6 +137,14 @@ class SceneAnswerMixin:
 
         Raises:
             ValueError: several rows, or a frame that fills the model's context.
+
+        Example (a tiny model: six pictures, 9 visual tokens per camera, two layers with two key/value heads of 12):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> scene.length, len(scene.layers), tuple(scene.layers[0][0].shape)
+        (156, 2, (2, 156, 12))
+        ```
         """
         if len(input_ids) != 1:
             raise ValueError(
@@ -195,6 +204,21 @@ class SceneAnswerMixin:
 
         Raises:
             ValueError: see `answer_tokens`.
+
+        Example (a tiny model that has memorised this frame):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> model.answer(
+        ...     scene,
+        ...     processor,
+        ...     [
+        ...         "Are there cars to the front of the ego car?",
+        ...         "What is the status of the car that is to the front of the ego car?",
+        ...     ],
+        ... )
+        ['Yes.', 'The car is moving.']
+        ```
         """
         tokens = self.answer_tokens(scene, processor, questions, batch_size, **generate_kwargs)
         return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]

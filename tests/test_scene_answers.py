@@ -1,4 +1,4 @@
-"""One scene, many questions: answers from the shared cache are those of `generate` on each question alone."""
+"""One frame, many questions: answers from the shared cache equal those of `generate` on each question alone."""
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_processor_takes_a_list_of_scenes(processor, images):
         assert torch.equal(batch["pixel_values"][row, :views], alone["pixel_values"][0])
         assert batch["camera_ids"][row].tolist() == alone["camera_ids"][0].tolist() + [-1] * (6 - views)
     for wrong in (DESCRIPTION, [DESCRIPTION]):
-        with pytest.raises(ValueError, match="2 scenes need a list of as many descriptions; got"):
+        with pytest.raises(ValueError, match="2 frames need a list of as many descriptions; got"):
             processor.encode_scenes(scenes[:2], wrong)
 
 
@@ -214,7 +214,7 @@ def test_sampling_repeats_with_a_seed_and_differs_without(model, processor, scen
     assert sample(0) == sample(0) != sample(1)
 
 
-def test_tower_runs_once_a_scene_and_tokens_are_prefix_plus_branches(model, processor, images):
+def test_tower_runs_once_per_frame_and_tokens_are_prefix_plus_branches(model, processor, images):
     towers, tokens = [], []
     model.model.vision_model.tower.register_forward_hook(lambda *_: towers.append(1))
     model.model.text_model.layers[0].input_layernorm.register_forward_hook(
