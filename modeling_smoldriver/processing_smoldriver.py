@@ -213,10 +213,10 @@ class SmolDriverProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         for prompt in texts:
             check_length(prompt, "prompt")
-        views = [self._pair(text, frame) for text, frame in zip(texts, self._frames(images, texts), strict=True)]
+        views = [self._pair(prompt, frame) for prompt, frame in zip(texts, self._frames(images, texts), strict=True)]
         expanded = [
-            self._expand(text, [camera for camera, _ in frame], visual_tokens)
-            for text, frame in zip(texts, views, strict=True)
+            self._expand(prompt, [camera for camera, _ in frame], visual_tokens)
+            for prompt, frame in zip(texts, views, strict=True)
         ]
         prompts, spans = (list(column) for column in zip(*expanded, strict=True))
         for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
@@ -317,13 +317,14 @@ class SmolDriverProcessor(ProcessorMixin):
         if options.get("padding") == "max_length":
             options["max_length"] = max_length
         encoded = self._tokenize(texts, **{"padding_side": "left", **options})
-        rows = [encoded["attention_mask"]] if isinstance(texts, str) else encoded["attention_mask"]
-        longest = max(sum(row) for row in rows)
-        if max_length is not None and longest > max_length:
-            raise ValueError(
-                f"the prompt takes {longest} tokens, max_length is {max_length}: choose fewer visual_tokens or a"
-                " shorter text"
-            )
+        if max_length is not None:
+            masks = [encoded["attention_mask"]] if isinstance(texts, str) else encoded["attention_mask"]
+            longest = max(sum(mask) for mask in masks)
+            if longest > max_length:
+                raise ValueError(
+                    f"the prompt takes {longest} tokens, max_length is {max_length}: choose fewer visual_tokens or a"
+                    " shorter text"
+                )
         return encoded
 
     def _tokenize(self, texts: str | list[str], **options):
@@ -398,7 +399,7 @@ class SmolDriverProcessor(ProcessorMixin):
         prompt = self.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, scene_description=scene_description
         )
-        prefix, _, tail = prompt.partition(_QUESTION + mark)
+        prefix, _, tail = prompt.rpartition(_QUESTION + mark)
         return prefix, tail
 
     def apply_chat_template(self, conversation, *args, **kwargs):
@@ -419,9 +420,9 @@ class SmolDriverProcessor(ProcessorMixin):
         role = self._check_text(message["role"], "role")
         content = message["content"]
         for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if item["type"] == "text" and item["text"] != "":
+            if item.get("type") == "text" and item["text"] != "":
                 self._check_text(item["text"], f"text of the {role}")
-            if item["type"] == "image" and item.get("camera"):
+            if item.get("type") == "image" and item.get("camera"):
                 self._check_camera(item["camera"])
 
     def _check_text(self, text: str, what: str) -> str:

@@ -276,6 +276,14 @@ def test_scene_and_question_prompts_join_to_the_whole_prompt(processor, images, 
         assert torch.equal(scene["camera_ids"], whole["camera_ids"])
 
 
+@relaxed
+@given(description=st.one_of(st.text(min_size=1), st.just("A road.\nQuestion: \x00 and more")).filter(str.strip))
+@pytest.mark.contract
+def test_any_scene_description_is_put_into_the_prompt_whole(processor, description):
+    prompt = processor.scene_prompt(["CAM_BACK"], description)
+    assert prompt.endswith(f"<fake_token_around_image>\nScene description: {description.strip()}")
+
+
 @pytest.mark.contract
 def test_question_and_answer_prompts_join_to_the_training_conversation(processor, images):
     messages = processor.scene_messages(images, QUESTIONS[0], "Yes.")
