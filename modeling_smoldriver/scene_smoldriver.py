@@ -1,16 +1,16 @@
-"""One scene, many questions: the shared part of the prompt is encoded once, and every question reads it where it lies.
+"""One frame, many questions: the shared part of the prompt is encoded once, and every question reads it.
 
-Question and answer of each question form a row of a batch with a small cache of its own; attention joins that cache
-with the scene's, which is never copied. Greedy, sampling and beam search are transformers' own `generate`.
+Each question with its answer is one row of a batch and has a small cache of its own. Attention joins that cache with
+the frame's, which is never copied. Greedy search, sampling and beam search are transformers' own `generate`.
 """
 
+import copy
 from collections.abc import Iterable
-from contextlib import contextmanager
+from functools import cache
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SCENE_ATTENTION = "smoldriver_scene"
@@ -25,12 +25,12 @@ NOT_OFFERED = {
     "num_return_sequences": 1,
     "return_dict_in_generate": False,
 }
-"""Options of `generate` that would see the question without its scene, or return something else than one answer a
-question; and their values that ask for nothing."""
+"""Options of `generate` that would see a question without its frame, or would not return one answer per question; each
+with the value that turns it off."""
 
 
 class SceneCache:
-    """Keys and values of one encoded scene, one pair a layer; made by `model.encode_scene`."""
+    """Keys and values of one encoded frame, one pair per layer; made by `model.encode_scene`."""
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], token_ids: torch.Tensor, weights: int):
         self.layers = layers  # [(keys, values)], each (key/value heads, length, head_dim)
@@ -43,18 +43,19 @@ class SceneCache:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def free(self):
-        """Let go of the memory; the scene cannot be asked any more."""
+        """Free the memory. The frame cannot be asked any more."""
         self.layers = []
 
 
 def shared_attention(query, shared_key, shared_value, key, value, own_bias, shared_bias=None) -> torch.Tensor:
-    """Attention of branches to their scene's keys and to their own, under one softmax, without copying the scene's.
+    """Attention of branches to their frame's keys and to their own, under one softmax, without copying the frame's.
 
     Args:
-        query (`torch.Tensor` of shape `(scenes, groups, branches, heads a group, queries, head_dim)`): scaled.
+        query (`torch.Tensor` of shape `(scenes, groups, branches, heads per group, queries, head_dim)`): scaled.
         shared_key, shared_value (`torch.Tensor` of shape `(scenes, groups, shared keys, head_dim)`).
         key, value (`torch.Tensor` of shape `(scenes, groups, branches, own keys, head_dim)`).
-        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads a group, queries, own keys)`): added.
+        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads per group, queries, own keys)`): added
+            to the own scores.
         shared_bias (`torch.Tensor`, *optional*, broadcast to `(..., shared keys)`): added to the shared scores.
 
     Returns:
@@ -67,7 +68,7 @@ def shared_attention(query, shared_key, shared_value, key, value, own_bias, shar
         shared = shared + shared_bias
     own = torch.matmul(query.reshape(scenes, groups, branches, -1, head_dim), key.transpose(-1, -2))
     own = own.view(*query.shape[:-1], -1) + own_bias
-    # Summed in float32 inside, whatever the dtype; autocast may widen the result.
+    # softmax sums in float32 for every dtype; autocast may widen its result.
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).to(value.dtype)
     shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
     output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(
@@ -80,7 +81,7 @@ def scene_attention_forward(module, query, key, value, attention_mask, scaling, 
     """Attention of each row's tokens to the scene's shared cache and to the row's own keys.
 
     Shapes: `query` `(rows, heads, queries, head_dim)`, `key` and `value` `(rows, key/value heads, keys, head_dim)`,
-    `attention_mask` additive over the row's own keys. Returns `(rows, queries, heads, head_dim)`.
+    `attention_mask` `(rows, 1, queries, keys)`, added to the own scores. Returns `(rows, queries, heads, head_dim)`.
     """
     scene_key, scene_value = scene.layers[module.layer_idx]
     rows, heads, queries, head_dim = query.shape
@@ -92,14 +93,50 @@ def scene_attention_forward(module, query, key, value, attention_mask, scaling, 
         scene_value.unsqueeze(0),
         key.transpose(0, 1).unsqueeze(0),
         value.transpose(0, 1).unsqueeze(0),
-        own_bias=attention_mask[:, :, :, : key.shape[2]].unsqueeze(1).transpose(0, 1).unsqueeze(0),
+        own_bias=attention_mask.unsqueeze(1).transpose(0, 1).unsqueeze(0),
     )
     output = output[0].transpose(0, 1).reshape(rows, heads, queries, head_dim)
     return output.transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, scene_attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, eager_mask)
+
+
+class SceneAttention:
+    """Mixed into the attention layers of a text model: a call with a scene attends to it, other calls are unchanged.
+
+    transformers chooses the attention by a name in the config, which all calls share. A call with a scene therefore
+    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change.
+    """
+
+    def forward(self, *args, scene: SceneCache | None = None, **kwargs):
+        if scene is None:
+            return super().forward(*args, **kwargs)
+        layer = copy.copy(self)
+        layer.config = copy.copy(self.config)
+        layer.config._attn_implementation = SCENE_ATTENTION
+        return super(SceneAttention, layer).forward(*args, scene=scene, **kwargs)
+
+    def __reduce__(self):
+        return _new_scene_layer, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def _with_scene_attention(layer_class: type) -> type:
+    return type(layer_class.__name__, (SceneAttention, layer_class), {})
+
+
+def _new_scene_layer(layer_class: type) -> SceneAttention:
+    """A layer without its attributes, for copies and pickles: they cannot find a class that is made at run time."""
+    layer_class = _with_scene_attention(layer_class)
+    return layer_class.__new__(layer_class)
+
+
+def attend_to_scenes(text_model: PreTrainedModel) -> None:
+    """Give the attention layers of a transformers language model [`SceneAttention`]."""
+    for module in text_model.modules():
+        if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
+            module.__class__ = _with_scene_attention(type(module))
 
 
 class ScenePenalty(LogitsProcessor):
@@ -110,7 +147,7 @@ class ScenePenalty(LogitsProcessor):
         self.token_ids, self.pad_token_id = token_ids, pad_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # The padding before a short question is not there when it is asked alone.
+        # A short question is padded here, but not when it is asked alone: padding counts as a token of the scene.
         seen = input_ids.where(input_ids != self.pad_token_id, self.token_ids[0])
         return self.penalise(torch.cat([self.token_ids.expand(len(seen), -1), seen], dim=1), scores)
 
@@ -122,7 +159,14 @@ class SceneAnswerMixin:
         inputs = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        limit = self.config.text_config.max_position_embeddings
+        if seen == 0 and input_ids.shape[1] >= limit:
+            raise ValueError(
+                f"the prompt takes {input_ids.shape[1]} tokens, the model's context is {limit}: choose fewer"
+                " visual_tokens or a shorter text"
+            )
+        if seen > 0:
             inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
         if inputs.get("scene") is not None:  # a row's positions continue from the scene
             inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
@@ -136,6 +180,14 @@ class SceneAnswerMixin:
 
         Raises:
             ValueError: several rows, or a frame that fills the model's context.
+
+        Example (a tiny model: six pictures, 9 visual tokens per camera, two layers with two key/value heads of 12):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> scene.length, len(scene.layers), tuple(scene.layers[0][0].shape)
+        (156, 2, (2, 156, 12))
+        ```
         """
         if len(input_ids) != 1:
             raise ValueError(
@@ -195,6 +247,21 @@ class SceneAnswerMixin:
 
         Raises:
             ValueError: see `answer_tokens`.
+
+        Example (a tiny model that has memorised this frame):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> model.answer(
+        ...     scene,
+        ...     processor,
+        ...     [
+        ...         "Are there cars to the front of the ego car?",
+        ...         "What is the status of the car that is to the front of the ego car?",
+        ...     ],
+        ... )
+        ['Yes.', 'The car is moving.']
+        ```
         """
         tokens = self.answer_tokens(scene, processor, questions, batch_size, **generate_kwargs)
         return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
@@ -239,8 +306,9 @@ class SceneAnswerMixin:
             answer that was cut at `max_new_tokens` has that many tokens and no end.
 
         Raises:
-            ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
-                `generate` that would need the scene's tokens (`NOT_OFFERED`).
+            ValueError: no question, a question that fills the model's context, a freed scene, a scene of a model that
+                was changed or moved since, or an option of `generate` that would need the scene's tokens
+                (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
             raise ValueError(f"answer takes one scene of encode_scene, got {type(scene)}; answer_scenes takes a list")
@@ -250,26 +318,31 @@ class SceneAnswerMixin:
             raise ValueError("the scene was freed; encode it again")
         if scene.weights != weights_fingerprint(self.parameters()):
             raise ValueError("the model was changed or moved after the scene was encoded; encode the scene again")
-        prompts = [processor.question_prompt(question) for question in questions]
-        encoded = [processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        answers: list[list[int]] = [[]] * len(prompts)
+        encoded = processor.encode_questions(questions)
+        limit = self.config.text_config.max_position_embeddings
+        for question, tokens in zip(questions, encoded, strict=True):
+            if scene.length + len(tokens) >= limit:
+                raise ValueError(
+                    f"the scene takes {scene.length} tokens and the question {question[:80]!r} {len(tokens)}, which"
+                    f" leaves no room for an answer: the model's context is {limit}; ask a shorter question"
+                )
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+        answers: list[list[int]] = [[]] * len(encoded)
         ends = self._end_tokens(generate_kwargs)
         generate_kwargs = self._generate_arguments(scene, processor.tokenizer.pad_token_id, generate_kwargs)
-        with self._scene_attention():
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                rows = processor.tokenizer.pad(
-                    {"input_ids": [encoded[index] for index in batch]},
-                    padding=True,
-                    padding_side="left",
-                    return_tensors="pt",
-                ).to(self.device)
-                generated = self.generate(
-                    input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
-                )
-                for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
-                    answers[index] = up_to_end(tokens, ends)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            rows = processor.tokenizer.pad(
+                {"input_ids": [encoded[index] for index in batch]},
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            ).to(self.device)
+            generated = self.generate(
+                input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
+            )
+            for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
+                answers[index] = up_to_end(tokens, ends)
         return answers
 
     def _end_tokens(self, given: dict) -> set[int]:
@@ -281,16 +354,6 @@ class SceneAnswerMixin:
         if ends is None:
             return set()
         return set(torch.as_tensor(ends).flatten().tolist())
-
-    @contextmanager
-    def _scene_attention(self):
-        config = self.model.text_model.config
-        before = config._attn_implementation
-        config._attn_implementation = SCENE_ATTENTION
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
 
     def _generate_arguments(self, scene: SceneCache, pad_token_id: int, given: dict) -> dict:
         settings = given.get("generation_config") or self.generation_config

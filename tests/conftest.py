@@ -9,9 +9,10 @@ import datasets
 import pytest
 import torch
 import transformers
-from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, picture, tiny_config, tiny_model
+from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, dataset, frame, inputs_of, picture, tiny_config, tiny_model, without
 
 from modeling_smoldriver import CAMERAS, SmolDriverProcessor
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.tiny.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
@@ -57,6 +58,30 @@ def images():
     return {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
 
 
+@pytest.fixture
+def make_model(tokenizer):
+    """A tiny model, and its processor, by tower and vision options."""
+
+    def make(image_processor, tower="vit", **vision):
+        config = tiny_config(tokenizer, tower, **vision)
+        return tiny_model(config), SmolDriverProcessor.from_config(config, image_processor, tokenizer)
+
+    return make
+
+
+@pytest.fixture
+def inputs(processor, images):
+    """Model inputs of one question about a frame with every camera."""
+    return inputs_of(processor, [images], QUESTIONS[:1])
+
+
+@pytest.fixture
+def frames():
+    """Three frames with different cameras missing."""
+    scenes = [{camera: picture(10 * frame + seed) for seed, camera in enumerate(CAMERAS)} for frame in range(3)]
+    return [scenes[0], without(scenes[1], "CAM_FRONT", "CAM_BACK_RIGHT"), {"CAM_BACK": scenes[2]["CAM_BACK"]}]
+
+
 @pytest.fixture(scope="session")
 def drivelm_sample():
     """The folder of the real sample frames."""
@@ -69,3 +94,30 @@ def drivelm_sample():
 def own_datasets_cache(tmp_path, monkeypatch):
     """What `datasets` unpacks goes to the test's own folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+@pytest.fixture
+def make_trainer(config, processor, tmp_path):
+    """Each call: the SFT trainer of a tiny model, with `rows` to train on."""
+
+    def make(model=None, rows=(), **options):
+        options = {
+            "output_dir": str(tmp_path / "run"),
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            **options,
+        }
+        return SmolDriverSFTTrainer(
+            model or tiny_model(config),
+            SmolDriverSFTConfig(**options),
+            train_dataset=dataset(rows or [frame(0)]),
+            processing_class=processor,
+        )
+
+    return make

@@ -1,10 +1,10 @@
-"""Asking a saved model about a frame: bad input is named, and only what has a truth is coloured as right or wrong."""
+"""Asking a saved model about a frame: bad input is named, and only an answer with a truth is coloured."""
 
 import json
 import sys
 
 import pytest
-from fakes import picture
+from fakes import picture, scene_row, write_scenes
 from PIL import Image
 
 from modeling_smoldriver import CAMERAS
@@ -18,12 +18,12 @@ def refusal(monkeypatch, *options) -> str:
     return caught.value.code
 
 
-def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
+def test_bad_input_is_reported_in_one_line(monkeypatch, tmp_path):
     scenes = tmp_path / "scenes"
-    told = refusal(monkeypatch, "--model", tmp_path / "none", "--scenes", scenes)
-    assert told == f"ask: there is no model folder {tmp_path}/none"
-    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
-    assert told == f"ask: {scenes} is no folder of prepared scene rows: it has no manifest.json"
+    said = refusal(monkeypatch, "--model", tmp_path / "none", "--scenes", scenes)
+    assert said == f"ask: there is no model folder {tmp_path}/none"
+    said = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert said == f"ask: {scenes} is not a folder of prepared scene rows: it has no manifest.json"
     scenes.mkdir()
     (scenes / "manifest.json").write_text(json.dumps({"complete": False}))
     assert "was not finished: run the same command again" in refusal(
@@ -33,8 +33,15 @@ def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
     assert "has no shards of the split 'test'" in refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
     (scenes / "test").mkdir()
     (scenes / "test" / "shard-00000.parquet").write_bytes(b"PAR1 cut short")
-    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
-    assert told.startswith("ask: ") and "\n" not in told
+    said = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert said.startswith("ask: ") and "\n" not in said
+
+
+def test_brackets_in_a_folders_name_are_not_a_pattern(tmp_path):
+    """`set[ab]` as a pattern matches the folder `seta` beside it."""
+    for name, number in (("set[ab]", 0), ("seta", 1)):
+        write_scenes(tmp_path / name, [scene_row(number, 1)])
+    assert ask.read_frame(tmp_path / "set[ab]", "train", 0)["frame_token"] == "frame0"
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):

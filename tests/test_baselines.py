@@ -61,7 +61,7 @@ def make_trainer(base, tmp_path):
 def test_prompt_is_smoldrivers_and_pictures_are_the_bases(baseline, processor, images):
     own = baseline[1]
     prompts = [prompt_of(one, images, QUESTIONS[0]) for one in (own, processor)]
-    assert torch.equal(prompts[0]["input_ids"], prompts[1]["input_ids"])  # both take 9 tokens a camera
+    assert torch.equal(prompts[0]["input_ids"], prompts[1]["input_ids"])  # both take 9 tokens per camera
     pixels = prompts[0]["pixel_values"]
     assert pixels.shape == (1, 6, 3, 48, 48)
     assert pixels.max() == pytest.approx(1.0, abs=0.01) and pixels.min() == pytest.approx(-0.4 / 0.6, abs=0.01)
@@ -101,7 +101,7 @@ def test_logits_are_transformers_own(baseline, plain, images, missing):
     assert not torch.allclose(model(**inputs).logits, own)
 
 
-def test_padding_is_told_by_its_camera_id_not_by_zeros(baseline, plain, images):
+def test_padding_is_known_by_its_camera_id_not_by_zeros(baseline, plain, images):
     """Where a picture happens to be zero everywhere, transformers' SmolVLM drops it."""
     model, processor = baseline
     inputs = prompt_of(processor, images, QUESTIONS[0])

@@ -62,7 +62,7 @@ json.dump(result, open("result.json", "w"))
 def trained(config, processor, tmp_path_factory):
     """A model folder with what training leaves in it, and its evaluation on scenes held out."""
     root = tmp_path_factory.mktemp("trained")
-    frames = [scene_row(number, 4) for number in range(8)]
+    frames = [scene_row(number, 4) for number in range(10)]
     scenes = write_scenes(root / "scenes", frames[:4], tuple(frames[4:]))
     tiny_model(config).save_pretrained(root / "base")
     processor.save_pretrained(root / "base")

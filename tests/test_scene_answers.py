@@ -1,8 +1,13 @@
-"""One scene, many questions: answers from the shared cache are those of `generate` on each question alone."""
+"""One frame, many questions: answers from the shared cache equal those of `generate` on each question alone."""
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from fakes import LENGTH, QUESTIONS, generated, picture, tiny_config, tiny_model
+from fakes import LENGTH, QUESTIONS, generated, picture, prompt_of, tiny_config, tiny_model, without
 from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
@@ -142,7 +147,7 @@ def test_processor_takes_a_list_of_scenes(processor, images):
         assert torch.equal(batch["pixel_values"][row, :views], alone["pixel_values"][0])
         assert batch["camera_ids"][row].tolist() == alone["camera_ids"][0].tolist() + [-1] * (6 - views)
     for wrong in (DESCRIPTION, [DESCRIPTION]):
-        with pytest.raises(ValueError, match="2 scenes need a list of as many descriptions; got"):
+        with pytest.raises(ValueError, match="2 frames need a list of as many descriptions; got"):
             processor.encode_scenes(scenes[:2], wrong)
 
 
@@ -214,7 +219,7 @@ def test_sampling_repeats_with_a_seed_and_differs_without(model, processor, scen
     assert sample(0) == sample(0) != sample(1)
 
 
-def test_tower_runs_once_a_scene_and_tokens_are_prefix_plus_branches(model, processor, images):
+def test_tower_runs_once_per_frame_and_tokens_are_prefix_plus_branches(model, processor, images):
     towers, tokens = [], []
     model.model.vision_model.tower.register_forward_hook(lambda *_: towers.append(1))
     model.model.text_model.layers[0].input_layernorm.register_forward_hook(
@@ -311,6 +316,64 @@ def test_attention_is_restored_after_an_answer_and_after_an_error(model, process
     assert torch.equal(model(**processor.encode_scene(images)).logits, logits)
 
 
+# Several threads on one model, as in a web demo
+
+
+def in_threads(*calls, rounds=4):
+    """Each call's results, of calls that run at the same time, `rounds` times each."""
+    start = threading.Barrier(len(calls))
+
+    def repeat(call):
+        start.wait(timeout=60)
+        return [call() for _ in range(rounds)]
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [job.result() for job in [pool.submit(repeat, call) for call in calls]]
+
+
+@pytest.mark.parametrize("keys", ["content", "position"])
+def test_threads_get_the_answers_of_one_thread(make_model, image_processor, images, keys):
+    model, processor = make_model(image_processor, resampler_keys=keys)
+    other = {camera: picture(20 + seed) for seed, camera in enumerate(CAMERAS)}
+    prompts = [prompt_of(processor, other, MANY[0]), prompt_of(processor, images, MANY[3])]
+
+    def ask(frame, questions):
+        return lambda: answered(model, encode(model, processor, frame), processor, questions, min_new_tokens=LENGTH)
+
+    def generate(inputs):
+        return lambda: model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False).tolist()
+
+    def batched():
+        pair = [images, without(other, "CAM_BACK")]
+        return [scene.layers[1][0].sum().item() for scene in model.encode_scenes(**processor.encode_scenes(pair))]
+
+    calls = [ask(images, MANY[:4]), ask(other, MANY[2:]), generate(prompts[0]), generate(prompts[1]), batched]
+    alone = [call() for call in calls]
+    assert in_threads(*calls) == [[result] * 4 for result in alone]
+    assert [call() for call in calls] == alone
+
+
+def test_a_call_that_begins_within_an_answer_is_like_one_before_it(model, processor, images, scene):
+    """Also where the answer ends first: the model is not left with its attention."""
+    inputs = prompt_of(processor, images, MANY[0])
+    options = {"max_new_tokens": LENGTH, "do_sample": False}
+    expected, within = model.generate(**inputs, **options), []
+
+    def interrupt(input_ids, scores):
+        within.append((attentions(model), model.generate(**inputs, **options)))
+        return scores
+
+    answered(model, scene, processor, MANY[:1], max_new_tokens=2, logits_processor=[interrupt])
+    assert within and all(torch.equal(tokens, expected) for _, tokens in within)
+    assert {name for names, _ in within for name in names} == {"sdpa"}
+
+
+def test_a_model_can_be_pickled_and_copied(model, processor, images, scene):
+    expected = answered(model, scene, processor, MANY[:2])
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert answered(copied, encode(copied, processor, images), processor, MANY[:2]) == expected
+
+
 # Refusals
 
 
@@ -393,6 +456,18 @@ def test_questions_must_be_a_list_with_one_question(model, processor, scene, que
 def test_empty_question_is_refused(model, processor, scene):
     with pytest.raises(ValueError, match="the question is empty"):
         model.answer(scene, processor, ["Why?", " "])
+
+
+def test_a_question_longer_than_the_context_is_refused_with_all_lengths(model, processor, images, scene):
+    long = "How many cars are there? " * 200
+    length = len(processor.encode_questions([long])[0])
+    message = rf"the scene takes {scene.length} tokens and the question 'How many .*' {length}, .* context is 1024"
+    with pytest.raises(ValueError, match=message):
+        model.answer(scene, processor, [MANY[0], long])
+    inputs = prompt_of(processor, images, long)
+    tokens = inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=f"the prompt takes {tokens} tokens, the model's context is 1024"):
+        model.generate(**inputs, max_new_tokens=2)
 
 
 def test_prefix_longer_than_the_context_is_refused_with_both_lengths(tokenizer, processor, images):

@@ -14,7 +14,7 @@ import evaluate
 
 from .answer_metrics import exact_match
 from .ptb_tokenizer import ptb_tokens
-from .scene_bootstrap import SceneBootstrap
+from .scene_intervals import SceneIntervals
 from .scores import __doc__ as definitions
 from .scores import compute_metrics
 from .text_metrics import bert_scores

@@ -4,7 +4,9 @@ Metrics (higher is better; 0..1 unless said otherwise):
 
 - `exact_match`: the two strings are equal, character by character.
 - `accuracy`: closed questions only (types yes_no, status, counting, behavior). Case, outer blanks and the final full
-  stop do not matter; where the reference begins with yes or no, only that leading word counts.
+  stop do not matter. Where the reference begins with yes or no, only that leading word counts; of a status question
+  only the statuses that are said (parked, moving, turn left ...).
+- `extracted_accuracy`: the same after taking the answer out of sentences such as "The correct answer is A".
 - `listing_f1`: listing questions only; mean F1 between the sets of (count, class) that the two answers list.
 - `match_f1`: questions whose reference names object tags; the challenge's greedy F1 of points within 16 pixels (L1).
 - `bleu`: corpus BLEU of Hugging Face's `bleu` metric (13a tokens, case kept, no smoothing): the paper's.
@@ -15,23 +17,33 @@ Metrics (higher is better; 0..1 unless said otherwise):
 - `challenge_without_gpt`: the challenge's weighted sum without its GPT terms, in a group of its own (see below).
 
 Groups: `overall`, each question type that occurs, each task as `task_<name>`, and `challenge`. A metric that applies
-to only some of a group's questions has a `<metric>_count`; one that applies to none is absent. `<metric>_ci` is the
-95% percentile bootstrap interval over scenes (CIDEr's frequencies and the challenge's skipped questions stay the same
-in all draws). It is null where the group has one scene or scenes are not given.
+to only some of a group's questions has a `<metric>_count`, to only some of its scenes a `<metric>_scenes`; one that
+applies to none is absent. `<metric>_ci` is the 95% t interval over scenes, see scene_intervals. CIDEr's frequencies
+and the challenge's skipped questions stay as they are when a scene is left out. The interval is null where fewer than
+3 scenes count or scenes are not given. Print the number of scenes beside it.
 
 The `challenge` group needs tags (0 accuracy, 1 GPT, 2 language, 3 match). It leaves out the questions that the
 challenge silently leaves out (`skipped` counts them, see `skipped_by_graph`) and combines
     language = (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4) / 12 + ROUGE-L / 3 + CIDEr / 30
     challenge_without_gpt = 0.2 * language + 0.2 * match_f1 + 0.2 * exact_match
-The official score adds 0.4 * GPT, and its match is the mean of this F1 and a GPT score: the two are not comparable.
+`extracted_accuracy` stands beside the official `exact_match` and is not part of the sum. The official score adds
+0.4 * GPT, and its match is the mean of this F1 and a GPT score: the two are not comparable.
 The sum is null if one of its terms has no question. Definitions: `challenge/` of github.com/OpenDriveLab/DriveLM.
 """
 
 import numpy as np
 
-from .answer_metrics import OBJECT_TAG, closed_answer_match, exact_match, listing_f1, match_points, skipped_by_graph
+from .answer_metrics import (
+    OBJECT_TAG,
+    closed_match,
+    exact_match,
+    extracted_match,
+    listing_f1,
+    match_points,
+    skipped_by_graph,
+)
 from .ptb_tokenizer import ptb_tokens
-from .scene_bootstrap import SceneBootstrap, interval, p_value
+from .scene_intervals import SceneIntervals
 from .text_metrics import (
     bert_scores,
     cider,
@@ -57,12 +69,14 @@ QUESTION_TYPES = (
     "other",
 )
 CLOSED_TYPES = ("yes_no", "status", "counting", "behavior")
+HIGHEST = {"cider": 10.0}  # every other score ends at 1
 TAGS = {0: "accuracy", 1: "GPT", 2: "language", 3: "match"}
 COCO_BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 BERTSCORE = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
 METRICS = (
     "exact_match",
     "accuracy",
+    "extracted_accuracy",
     "listing_f1",
     "match_f1",
     "bleu",
@@ -79,19 +93,20 @@ def compute_metrics(predictions, references, **options):
     """Scores of answers, by group.
 
     -> {group: {"count": questions, "scenes": scenes, metric: value, metric + "_ci": [low, high] or None},
-        "info": {"left_out": {metric: why}, "interval": what the intervals are, "bertscore_encoder": name and layer}}
+        "info": {"left_out": {metric: why}, "interval": what the intervals are, "scenes": how many scenes or None,
+        "bertscore_encoder": name and layer}}
 
     Args:
         predictions, references: lists of str. An empty prediction is a wrong answer, not an error.
         questions: list of str; with `tags`, scene and frame tokens it is what the `challenge` group needs.
-        question_types: list of `QUESTION_TYPES`; without it there is no `accuracy` and no `listing_f1`.
+        question_types: list of `QUESTION_TYPES`; without it there is no `accuracy`, `extracted_accuracy`
+            and `listing_f1`.
         tasks: list of str (perception, prediction, planning, behavior).
         scene_tokens, frame_tokens: lists of str; without scenes there is no interval. For the `challenge` group the
             questions of a frame stand in the official order (perception, prediction, planning, behavior).
         tags: list of lists of int (see `TAGS`), as in the challenge's test files.
         metrics: names out of `METRICS`; None for all that the arguments and the machine allow.
-        bootstrap_samples: draws of scenes for the intervals, 0 for none (default 1000).
-        seed: of the draws (default 0); equal seeds and scenes give equal draws.
+        bootstrap_samples, seed: accepted and ignored, for callers of earlier versions: nothing is drawn any more.
         bertscore_model: a folder or a name that bert-score knows; None leaves BERTScore out.
         bertscores: in place of `bertscore_model`, what `bert_scores` gave for these predictions.
 
@@ -103,19 +118,21 @@ def compute_metrics(predictions, references, **options):
     result = {}
     for group, (metrics, numbers) in scored.items():
         result[group] = dict(numbers)
-        for name, (value, draws, count) in metrics.items():
-            result[group][name] = _number(value)
-            result[group][name + "_ci"] = interval(draws)
-            if count != numbers["count"]:
-                result[group][name + "_count"] = count
+        for name, score in metrics.items():
+            result[group][name] = _number(score.value)
+            result[group][name + "_ci"] = score.interval(HIGHEST.get(name, 1.0))
+            if score.questions != numbers["count"]:
+                result[group][name + "_count"] = score.questions
+            if score.scenes != numbers.get("scenes"):
+                result[group][name + "_scenes"] = score.scenes
     return {**result, "info": info}
 
 
 def compare_predictions(predictions, others, references, **options):
-    """Whether `others` are better answers to the same questions than `predictions`: a paired bootstrap over scenes.
+    """Whether `others` are better answers to the same questions than `predictions`, paired by scene.
 
-    Takes the options of `compute_metrics`. Both sides see the same draws of scenes, and the interval and the two-sided
-    p-value (see `p_value`) are of the drawn differences; both are None where `compute_metrics` has no interval.
+    Takes the options of `compute_metrics`. The interval and the two-sided p-value are those of a t test on what each
+    scene contributes to the difference; both are None where `compute_metrics` has no interval.
     -> {group: {metric: {"difference": others - predictions, "ci": [low, high], "p_value": p}}, "info": {...}}
     """
     scored, info = _score_groups(predictions, references, **options)
@@ -126,12 +143,11 @@ def compare_predictions(predictions, others, references, **options):
         other_metrics = scored_others[group][0]
         # The challenge may skip every question of a term for one side only: nothing to compare then.
         for name in [name for name in metrics if name in other_metrics]:
-            (value, draws, _), (other_value, other_draws, _) = metrics[name], other_metrics[name]
-            moves = None if draws is None else other_draws - draws
+            difference, highest = other_metrics[name].minus(metrics[name]), HIGHEST.get(name, 1.0)
             result[group][name] = {
-                "difference": _number(other_value - value),
-                "ci": interval(moves),
-                "p_value": p_value(moves),
+                "difference": _number(difference.value),
+                "ci": difference.interval_of_difference(highest),
+                "p_value": difference.p_value(highest),
             }
     return {**result, "info": info}
 
@@ -151,12 +167,12 @@ def _score_groups(
     frame_tokens=None,
     tags=None,
     metrics=None,
-    bootstrap_samples=1000,
-    seed=0,
+    bootstrap_samples=None,
+    seed=None,
     bertscore_model=None,
     bertscores=None,
 ):
-    """-> ({group: ({metric: (value, draws or None, count)}, {"count", ...})}, info), see `compute_metrics`."""
+    """-> ({group: ({metric: SceneScore}, {"count", ...})}, info), see `compute_metrics`."""
     texts = {
         "predictions": predictions,
         "references": references,
@@ -178,18 +194,18 @@ def _score_groups(
             statistics[name] = (mean_statistics(column, np.ones(len(column))), mean_score)
     statistics = {name: statistics[name] for name in METRICS if name in statistics and name in wanted}
 
-    bootstrap = SceneBootstrap(scene_tokens, bootstrap_samples, seed)
-    info["interval"] = bootstrap.describe()
+    intervals = SceneIntervals(scene_tokens)
+    info |= {"interval": intervals.describe(), "scenes": intervals.count}
     scored = {}
     for group, rows in _groups(len(predictions), question_types, tasks).items():
-        scored[group] = (bootstrap.score(statistics, rows), {"count": len(rows), **bootstrap.count_scenes(rows)})
+        scored[group] = (intervals.score(statistics, rows), {"count": len(rows), **intervals.count_scenes(rows)})
     if "challenge_without_gpt" in wanted:
         frames = list(zip(scene_tokens, frame_tokens, strict=True))
         skipped = np.array(skipped_by_graph(questions, predictions, references, frames))
         rows = np.flatnonzero(~skipped)
         statistics = _challenge_statistics(predictions, references, tokenized, tags, skipped)
-        numbers = {"count": len(rows), "skipped": int(skipped.sum()), **bootstrap.count_scenes(rows)}
-        scored["challenge"] = (bootstrap.score(statistics, rows), numbers)
+        numbers = {"count": len(rows), "skipped": int(skipped.sum()), **intervals.count_scenes(rows)}
+        scored["challenge"] = (intervals.score(statistics, rows), numbers)
     return scored, info
 
 
@@ -220,7 +236,7 @@ def _wanted_metrics(metrics, texts, tags, bertscore_model):
         raise ValueError(f"unknown metric {', '.join(map(repr, unknown))}; the known ones are {', '.join(METRICS)}")
     missing = {}
     if texts["question_types"] is None:
-        missing |= dict.fromkeys(("accuracy", "listing_f1"), "needs question_types")
+        missing |= dict.fromkeys(("accuracy", "extracted_accuracy", "listing_f1"), "needs question_types")
     if bertscore_model is None:
         missing |= dict.fromkeys(BERTSCORE, "needs bertscore_model (a folder or a name that bert-score knows)")
     if not any(tags or ()) or any(texts[name] is None for name in ("questions", "scene_tokens", "frame_tokens")):
@@ -252,8 +268,10 @@ def _question_statistics(wanted, predictions, references, tokenized, question_ty
 
     if "exact_match" in wanted:
         add_mean("exact_match", each(exact_match))
-    if "accuracy" in wanted:
-        add_mean("accuracy", each(closed_answer_match), np.isin(types, CLOSED_TYPES))
+    for name, score in (("accuracy", closed_match), ("extracted_accuracy", extracted_match)):
+        if name in wanted:
+            triples = zip(predictions, references, types, strict=True)
+            add_mean(name, [score(*triple) for triple in triples], np.isin(types, CLOSED_TYPES))
     if "listing_f1" in wanted:
         add_mean("listing_f1", each(listing_f1), types == "listing")
     if "match_f1" in wanted:
@@ -294,6 +312,7 @@ def _challenge_statistics(predictions, references, tokenized, tags, skipped):
         cider_scores[language] = cider(predicted, referred)
 
     accuracy = mean_statistics([exact_match(*pair) for pair in pairs], tagged["accuracy"])
+    extracted = mean_statistics([extracted_match(*pair, "") for pair in pairs], tagged["accuracy"])
     match = mean_statistics([match_points(*pair)[1] for pair in pairs], tagged["match"])
     rouge = mean_statistics(rouge_scores, tagged["language"])
     caption = mean_statistics(cider_scores, tagged["language"])
@@ -308,6 +327,7 @@ def _challenge_statistics(predictions, references, tokenized, tags, skipped):
 
     return {
         "exact_match": (accuracy, mean_score),
+        "extracted_accuracy": (extracted, mean_score),
         "match_f1": (match, mean_score),
         **_coco_bleu(counts),
         "rouge_l": (rouge, mean_score),
