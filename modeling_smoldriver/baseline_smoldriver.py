@@ -86,7 +86,7 @@ def tower_image_processor(source: str | os.PathLike):
         path = file_of(source, PROCESSOR_FILE)
         if path is None or "image_processor" not in json.loads(path.read_text(encoding="utf-8")):
             return ViTImageProcessor()
-    own = AutoImageProcessor.from_pretrained(source)
+    own = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     return ViTImageProcessor(image_mean=own.image_mean, image_std=own.image_std, resample=own.resample)
 
 
@@ -193,7 +193,7 @@ class SmolVLMSceneProcessor(SmolDriverProcessor):
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **kwargs) -> "SmolVLMSceneProcessor":
         """From a SmolVLM folder or Hub id; the normalisation is 0.5 if the folder does not name one."""
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         vision = config.vision_config
         files = {
             name: path
@@ -204,7 +204,7 @@ class SmolVLMSceneProcessor(SmolDriverProcessor):
         image_processor.size = {"height": vision.image_size, "width": vision.image_size}
         processor = cls(
             image_processor,
-            AutoTokenizer.from_pretrained(source),
+            AutoTokenizer.from_pretrained(source, trust_remote_code=False),
             grid_size=vision.image_size // vision.patch_size,
             scale_factor=config.scale_factor,
         )

@@ -92,10 +92,10 @@ class VisionTeacher(nn.Module):
         Raises:
             ValueError: if the model has no vision tower of SmolVLM's kind.
         """
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         if not hasattr(config, "vision_config"):
             raise ValueError(f"the teacher {base} is a {config.model_type}: give a SmolVLM, which has a vision tower")
-        arguments = {"dtype": "auto", "output_loading_info": True}
+        arguments = {"dtype": "auto", "output_loading_info": True, "trust_remote_code": False}
         if transformers.__version__.startswith("4."):  # its key_mapping does not reach into a part of a checkpoint
             vlm, info = AutoModelForImageTextToText.from_pretrained(base, **arguments)
             tower = vlm.model.vision_model

@@ -21,6 +21,7 @@ from recipes.training.manifest import TrainingManifest, check_output, check_sour
 from recipes.training.weights import parameter_table
 from smoldriver_common.command_line import errors_in_one_line
 from smoldriver_common.processes import peak_resident_bytes
+from smoldriver_common.whole_files import folder_written_whole
 
 FRESH = {
     "vision-width": (768, "width of visual tokens"),
@@ -81,17 +82,18 @@ def main():
     with errors_in_one_line(parser.prog):
         check_folders(options)
         model, processor = graft(options)
-    model.save_pretrained(options.output_dir)
-    processor.save_pretrained(options.output_dir)
-    seconds = time.perf_counter() - started
-    manifest = TrainingManifest(
-        base=options.base or options.language_model,
-        tower=options.tower,
-        dtype=options.dtype,
-        seconds=round(seconds),
-        arguments=options.record(),
-    )
-    manifest.write(options.output_dir)
+        with folder_written_whole(options.output_dir) as aside:
+            model.save_pretrained(aside)
+            processor.save_pretrained(aside)
+            seconds = time.perf_counter() - started
+            manifest = TrainingManifest(
+                base=options.base or options.language_model,
+                tower=options.tower,
+                dtype=options.dtype,
+                seconds=round(seconds),
+                arguments=options.record(),
+            )
+            manifest.write(aside)
     print(f"SmolDriver in {options.output_dir}, budgets {processor.visual_token_budgets} tokens per camera")
     pictures = processor.image_processor
     how = Image.Resampling(pictures.resample).name.lower()

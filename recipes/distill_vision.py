@@ -49,7 +49,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     model = load_base(
         model_args.model_name_or_path, base_dtype(model_args), attn_implementation=model_args.attn_implementation
     )
-    processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
+    processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path, trust_remote_code=False)
     teacher = load_teacher(data_args.teacher)
 
     # Data

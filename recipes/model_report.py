@@ -169,7 +169,7 @@ def main():
         config = smolvlm_config() if arguments.smolvlm else SmolDriverConfig()
         if arguments.model:
             check_source(arguments.model)
-            config = AutoConfig.from_pretrained(arguments.model)
+            config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
         if config.model_type not in CLASSES:
             raise ValueError(f"{arguments.model} is a {config.model_type!r}; the report knows {', '.join(CLASSES)}")
         ours = isinstance(config, SmolDriverConfig)

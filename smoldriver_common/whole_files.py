@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+UNFINISHED = ".unfinished"  # in a folder that is being written aside
 
 
 @contextmanager
@@ -27,12 +28,17 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     try:
         aside.touch(exist_ok=False)
         yield aside
-        with aside.open("r+b") as file:
-            os.fsync(file.fileno())
+        _sync(aside)
         os.replace(aside, path)
         _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file's content on the disk."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -48,15 +54,42 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def folder_written_whole(folder: str | os.PathLike) -> Iterator[Path]:
-    """As [`written_whole`] for a folder that does not exist yet. What a killed process left is written again."""
+    """As [`written_whole`] for a folder. What a killed process left is written again.
+
+    Where `folder` exists its other files stay: the new ones are moved into it one by one, `config.json` last.
+
+    Raises:
+        FileExistsError: `<folder>.tmp` is somebody else's.
+    """
     folder = Path(folder)
     aside = folder.with_name(folder.name + ".tmp")
+    if os.path.lexists(aside) and not _is_unfinished(aside):
+        raise FileExistsError(f"{aside} would be written and is not of an unfinished run: rename or remove it")
     shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
+        (aside / UNFINISHED).touch()
         yield aside
-        os.replace(aside, folder)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        if folder.exists():
+            for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(aside, folder)
+        (folder / UNFINISHED).unlink()
+        _sync_folder(folder)
+        _sync_folder(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a killed process left it, perhaps before it wrote anything."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    return (folder / UNFINISHED).is_file() or not any(folder.iterdir())
 
 
 def write_json(path: str | os.PathLike, value, indent: int | None = 1, **options) -> None:

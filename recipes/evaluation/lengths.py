@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from transformers import AutoConfig
-
-from recipes.training.loading import base_of_adapters, is_adapters, load_processor
+from recipes.training.loading import base_of_adapters, is_adapters, load_config, load_processor
 from recipes.training.manifest import check_source
 
 LONGEST_TURN = 64  # tokens that the chat template adds to a question
@@ -41,7 +39,7 @@ def check_lengths(model: str | os.PathLike, questions: Iterable[Question], visua
     check_source(str(model))
     source = base_of_adapters(model)[0] if is_adapters(model) else model
     processor = load_processor(source)
-    context = AutoConfig.from_pretrained(source, trust_remote_code=False).text_config.max_position_embeddings
+    context = load_config(source).text_config.max_position_embeddings
     largest = max(processor.visual_token_budgets[0] if tokens is None else tokens for tokens in visual_tokens)
 
     @cache

@@ -66,7 +66,8 @@ def load_whole(auto_class, base: str, **arguments) -> PreTrainedModel:
         ValueError: names the weights that are missing or of a wrong shape.
     """
     # wrong shapes are reported like missing weights, without a traceback
-    model, info = auto_class.from_pretrained(base, output_loading_info=True, ignore_mismatched_sizes=True, **arguments)
+    arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    model, info = auto_class.from_pretrained(base, **arguments)
     for fault, names in (("lacks", info["missing_keys"]), ("holds in another shape", info["mismatched_keys"])):
         if names:
             raise ValueError(f"the base {base} {fault} {', '.join(sorted(map(str, names)))}")
@@ -79,7 +80,7 @@ def parts_of_vlm(base: str, dtype: torch.dtype) -> LanguageSide:
     Raises:
         ValueError: another kind of model, or one that lacks weights.
     """
-    model_type = AutoConfig.from_pretrained(base).model_type
+    model_type = AutoConfig.from_pretrained(base, trust_remote_code=False).model_type
     if model_type not in BASE_TYPES:
         raise ValueError(f"the base {base} is a {model_type!r}: give a SmolVLM ({', '.join(BASE_TYPES)})")
     model = load_whole(AutoModelForImageTextToText, base, dtype=dtype)
@@ -99,7 +100,7 @@ def parts_of_vlm(base: str, dtype: torch.dtype) -> LanguageSide:
     weights = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("model.vision_model.")
     }
-    return LanguageSide(AutoTokenizer.from_pretrained(base), fields, grid, weights)
+    return LanguageSide(AutoTokenizer.from_pretrained(base, trust_remote_code=False), fields, grid, weights)
 
 
 def parts_of_language_model(options: BuildOptions, dtype: torch.dtype) -> LanguageSide:
@@ -110,7 +111,7 @@ def parts_of_language_model(options: BuildOptions, dtype: torch.dtype) -> Langua
     """
     name, gguf_file = options.language_model, options.gguf_file
     model = load_whole(AutoModelForCausalLM, name, gguf_file=gguf_file, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
+    tokenizer = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file, trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
     tokenizer.eos_token = END_OF_TURN
     model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=128, mean_resizing=False)
@@ -175,7 +176,7 @@ def graft(options: BuildOptions) -> tuple[SmolDriverForConditionalGeneration, Sm
 
 
 def config_of(options: BuildOptions, lent: LanguageSide) -> SmolDriverConfig:
-    tower_config = AutoConfig.from_pretrained(options.tower)
+    tower_config = AutoConfig.from_pretrained(options.tower, trust_remote_code=False)
     vision_config = {
         "tower_config": getattr(tower_config, "vision_config", tower_config).to_dict(),
         "tower_image_size": options.tower_image_size,

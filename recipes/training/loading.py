@@ -20,6 +20,7 @@ from trl import ModelConfig
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 from recipes.training.manifest import TRAINING_MANIFEST, TrainingManifest, check_source
+from smoldriver_common.weight_files import check_weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLASSES = {
@@ -29,13 +30,24 @@ CLASSES = {
 """Model and processor of each `model_type` that the recipes train and evaluate."""
 
 
+def load_config(source: str | os.PathLike):
+    """The configuration of a folder or Hub id, read by an installed class.
+
+    A model of another type is refused. transformers would offer on the terminal to run the code that its config names.
+
+    Raises:
+        ValueError: the type is unknown.
+    """
+    return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
 def classes_of(source: str | os.PathLike) -> tuple[type, type]:
     """Model and processor class of a folder or Hub id.
 
     Raises:
         ValueError: if it is neither a SmolDriver nor a SmolVLM.
     """
-    model_type = AutoConfig.from_pretrained(source).model_type
+    model_type = load_config(source).model_type
     if model_type not in CLASSES:
         raise ValueError(f"{source} is a {model_type!r}; the recipes know {', '.join(CLASSES)}")
     return CLASSES[model_type]
@@ -43,18 +55,22 @@ def classes_of(source: str | os.PathLike) -> tuple[type, type]:
 
 def load_processor(source: str | os.PathLike):
     """The processor of a SmolDriver or SmolVLM folder or Hub id."""
-    return classes_of(source)[1].from_pretrained(source)
+    return classes_of(source)[1].from_pretrained(source, trust_remote_code=False)
 
 
 def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig | None = None, **arguments):
     """SmolDriver or SmolVLM from a folder or Hub id; if quantised, on this process's device.
 
     Raises:
-        ValueError: if weights are missing or of a wrong shape.
+        ValueError: if weights are missing, damaged, pickled or of a wrong shape.
     """
     if quantization is not None:
         arguments["device_map"] = {"": PartialState().device}
-    model, info = classes_of(source)[0].from_pretrained(
+    model_class = classes_of(source)[0]
+    if Path(source).is_dir():
+        check_weight_files(source)
+    arguments |= {"use_safetensors": True, "trust_remote_code": False}
+    model, info = model_class.from_pretrained(
         source, dtype=dtype, quantization_config=quantization, output_loading_info=True, **arguments
     )
     if info["missing_keys"] or info["mismatched_keys"]:  # SmolDriver refuses these by itself
@@ -97,22 +113,30 @@ def base_of_adapters(path: str | os.PathLike) -> tuple[str, BitsAndBytesConfig |
     """Folder or Hub id of what adapters were trained on, how it was quantised, and its dtype.
 
     Raises:
-        FileNotFoundError: the folder does not say.
+        FileNotFoundError: the folder does not say, or its base does not exist.
+        ValueError: its manifest names no such dtype or quantisation.
     """
     manifest = TrainingManifest.from_folder(path)
     if manifest is None:
         raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
+    named = Path(path) / TRAINING_MANIFEST
+    if manifest.base is None or manifest.dtype not in DTYPES:
+        raise ValueError(f"{named} must name the base of the adapters and its dtype: {', '.join(DTYPES)}")
     check_source(manifest.base)
-    quantization = manifest.quantization and BitsAndBytesConfig(**manifest.quantization)
-    return manifest.base, quantization, getattr(torch, manifest.dtype)
+    try:
+        quantization = manifest.quantization and BitsAndBytesConfig(**manifest.quantization)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{named}: quantization is not that of bitsandbytes: {error}") from None
+    return manifest.base, quantization, DTYPES[manifest.dtype]
 
 
 def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel:
     """`base` with the adapters of a folder, and with what was trained in full beside them, in `dtype`.
 
     Raises:
-        ValueError: adapters with a tensor missing, or one that this base does not know.
+        ValueError: adapters that are damaged or pickled, with a tensor missing, or one that this base does not know.
     """
+    check_weight_files(path)
     peft_config = PeftConfig.from_pretrained(path)
     peft_config.inference_mode = False  # so that requires_grad tells what was trained
     model = get_peft_model(base, peft_config)
