@@ -11,7 +11,7 @@ that the model was trained on are refused, unless the split is `train`.
 
 python recipes/evaluate_drivelm.py --compare outputs/eval-a outputs/eval-b --output-dir outputs/comparison
 
-puts finished evaluations of the same questions side by side, with paired bootstrap p-values against the first. It
+puts finished evaluations of the same questions side by side, with paired p-values against the first. It
 reuses their BERTScores.
 """
 
@@ -64,7 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=whole_number(), default=Settings.max_new_tokens, help="where an answer is cut"
     )
-    parser.add_argument("--bootstrap-samples", type=whole_number(0), default=Scoring.bootstrap_samples)
     parser.add_argument(
         "--bertscore-model",
         default=find_minilm() or "none",
@@ -111,30 +110,30 @@ def evaluate(
         metrics, predictions = score_everyone(answered, settings, leakage, budgets, scoring)
         metrics.left_out_controls, metrics.weights_sha256 = left_out, weights_digest(settings.model)
         metrics.files_sha256 = loading_digests(settings.model)
-        write_evaluation(Evaluation(output, metrics, predictions), asked.rows, scoring.bootstrap_samples, worst)
+        write_evaluation(Evaluation(output, metrics, predictions), asked.rows, worst)
     print(summary(metrics))
     print(f"{len(asked.rows)} frames, {len(answered[0].predictions)} questions; wrote {output}")
 
 
-def write_evaluation(evaluation: Evaluation, rows, bootstrap_samples: int, worst: int) -> None:
+def write_evaluation(evaluation: Evaluation, rows, worst: int) -> None:
     """Write all of its files. metrics.json comes last: with it the evaluation is finished."""
     folder = evaluation.folder
     (folder / METRICS_FILE).unlink(missing_ok=True)  # an earlier evaluation's: its scores are not of these answers
     write_predictions(folder, [one for answers in evaluation.predictions.values() for one in answers])
-    comparison = compare_evaluations([evaluation], bootstrap_samples)
+    comparison = compare_evaluations([evaluation])
     write_report(folder, [evaluation], comparison, rows, worst)
     write_metrics(folder, evaluation.metrics)
     for unfinished in folder.glob(".parts-*"):
         shutil.rmtree(unfinished)
 
 
-def compare(folders: list[Path], bootstrap_samples: int, output: Path, worst: int) -> None:
+def compare(folders: list[Path], output: Path, worst: int) -> None:
     """Put finished evaluations side by side: write comparison.json and report.html, and print."""
     evaluations = [read_evaluation(folder) for folder in folders]
     if (output / METRICS_FILE).is_file():
         raise ValueError(f"{output} is an evaluation itself: give the comparison an --output-dir of its own")
     with sole_writer(output):
-        comparison = compare_evaluations(evaluations, bootstrap_samples)
+        comparison = compare_evaluations(evaluations)
         settings = evaluations[0].metrics.settings
         rows = load_scenes(settings.scenes, settings.split) if Path(settings.scenes).is_dir() else None
         write_report(output, evaluations, comparison, rows, worst)
@@ -147,13 +146,13 @@ def main():
     arguments = parse_arguments()
     with errors_in_one_line("evaluate_drivelm"):
         if arguments.compare:
-            compare(arguments.compare, arguments.bootstrap_samples, arguments.output_dir, arguments.worst)
+            compare(arguments.compare, arguments.output_dir, arguments.worst)
             return
         evaluate(
             Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)}),
             arguments.controls,
             list(dict.fromkeys(arguments.budgets)),
-            Scoring(arguments.bootstrap_samples, arguments.bertscore_model),
+            Scoring(arguments.bertscore_model),
             arguments.output_dir,
             arguments.worst,
         )

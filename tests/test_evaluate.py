@@ -56,7 +56,6 @@ def arguments(model_folder, scenes, tmp_path):
         "split": "train",
         "output-dir": tmp_path / "eval",
         "max-new-tokens": NEW_TOKENS,
-        "bootstrap-samples": 20,
         "bertscore-model": "none",
     }
 
@@ -339,11 +338,6 @@ def test_bad_input_is_one_line(changed, message, arguments, monkeypatch):
 @pytest.mark.parametrize(
     "script, option, message",
     [
-        (
-            evaluate_drivelm,
-            ("--bootstrap-samples", "-5"),
-            "--bootstrap-samples: -5 is out of range: choose at least 0",
-        ),
         (evaluate_drivelm, ("--max-frames", "0"), "--max-frames: 0 is out of range: choose at least 1"),
         (ask, ("--visual-tokens", "0"), "--visual-tokens: 0 is out of range: choose at least 1"),
         (model_report, ("--tokens", "-1"), "--tokens: -1 is out of range: choose at least 1"),

@@ -885,13 +885,11 @@ def test_comparison_leaves_out_a_term_that_one_side_has_no_question_of():
 
 
 def test_nothing_but_the_answers_decides_the_interval():
-    """Neither the order of the questions, nor the seed and the number of draws of earlier versions."""
+    """Not the order of the questions, and nothing is drawn."""
     inputs = {"metrics": ["rouge_l"]}
     first = compute_metrics(**arguments(NINE_SCENES), **inputs)["overall"]["rouge_l_ci"]
     close(compute_metrics(**arguments(NINE_SCENES[::-1]), **inputs)["overall"]["rouge_l_ci"], first)
-    assert compute_metrics(**arguments(NINE_SCENES), **inputs, seed=2, bootstrap_samples=0)["overall"][
-        "rouge_l_ci"
-    ] == (first)
+    assert compute_metrics(**arguments(NINE_SCENES), **inputs)["overall"]["rouge_l_ci"] == first
 
 
 def test_comparison_tells_a_better_model_from_the_same_model():

@@ -53,7 +53,7 @@ def metrics() -> Metrics:
         ),
         leakage=Leakage(evaluated=9, shared=0, trained=1, stages=2),
         results=results,
-        interval="95% bootstrap over scenes",
+        interval="95% t over scenes",
         bertscore_encoder="all-MiniLM-L6-v2, layer 6",
         budgets={9: budget},
     )
@@ -97,7 +97,7 @@ def test_table_shows_each_control_under_the_model(metrics):
     ]
     for name in REQUIRED_CONTROLS:
         assert f"- `{name}`: {CONTROLS[name]}" in text
-    assert "BERTScore encoder: all-MiniLM-L6-v2, layer 6" in text and "95% bootstrap over scenes" in text
+    assert "BERTScore encoder: all-MiniLM-L6-v2, layer 6" in text and "95% t over scenes" in text
     assert "| 9 | 79.0 | 78.0 | - | 50.0 | 10.5 | 2.0 |" in text
     assert "![figures/scores.png](figures/scores.png)" in text and "{{" not in text and "{%" not in text
 
@@ -131,13 +131,11 @@ def test_a_number_that_a_control_reaches_is_called_so(metrics):
 
 
 def test_headline_without_an_interval_is_refused(metrics):
-    """As --bootstrap-samples 0 leaves it, or an evaluation of one scene."""
+    """As an evaluation of fewer than three scenes leaves it."""
     for group, metric, name in (("listing", "listing_f1", "listing F1"), ("overall", "bleu", "BLEU")):
         without = copy.deepcopy(metrics)
         without.results["smoldriver"][group][f"{metric}_ci"] = None
-        with pytest.raises(
-            ValueError, match=f"'{name}' lacks its interval: evaluate several scenes, with --bootstrap"
-        ):
+        with pytest.raises(ValueError, match=f"'{name}' lacks its interval: it is of .* scenes, evaluate at least 3"):
             card(without)
     metrics.results["smoldriver"]["overall"] |= {"scenes": 1, "accuracy_ci": None}
     with pytest.raises(ValueError, match="'closed accuracy' lacks its interval"):
@@ -147,8 +145,8 @@ def test_headline_without_an_interval_is_refused(metrics):
 def test_question_type_in_one_scene_is_shown_without_an_interval_and_as_unclear(metrics):
     metrics.results["smoldriver"]["listing"] |= {"scenes": 1, "listing_f1": 0.99, "listing_f1_ci": None}
     text = card(metrics)
-    assert "| 99.0 (no interval) |" in text
-    assert "listing F1 (no interval: all questions are of one scene)." in text
+    assert "| 99.0 (no interval: 1 scenes) |" in text
+    assert "listing F1 (no interval: fewer than 3 scenes)." in text
     entries = {entry.metric_name: entry for entry in ModelCard(text).data.eval_results}
     assert set(entries["listing F1"].metric_args) == {"controls"}
 

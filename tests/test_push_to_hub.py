@@ -74,7 +74,7 @@ def trained(config, processor, tmp_path_factory):
     manifest = {"base": "user/base", "scenes": str(scenes), "scene_tokens": ["scene0", "scene1"], "steps": 7}
     write_training_manifest(root / "model", {**manifest, "seconds": 90, "arguments": {"output_dir": str(root)}})
     arguments = {"model": root / "model", "scenes": scenes, "split": "test", "output-dir": root / "eval"}
-    arguments |= {"max-new-tokens": 6, "bootstrap-samples": 20, "bertscore-model": "none"}
+    arguments |= {"max-new-tokens": 6, "bertscore-model": "none"}
     with pytest.MonkeyPatch.context() as patch:
         evaluate(patch, arguments, "--controls", *CONTROLS)
     return root

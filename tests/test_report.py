@@ -39,7 +39,6 @@ def evaluations(config, processor, tmp_path_factory):
         arguments = {"model": root / f"model{seed}", "scenes": scenes, "split": "train", "max-new-tokens": 6}
         arguments |= {
             "output-dir": root / f"eval{seed}",
-            "bootstrap-samples": 50,
             "name": ("smoldriver", "other")[seed],
         }
         arguments |= {"bertscore-model": find_minilm() or "none"} if seed == 0 else {"bertscore-model": "none"}
@@ -54,7 +53,7 @@ def prediction(said: str, reference: str = "The car is moving.", kind: str = "st
 
 def compare(monkeypatch, folders, out):
     command = ["evaluate_drivelm.py", "--compare", *map(str, folders), "--output-dir", str(out)]
-    monkeypatch.setattr("sys.argv", [*command, "--bootstrap-samples", "50"])
+    monkeypatch.setattr("sys.argv", command)
     evaluate_drivelm.main()
     return json.loads((out / "comparison.json").read_text())
 
@@ -88,7 +87,7 @@ def test_report_shows_the_scores_of_metrics_json(evaluations):
     text = (evaluations / "eval0" / "report.html").read_text()
     results = json.loads((evaluations / "eval0" / "metrics.json").read_text())["results"]
     scores = text[text.index("<h2>Scores") : text.index("<h2>By question type")]
-    assert re.findall(r"<tr><td>([^<]+)</td>", scores) == NAMES
+    assert re.findall(r"<tr><td>([^<]+)</td>", scores) == [*NAMES, "scenes"]
     for name in NAMES:
         row = re.search(rf"<tr><td>{name}</td>(.*?)</tr>", scores, re.DOTALL)[1]
         cells = re.findall(r"<td>([\d.]+)<small>([\d.]+) to ([\d.]+)</small>", row)
@@ -282,14 +281,14 @@ def test_curve_of_an_earlier_evaluation_does_not_stay(evaluations, tmp_path):
     figures.mkdir()
     for name in ("elastic.png", "elastic_1.png", "mine.png"):
         shutil.copy(evaluations / "eval0" / "figures" / "elastic.png", figures / name)
-    write_report(tmp_path, [evaluation], compare_evaluations([evaluation], 50), None)
+    write_report(tmp_path, [evaluation], compare_evaluations([evaluation]), None)
     assert sorted(path.name for path in figures.iterdir()) == ["mine.png", "question_types.png", "scores.png"]
 
 
 def test_an_evaluation_does_not_differ_from_itself(evaluations, tmp_path):
     shutil.copytree(evaluations / "eval1", tmp_path / "copy")
     both = [read_evaluation(evaluations / "eval1"), read_evaluation(tmp_path / "copy")]
-    comparison = compare_evaluations(both, 50)
+    comparison = compare_evaluations(both)
     names = [f"other ({evaluations / 'eval1'})", f"other ({tmp_path / 'copy'})"]
     assert list(comparison.results)[:2] == names  # of one name, so their folders stand beside it
     for metric in comparison.differences[names[1]]["overall"].values():

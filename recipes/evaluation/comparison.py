@@ -1,4 +1,4 @@
-"""Finished evaluations side by side: the same questions, paired bootstrap over scenes against the first model."""
+"""Finished evaluations side by side: the same questions, a paired t test over scenes against the first model."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +141,7 @@ def check_same_questions(first: dict[str, str], other: dict[str, str], where_fir
         )
 
 
-def compare_evaluations(evaluations: list[Evaluation], bootstrap_samples: int) -> Comparison:
+def compare_evaluations(evaluations: list[Evaluation]) -> Comparison:
     """All models, then their controls, with their differences from the first evaluation's model.
 
     Raises:
@@ -162,7 +162,7 @@ def compare_evaluations(evaluations: list[Evaluation], bootstrap_samples: int) -
                 contestants.append(in_order_of(evaluations[0], evaluation, shown, contestant))
     info = {}
     for one in contestants[1:]:
-        one.differences, info = paired_differences(contestants[0].predictions, one.predictions, bootstrap_samples)
+        one.differences, info = paired_differences(contestants[0].predictions, one.predictions)
     return Comparison(
         contestants=contestants,
         models=names,
@@ -214,7 +214,7 @@ def differing_settings(settings: dict[str, Settings]) -> dict[str, dict]:
     return found
 
 
-def paired_differences(first: list[Prediction], other: list[Prediction], bootstrap_samples: int) -> tuple[dict, dict]:
+def paired_differences(first: list[Prediction], other: list[Prediction]) -> tuple[dict, dict]:
     """`compare_predictions` of two contestants' answers, which are in the same order -> (groups, info)."""
     compared = compare_predictions(
         [one.prediction for one in first],
@@ -223,7 +223,6 @@ def paired_differences(first: list[Prediction], other: list[Prediction], bootstr
         question_types=[one.type for one in first],
         scene_tokens=[one.scene_token for one in first],
         metrics=TESTED,
-        bootstrap_samples=bootstrap_samples,
     )
     return compared, compared.pop("info")
 

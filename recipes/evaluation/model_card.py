@@ -1,6 +1,6 @@
 """Fills in model_card.md: every headline number stands beside its controls and its interval, or there is no card.
 
-A question type whose questions are all of one scene cannot have an interval: its number says so.
+A question type in fewer than three scenes cannot have an interval: its number says so.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from modeling_smoldriver.configuration_smoldriver import visual_token_budgets
 from recipes.evaluation.predictions import CONTROLS, Metrics
 from recipes.evaluation.provenance import SOURCES, is_hub_id
 from recipes.evaluation.tables import BUDGET_COLUMNS, Column, conditions, milliseconds, percent
+from recipes.metrics.drivelm.scene_intervals import MIN_SCENES
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
 REQUIRED_CONTROLS = ("majority", "other_scene_images", "text_only")  # the pictures must be worth more than these
@@ -70,7 +71,7 @@ class Headline:
 def headlines(metrics: Metrics) -> list[Headline]:
     """The model's headline numbers with their controls.
 
-    Each has an interval, unless it is of a question type whose questions are all of one scene.
+    Each has an interval, unless it is of a question type in fewer than three scenes.
 
     Raises:
         ValueError: names the number, and the interval or the control that it lacks.
@@ -102,10 +103,11 @@ def check_headline(headline: Headline, result: dict, left_out: dict[str, str]) -
         ValueError: names what the headline lacks.
     """
     name, group = headline.column.head, headline.column.group
-    if headline.interval is None and (group == "overall" or result[group]["scenes"] > 1):
+    scenes = headline.column.scenes(result)
+    if headline.interval is None and (group == "overall" or scenes >= MIN_SCENES):
         raise ValueError(
-            f"the headline number {name!r} lacks its interval: evaluate several scenes, with --bootstrap-samples"
-            " above 0 (default 1000)"
+            f"the headline number {name!r} lacks its interval: it is of {scenes} scenes, evaluate at least"
+            f" {MIN_SCENES}"
         )
     for control in REQUIRED_CONTROLS:
         if headline.controls.get(control) is None:
@@ -121,7 +123,7 @@ def cell(result: dict, column: Column) -> str:
     if value is None:
         return "-"
     if interval is None:
-        return f"{percent(value)} (no interval)"
+        return f"{percent(value)} (no interval: {column.scenes(result)} scenes)"
     return f"{percent(value)} ({percent(interval[0])} to {percent(interval[1])})"
 
 
@@ -131,7 +133,7 @@ def not_clearly_better(found: list[Headline]) -> list[str]:
     for headline in found:
         name, value = headline.best_control()
         if headline.interval is None:
-            sentences.append(f"{headline.column.head} (no interval: all questions are of one scene)")
+            sentences.append(f"{headline.column.head} (no interval: fewer than {MIN_SCENES} scenes)")
         elif value >= headline.interval[0]:
             sentences.append(f"{headline.column.head} ({name}: {percent(value)})")
     return sentences

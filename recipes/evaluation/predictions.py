@@ -20,7 +20,7 @@ question's number in its frame. Where BERTScore was asked for, `bertscore_precis
      "info": {"settings": {"model": "outputs/model", "split": "test", "max_frames": null, ...},      # see Settings
               "leakage": {"kind": "none", "evaluated": 50, "shared": 0, ..., "line": "none: the 50 scenes are ..."},
               "controls": {"majority": "the training split's ...", ...}, "left_out_controls": {control: why},
-              "left_out": {metric: why}, "interval": "95% percentile bootstrap ...", "bertscore_encoder": null,
+              "left_out": {metric: why}, "interval": "95% t interval ...", "bertscore_encoder": null,
               "cut_answers": {"smoldriver": 0, ...}, "seconds": {"smoldriver": 31.4, ...}, "weights_sha256": "...",
               "files_sha256": {"config.json": "...", ...}},                 # of the model folder's other files
      "budgets": {"81": {"closed_accuracy": 0.81, "closed_accuracy_ci": [0.78, 0.84], "yes_no": ..., "listing_f1": ...,

@@ -24,7 +24,6 @@ BUDGET_METRICS = tuple(dict.fromkeys(metric for _, _, metric in BUDGET_SCORES))
 class Scoring:
     """How answers are scored."""
 
-    bootstrap_samples: int = 1000
     bertscore_model: str | None = None  # folder, or a name that bert-score knows; None: no BERTScore
 
 
@@ -39,12 +38,12 @@ def score_everyone(
     for one in answered:
         name, texts = one.contestant.name, one.predictions
         if one.contestant.budget is not None:
-            result = score(texts, scoring.bootstrap_samples, metrics=BUDGET_METRICS)
+            result = score(texts, metrics=BUDGET_METRICS)
             budget_entries[one.contestant.budget] = budget_entry(result, one)
             continue
         texts, bertscores = score_bert(texts, scoring.bertscore_model)
         predictions[name] = texts
-        results[name] = score(texts, scoring.bootstrap_samples, bertscores=bertscores)
+        results[name] = score(texts, bertscores=bertscores)
     info = [result.pop("info") for result in results.values()][0]  # alike for all
     own = budget_entry(results[settings.name], answered[0])  # at the budget that the model was asked at anyway
     metrics = Metrics(
@@ -65,7 +64,7 @@ def score_everyone(
     return metrics, predictions
 
 
-def score(predictions: list[Prediction], bootstrap_samples: int, **options) -> dict:
+def score(predictions: list[Prediction], **options) -> dict:
     """`compute_metrics` of one contestant, with question types and tasks as groups; `options` are its own."""
     return compute_metrics(
         [one.prediction for one in predictions],
@@ -75,7 +74,6 @@ def score(predictions: list[Prediction], bootstrap_samples: int, **options) -> d
         tasks=[one.task for one in predictions],
         scene_tokens=[one.scene_token for one in predictions],
         frame_tokens=[one.frame_token for one in predictions],
-        bootstrap_samples=bootstrap_samples,
         **options,
     )
 
@@ -101,7 +99,7 @@ def score_bert(
 def budget_entry(result: dict, answered: Answered) -> dict:
     """metrics.json's entry of one budget: the main scores with their intervals, and the median seconds."""
     measured = answered.measured
-    entry = {"frames": len(measured), "questions": len(answered.predictions)}
+    entry = {"frames": len(measured), "questions": len(answered.predictions), "scenes": result["overall"]["scenes"]}
     for name, group, metric in BUDGET_SCORES:
         if result.get(group, {}).get(metric) is not None:
             entry |= {name: result[group][metric], f"{name}_ci": result[group][f"{metric}_ci"]}

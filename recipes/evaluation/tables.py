@@ -25,6 +25,11 @@ class Column(NamedTuple):
     def interval(self, result: dict) -> list[float] | None:
         return result.get(self.group, {}).get(f"{self.metric}_ci")
 
+    def scenes(self, result: dict) -> int | None:
+        """How many scenes the value and its interval are of."""
+        group = result.get(self.group, {})
+        return group.get(f"{self.metric}_scenes", group.get("scenes"))
+
 
 def type_metric(kind: str) -> str:
     """The metric that suits a question type: right or wrong, F1 of what is listed, or the exact text."""
@@ -68,10 +73,16 @@ def percent(value: float | None) -> str:
 
 
 def score_table(results: dict[str, dict]) -> str:
-    """One line per contestant, in percent, see `columns`."""
+    """One line per contestant, in percent, see `columns`; the last line is the number of scenes."""
     shown = columns(results)
     lines = [[name, *(percent(column.value(result)) for column in shown)] for name, result in results.items()]
-    return aligned([["", *(column.head for column in shown)], *lines])
+    return aligned([["", *(column.head for column in shown)], *lines, scenes_line(shown, results)])
+
+
+def scenes_line(shown: list[Column], results: dict[str, dict]) -> list[str]:
+    """The number of scenes under each column; all contestants answered the same questions."""
+    first = next(iter(results.values()))
+    return ["scenes", *(str(column.scenes(first) or "-") for column in shown)]
 
 
 def differences_table(comparison: Comparison) -> str:
@@ -88,7 +99,8 @@ def differences_table(comparison: Comparison) -> str:
         [name, *(cell(groups.get(column.group, {}).get(column.metric)) for column in shown)]
         for name, groups in comparison.differences.items()
     ]
-    return aligned([[f"against {comparison.first.name}", *(column.head for column in shown)], *lines])
+    heads = [f"against {comparison.first.name}", *(column.head for column in shown)]
+    return aligned([heads, *lines, scenes_line(shown, comparison.results)])
 
 
 def milliseconds(budget: dict) -> list[str]:
@@ -98,9 +110,10 @@ def milliseconds(budget: dict) -> list[str]:
 
 def budget_table(budgets: dict[int, dict]) -> str:
     """One line per budget: scores in percent and latency."""
-    lines = [["visual tokens per camera", *BUDGET_COLUMNS, "ms per frame", "ms per question"]]
+    lines = [["visual tokens per camera", *BUDGET_COLUMNS, "ms per frame", "ms per question", "scenes"]]
     for tokens, budget in budgets.items():
-        lines.append([str(tokens), *(percent(budget.get(key)) for key in BUDGET_COLUMNS), *milliseconds(budget)])
+        scores = (percent(budget.get(key)) for key in BUDGET_COLUMNS)
+        lines.append([str(tokens), *scores, *milliseconds(budget), str(budget["scenes"])])
     return aligned(lines)
 
 

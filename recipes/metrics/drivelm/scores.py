@@ -106,7 +106,6 @@ def compute_metrics(predictions, references, **options):
             questions of a frame stand in the official order (perception, prediction, planning, behavior).
         tags: list of lists of int (see `TAGS`), as in the challenge's test files.
         metrics: names out of `METRICS`; None for all that the arguments and the machine allow.
-        bootstrap_samples, seed: accepted and ignored, for callers of earlier versions: nothing is drawn any more.
         bertscore_model: a folder or a name that bert-score knows; None leaves BERTScore out.
         bertscores: in place of `bertscore_model`, what `bert_scores` gave for these predictions.
 
@@ -167,8 +166,6 @@ def _score_groups(
     frame_tokens=None,
     tags=None,
     metrics=None,
-    bootstrap_samples=None,
-    seed=None,
     bertscore_model=None,
     bertscores=None,
 ):
