@@ -75,7 +75,9 @@ def ask(arguments: argparse.Namespace) -> None:
     own = [{"question": text, "answer": None} for text in arguments.questions or []]
     asked = own or spread_questions(row["qa"], 5)
 
-    questions = [Question("the one", qa["question"], qa["answer"]) for qa in asked]
+    questions = [
+        Question(f"number {number}", qa["question"], qa["answer"]) for number, qa in enumerate(asked, start=1)
+    ]
     check_lengths(arguments.model, questions, [arguments.visual_tokens])
     model, processor = load_model(arguments.model)
     images = {camera: row[camera] for camera in processor.cameras}

@@ -1,6 +1,5 @@
 """Every command says what is wrong in one line, and prints every text."""
 
-import resource
 import subprocess
 import sys
 
@@ -54,14 +53,6 @@ def test_input_and_system_errors_are_one_line_also_where_a_library_wraps_them():
 def test_a_fault_of_the_program_keeps_its_traceback(cause):
     with pytest.raises(LibraryError), errors_in_one_line("program"):
         raise LibraryError("fault") from cause
-
-
-@pytest.fixture
-def small_files():
-    """The system refuses to write files of more than so many bytes, as it refuses all on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_weights_that_do_not_fit_on_the_disk_are_one_line(small_files, tmp_path):

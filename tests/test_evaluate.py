@@ -1,6 +1,7 @@
 """The evaluation asks the model and each control what it says, resumes where it stopped, and writes its results."""
 
 import collections
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -19,7 +21,7 @@ from data_scripts.schema import load_scenes
 from data_scripts.sources.drivelm_json import read_drivelm
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
-from recipes.evaluation import asking
+from recipes.evaluation import asking, provenance
 from recipes.evaluation.comparison import read_evaluation
 from recipes.evaluation.contestants import ModelAnswers
 from recipes.evaluation.predictions import Contestant, Settings, read_metrics
@@ -308,6 +310,100 @@ def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(a
     assert str(stopped.value).startswith(message)
     with pytest.raises(SystemExit, match="there is no model folder"):  # the frame with the blank is not asked about
         evaluate(monkeypatch, arguments, "--max-frames", "1")
+
+
+@pytest.mark.parametrize(
+    "part, text, message",
+    [
+        (
+            "question",
+            "cars " * 30_000,
+            "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'cars",
+        ),
+        ("answer", "cars " * 5_000, "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'What"),
+        ("question", "<image> Why?", "the question 1 of frame 'frame2' holds the special token <image>"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_named_before_the_weights_are_loaded(
+    part, text, message, model_folder, arguments, monkeypatch, tmp_path
+):
+    """One of 30,000 words would take 16 GB to answer, or to score."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    frames = [scene_row(number, 2) for number in range(4)]
+    arguments |= {"scenes": write_scenes(tmp_path / "whole", frames), "model": folder}
+    with pytest.raises(SystemExit, match="evaluate_drivelm: .* has no weights"):  # the others can be asked
+        evaluate(monkeypatch, arguments)
+    frames[2]["qa"][1][part] = text
+    arguments |= {"scenes": write_scenes(tmp_path / "scenes", frames)}
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, arguments)
+    assert str(stopped.value).startswith(f"evaluate_drivelm: {message}") and "\n" not in str(stopped.value)
+    assert ("the model's context has 1024 tokens" in str(stopped.value)) == ("too long" in message)
+
+
+def edit_json(path: Path, **changed) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + " "),
+        lambda folder: edit_json(folder / "processor_config.json", note=1),
+        lambda folder: edit_json(folder / "config.json", note=1),
+        lambda folder: edit_json(folder / "generation_config.json", repetition_penalty=1.5),
+        lambda folder: edit_json(folder / "tokenizer_config.json", note=1),
+    ],
+    ids=["chat template", "processor", "config", "generation", "tokenizer"],
+)
+def test_other_files_beside_the_weights_do_not_resume_from_old_answers(
+    change, model_folder, arguments, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(asking, "CHUNK", 1)
+    arguments["model"] = shutil.copytree(model_folder, tmp_path / "model")
+    assert stopped_at_the_first_frame(monkeypatch, arguments)
+    assert not stopped_at_the_first_frame(monkeypatch, arguments)
+    change(arguments["model"])
+    assert stopped_at_the_first_frame(monkeypatch, arguments)
+
+
+def test_other_code_does_not_resume_from_old_answers(monkeypatch, tmp_path):
+    """An update of the project, between the two runs of a stopped evaluation."""
+    package = shutil.copytree(ROOT / "modeling_smoldriver", tmp_path / "modeling_smoldriver")
+    monkeypatch.setattr(provenance, "find_spec", lambda name: SimpleNamespace(origin=str(package / "__init__.py")))
+    before = asking.unfinished_folder(tmp_path, SETTINGS)
+    assert asking.unfinished_folder(tmp_path, SETTINGS) == before
+    (package / "scene_smoldriver.py").write_text("# another version")
+    assert asking.unfinished_folder(tmp_path, SETTINGS) != before
+
+
+@pytest.mark.parametrize("output", ["model", "scenes"])
+def test_an_evaluation_is_not_written_into_what_it_reads(output, arguments, monkeypatch):
+    before = {path.name for path in Path(arguments[output]).iterdir()}
+    with pytest.raises(SystemExit, match="^evaluate_drivelm: the output folder .* is the .*: give another"):
+        evaluate(monkeypatch, arguments | {"output-dir": arguments[output]})
+    assert {path.name for path in Path(arguments[output]).iterdir()} == before
+
+
+@pytest.mark.usefixtures("own_datasets_cache")
+@pytest.mark.parametrize("room", [1_000, 12_000])
+def test_a_full_disk_is_one_line_and_the_same_command_finishes(
+    room, small_files, arguments, scenes, monkeypatch, tmp_path
+):
+    """1,000 bytes: while `datasets` unpacks the rows; 12,000: while the report is written."""
+    if room > 1_000:
+        load_scenes(scenes, "train")
+    small_files(room)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, arguments, "--controls")
+    said = str(stopped.value)
+    assert said.startswith("evaluate_drivelm: ") and "File too large" in said and "\n" not in said
+    assert not (arguments["output-dir"] / "metrics.json").exists()
+    assert not list(arguments["output-dir"].rglob("*.tmp"))
+    small_files(10**9)
+    metrics, _ = evaluate(monkeypatch, arguments, "--controls")
+    assert metrics["results"]["smoldriver"]["overall"]["count"] == 10
 
 
 def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tmp_path):

@@ -193,6 +193,15 @@ def test_strict_stops_at_an_unusable_image(tmp_path, data):
     assert not read_manifest(tmp_path / "out")["complete"]
 
 
+def test_the_output_is_not_the_image_root(tmp_path):
+    write_source(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nuscenes")
+    for out in ("nuscenes", "link"):
+        message = refusal(tmp_path, out=out)
+        assert "the output folder" in message and message.endswith("is the --image-root: give another")
+    assert [path.name for path in (tmp_path / "nuscenes").iterdir()] == ["samples"]
+
+
 def test_frame_without_any_image_is_dropped_and_counted(tmp_path):
     write_source(tmp_path)
     for camera in CAMERAS:

@@ -3,11 +3,13 @@
 import copy
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from recipes import score_answers
 
+SUBMISSION = Path(__file__).parents[2] / "shared" / "cases" / "submission_min.json"
 FRAME = {
     "image_paths": {},
     "QA": {  # in the file planning stands first; the challenge numbers perception first
@@ -50,6 +52,28 @@ def test_answers_are_numbered_by_task_and_scored(files, monkeypatch, capsys):
     assert "0.5000" in line
 
 
+def test_the_challenges_submission_is_read(files, monkeypatch):
+    """An object that names team and method, and holds the answers in `results`."""
+    answers = [{"id": name, "question": "<image>\nWhy?", "answer": answer} for name, answer in ANSWERS.items()]
+    submission = {"method": "m", "team": "t", "results": answers}
+    scores = score(files(json.dumps(submission)), monkeypatch)
+    assert scores == score(files(ANSWERS), monkeypatch)
+
+
+@pytest.mark.skipif(not SUBMISSION.is_file(), reason="no sample submission beside the project")
+def test_a_sample_submission_is_read():
+    assert score_answers.read_answers(SUBMISSION) == {"s0_f0_0": "Yes.", "s0_f0_1": "No."}
+
+
+def test_true_answers_longer_than_the_metrics_take_are_refused(files, monkeypatch):
+    long = copy.deepcopy(FRAME)
+    long["QA"]["planning"][0]["A"] = "word " * 30_000
+    with pytest.raises(
+        SystemExit, match="frame 'f': the answer of question 2 has 150,000 characters, the metrics take"
+    ):
+        score(files(ANSWERS, long), monkeypatch)
+
+
 def test_empty_answers_are_wrong_and_counted(files, monkeypatch, capsys):
     scores = score(files({**ANSWERS, "s_f_2": " "}), monkeypatch)
     assert scores["planning"]["exact_match"] == 0.0
@@ -81,6 +105,9 @@ def test_unknown_encoder_is_refused_in_one_line(files, monkeypatch):
         ('[{"id": "s_f_0", "answer": "Ye', "not JSON, perhaps cut short"),
         ('[{"id": "s_f_0"}]', 'entry 0 must be {"id": text, "answer": text}'),
         ('{"s_f_0": "Yes."}', "must be a list of answers, not dict"),
+        ('{"results": {"s_f_0": "Yes."}}', "must be a list of answers, not dict"),
+        ("[" * 100_000, "not JSON, perhaps cut short"),
+        ({**ANSWERS, "s_f_2": "word " * 30_000}, "the answer of 's_f_2' has 150,000 characters, the metrics take at"),
     ],
 )
 def test_bad_answers_are_refused_in_one_line(files, monkeypatch, answers, message):

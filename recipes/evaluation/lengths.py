@@ -1,10 +1,11 @@
-"""Questions that are too long for a model, found before its weights are loaded."""
+"""Questions that a model cannot be asked, found before its weights are loaded."""
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from modeling_smoldriver.inputs_smoldriver import MAX_CHARACTERS, check_text
 from recipes.training.loading import base_of_adapters, is_adapters, load_config, load_processor
 from recipes.training.manifest import check_source
 
@@ -27,6 +28,8 @@ class Question:
 def check_lengths(model: str | os.PathLike, questions: Iterable[Question], visual_tokens: list[int | None]) -> None:
     """Each question and, alone, its true answer fit into the model's context behind a frame of all cameras.
 
+    A question that holds a special token is refused as well.
+
     Reads the model's configuration and processor, not its weights.
 
     Args:
@@ -34,7 +37,8 @@ def check_lengths(model: str | os.PathLike, questions: Iterable[Question], visua
 
     Raises:
         FileNotFoundError: there is no such model.
-        ValueError: names the first question that does not fit, and says how many do not; an unknown budget.
+        ValueError: names the first question that does not fit, and says how many do not; a question that is empty or
+            holds a special token; an unknown budget.
     """
     check_source(str(model))
     source = base_of_adapters(model)[0] if is_adapters(model) else model
@@ -51,6 +55,8 @@ def check_lengths(model: str | os.PathLike, questions: Iterable[Question], visua
         total += 1
         if not fits(processor, question, context - frame_tokens(question.scene_description)):
             too_long.append(question)
+        else:
+            check_text(question.text, question.where)
     if too_long:
         first = too_long[0]
         raise ValueError(
@@ -63,6 +69,8 @@ def check_lengths(model: str | os.PathLike, questions: Iterable[Question], visua
 def fits(processor, question: Question, room: int) -> bool:
     """Whether `room` tokens hold the question's prompt with one token of an answer, and the true answer alone."""
     answer = question.answer or ""
+    if max(len(question.text), len(answer)) > MAX_CHARACTERS:
+        return False
     # A token is at least one byte: most texts fit without a count of their tokens.
     if max(len(question.text.encode()), len(answer.encode())) + LONGEST_TURN < room:
         return True
