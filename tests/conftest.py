@@ -54,6 +54,15 @@ def model(config):
     return tiny_model(config)
 
 
+@pytest.fixture(scope="module")
+def model_folder(config, processor, tmp_path_factory):
+    """The tiny model and its processor, saved; each test file has a folder of its own."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def images():
     return {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}

@@ -6,7 +6,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import picture, scene_row, tiny_model, write_scenes
+from fakes import picture, scene_row, write_scenes
 from PIL import Image
 
 from data_scripts.schema import SCENE_FEATURES
@@ -72,14 +72,6 @@ def test_an_answer_without_a_truth_is_neither_green_nor_red(tmp_path):
         return {colour for _, colour in text.getcolors(100_000) if max(colour) - min(colour) > 60}
 
     assert colours("Yes.") and colours("No.") and not colours(None)
-
-
-@pytest.fixture(scope="module")
-def model_folder(config, processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,6 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"), frames)
 
 
-@pytest.fixture(scope="module")
-def model_folder(config, processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def arguments(model_folder, scenes, tmp_path):
     return {

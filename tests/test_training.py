@@ -66,11 +66,8 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base(config, processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+def base(model_folder):
+    return model_folder
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ import sys
 
 import pytest
 import torch
-from fakes import scene_row, tiny_model, write_scenes
+from fakes import scene_row, write_scenes
 from safetensors.torch import save_file
 
 from recipes import ask, evaluate_drivelm, merge_checkpoint, push_to_hub
 from recipes.training.manifest import write_training_manifest
 from smoldriver_common.weight_files import check_weight_files
-
-
-@pytest.fixture(scope="module")
-def model_folder(config, processor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
