@@ -7,7 +7,7 @@ WORLD ?= outputs/demo/world
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check
+.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz
 
 setup: .venv/.ready
 
@@ -87,3 +87,7 @@ benchmark: setup
 # The world against the official nuscenes-devkit, in an environment of its own
 devkit-check: .venv-devkit/.ready
 	PYTHONPATH=. .venv-devkit/bin/python tests/check_devkit.py $(WORLD)
+
+# Broken JSON files, odd pictures and odd texts: 1,000 of each
+fuzz: setup
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz_inputs.py --count 1000

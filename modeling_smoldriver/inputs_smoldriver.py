@@ -171,10 +171,15 @@ def check_length(text: str, what: str) -> None:
     """Called before a text is tokenized.
 
     Raises:
-        ValueError: longer than `MAX_CHARACTERS`.
+        ValueError: longer than `MAX_CHARACTERS`, or with a character that no tokenizer can read.
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the {what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, as JSON's "\\ud83d" leaves it
+        half = text[error.start]
+        raise ValueError(f"the {what} holds {half!r}, which is no character: {shortened(text)!r}; remove it") from None
 
 
 def shortened(text: str) -> str:

@@ -10,11 +10,23 @@ import datasets
 import pytest
 import torch
 import transformers
-from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, dataset, frame, inputs_of, picture, tiny_config, tiny_model, without
+from fakes import (
+    NO_SAMPLE,
+    QUESTIONS,
+    SAMPLE,
+    dataset,
+    frame,
+    inputs_of,
+    picture,
+    pil_image_processor,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+    without,
+)
 
 from modeling_smoldriver import CAMERAS, SmolDriverProcessor
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.tiny.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: more threads cost more than they bring
@@ -22,12 +34,7 @@ torch.set_num_threads(1)  # tiny tensors: more threads cost more than they bring
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    texts = [f"\nQuestion: {question}" for question in QUESTIONS] + [
-        " Yes.",
-        " No.",
-        " The ego vehicle is going straight.",
-    ]
-    return train_tokenizer(texts * 3, vocab_size=400)
+    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +44,7 @@ def config(tokenizer):
 
 @pytest.fixture(scope="session")
 def image_processor():
-    try:
-        from transformers import ViTImageProcessorPil as ViTImageProcessor
-    except ImportError:
-        from transformers import ViTImageProcessor
-    return ViTImageProcessor()
+    return pil_image_processor()
 
 
 @pytest.fixture(scope="session")

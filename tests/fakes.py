@@ -15,8 +15,9 @@ from PIL import Image
 from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from data_scripts.schema import SCENE_FEATURES, open_shard, scene_table, shard_path, write_manifest
-from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
+from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from recipes import evaluate_drivelm
+from recipes.tiny.tiny_base import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = next(  # DriveLM's public frames, beside the project or downloaded into it
@@ -46,8 +47,27 @@ QUESTIONS = [
 ]
 
 
+def tiny_tokenizer():
+    answers = [" Yes.", " No.", " The ego vehicle is going straight."]
+    return train_tokenizer([*(f"\nQuestion: {question}" for question in QUESTIONS), *answers] * 3, vocab_size=400)
+
+
+def pil_image_processor():
+    """The image processor that needs no torchvision, by its name in either transformers."""
+    try:
+        from transformers import ViTImageProcessorPil as ViTImageProcessor
+    except ImportError:
+        from transformers import ViTImageProcessor
+    return ViTImageProcessor()
+
+
+def tiny_processor() -> SmolDriverProcessor:
+    tokenizer = tiny_tokenizer()
+    return SmolDriverProcessor.from_config(tiny_config(tokenizer), pil_image_processor(), tokenizer)
+
+
 def tiny_config(tokenizer, tower: str = "vit", **vision) -> SmolDriverConfig:
-    """48-pixel views, a 6x6 query grid, pixel shuffle by 2: budgets of 9, 4 and 1 tokens a camera."""
+    """48-pixel views, a 6x6 query grid, pixel shuffle by 2: budgets of 9, 4 and 1 tokens per camera."""
     return SmolDriverConfig(
         vision_config={
             "tower_config": {
