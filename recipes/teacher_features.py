@@ -22,7 +22,7 @@ from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
 from recipes.training.teacher_cache import CacheState, load_teacher, read_keys, shard_path
 from smoldriver_common.command_line import errors_in_one_line
-from smoldriver_common.whole_files import written_whole
+from smoldriver_common.whole_files import check_apart, written_whole
 
 SHARD_FRAMES = 64  # up to 384 views
 
@@ -80,6 +80,7 @@ def main():
     arguments = parser.parse_args()
     logging.set_verbosity_error()  # that the VLM has more than its tower is no news
     with errors_in_one_line("teacher_features"):
+        check_apart(arguments.output_dir, {"the teacher": arguments.teacher, "the folder of scenes": arguments.scenes})
         teacher = load_teacher(arguments.teacher).to(arguments.device, getattr(torch, arguments.dtype))
         made = make_cache(arguments.output_dir, teacher, arguments.scenes, arguments.splits, arguments.device)
     size = sum(path.stat().st_size for path in arguments.output_dir.rglob("*.safetensors"))

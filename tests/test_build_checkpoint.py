@@ -1,8 +1,10 @@
 """Grafting: the base's weights in their places, a tower of any kind, fresh resamplers, and nothing lost on the way."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -307,6 +309,45 @@ def test_no_model_is_built_over_another(base, monkeypatch, tmp_path):
     (tmp_path / "out" / "training_manifest.json").unlink()
     with pytest.raises(SystemExit, match="out holds another model already"):
         build(monkeypatch, tmp_path / "out", *sources)
+
+
+KILLED = """
+import os, sys
+from recipes import build_checkpoint
+from modeling_smoldriver import SmolDriverProcessor
+SmolDriverProcessor.save_pretrained = lambda *_: os.kill(os.getpid(), 9)
+build_checkpoint.main()
+"""
+
+
+def test_a_build_that_was_killed_can_be_repeated(base, monkeypatch, tmp_path):
+    """Between its weights and its processor."""
+    sources = [*("--base", base / "vlm", "--tower", base / "tower"), "--output-dir", tmp_path / "out"]
+    command = [sys.executable, "-c", KILLED, *map(str, sources)]
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.tmp" / "model.safetensors").is_file()
+    model, _ = build(monkeypatch, tmp_path / "out", *sources[:4])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and model is not None
+
+
+def test_a_build_on_a_full_disk_is_one_line_and_can_be_repeated(base, small_files, monkeypatch, tmp_path):
+    sources = ("--base", base / "vlm", "--tower", base / "tower")
+    small_files(50_000)
+    with pytest.raises(SystemExit) as stopped:
+        build(monkeypatch, tmp_path / "out", *sources)
+    said = str(stopped.value)
+    assert said.startswith("build_checkpoint.py: ") and "File too large" in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+    small_files(10**9)
+    build(monkeypatch, tmp_path / "out", *sources)
+
+
+def test_a_build_deletes_nothing_of_a_user(base, monkeypatch, tmp_path):
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "notes.txt").write_text("theirs")
+    with pytest.raises(SystemExit, match="out.tmp would be written and is not of an unfinished run: rename or remove"):
+        build(monkeypatch, tmp_path / "out", "--base", base / "vlm", "--tower", base / "tower")
+    assert (tmp_path / "out.tmp" / "notes.txt").read_text() == "theirs"
 
 
 def test_tiny_base_without_scenes_is_one_line(monkeypatch, tmp_path):

@@ -197,6 +197,52 @@ def test_merge_that_was_stopped_leaves_no_folder_and_can_be_given_again(adapters
     assert isinstance(load_model(tmp_path / "merged")[0], SmolDriverForConditionalGeneration)
 
 
+def test_a_merge_deletes_nothing_of_a_user(adapters, monkeypatch, tmp_path):
+    (tmp_path / "merged.tmp").mkdir()
+    (tmp_path / "merged.tmp" / "notes.txt").write_text("theirs")
+    with pytest.raises(
+        SystemExit, match="^merge_checkpoint: .*merged.tmp would be written and is not of an unfinished"
+    ):
+        merge(monkeypatch, adapters("LoRA"), tmp_path / "merged")
+    assert (tmp_path / "merged.tmp" / "notes.txt").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"base": ["a"]}, "base must be text or null, not"),
+        ({"base": None}, "must name the base of the adapters and its dtype"),
+        ({"dtype": "load"}, "must name the base of the adapters and its dtype: float32"),
+        ({"quantization": "nf4"}, "quantization must be an object or null, not 'nf4'"),
+        ({"quantization": {"load_in_4bit": "yes"}}, "quantization is not that of bitsandbytes: load_in_4bit must be"),
+        ({"quantization": {"bnb_4bit_compute_dtype": "float99"}}, "quantization is not that of bitsandbytes"),
+        ({"arguments": None}, "arguments must be an object, not None"),
+    ],
+)
+def test_a_manifest_of_odd_types_is_one_line(changed, message, adapters, monkeypatch, tmp_path):
+    folder = shutil.copytree(adapters("LoRA"), tmp_path / "adapters")
+    manifest = read_training_manifest(folder) | changed
+    (folder / "training_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match=f"^merge_checkpoint: .*training_manifest.json.*{message}") as stopped:
+        merge(monkeypatch, folder, tmp_path / "out")
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("weights", ["cut", "pickled"])
+def test_damaged_adapters_are_one_line(weights, adapters, monkeypatch, tmp_path):
+    folder = shutil.copytree(adapters("LoRA"), tmp_path / "adapters")
+    path = folder / "adapter_model.safetensors"
+    content = path.read_bytes()
+    if weights == "cut":
+        path.write_bytes(content[:-10])
+    else:
+        path.rename(folder / "adapter_model.bin")
+    with pytest.raises(SystemExit) as stopped:
+        merge(monkeypatch, folder, tmp_path / "out")
+    assert ("cut short" if weights == "cut" else "pickles can hold code") in str(stopped.value)
+    assert "\n" not in str(stopped.value) and not (tmp_path / "out").exists()
+
+
 def test_bad_input_is_one_line(adapters, bases, monkeypatch, tmp_path):
     (tmp_path / "there").mkdir()
     without_base = shutil.copytree(adapters("LoRA"), tmp_path / "without_base")

@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 
 from modeling_smoldriver import CAMERAS
 from recipes import push_to_hub
-from recipes.evaluation.provenance import check_leakage, training_stages
+from recipes.evaluation.predictions import content_digest
+from recipes.evaluation.provenance import check_leakage, loading_digests, training_stages
 from recipes.training.loading import load_model
 from recipes.training.manifest import write_training_manifest
 
@@ -356,9 +357,19 @@ def unfinished(model: Path, evaluation: Path, config):
 
 
 def change_metrics(evaluation: Path, change) -> None:
+    """As an evaluation would have written them."""
     metrics = json.loads((evaluation / "metrics.json").read_text())
     change(metrics)
-    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    (evaluation / "metrics.json").write_text(json.dumps(metrics | {"sha256": content_digest(metrics)}))
+
+
+def evaluated_as_it_is(model: Path, evaluation: Path) -> None:
+    files = loading_digests(model)
+    change_metrics(evaluation, lambda metrics: metrics["info"].update(files_sha256=files))
+
+
+def change_json(path: Path, **changed) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
 def older_format(model: Path, evaluation: Path, config):
@@ -376,9 +387,96 @@ def training_frames(model: Path, evaluation: Path, config):
     return "asked about training frames"
 
 
-@pytest.mark.parametrize(
-    "damage", [other_weights, adapters, no_tokenizer, no_shard, unfinished, older_format, no_control, training_frames]
-)
+def edited_config(model: Path, evaluation: Path, config):
+    change_json(model / "config.json", scale_factor=3)
+    return "config.json of .* changed after the evaluation .*: run recipes/evaluate_drivelm.py --model .* again"
+
+
+def edited_processor(model: Path, evaluation: Path, config):
+    change_json(model / "processor_config.json", note=1)
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    return "chat_template.jinja, processor_config.json of .* changed after the evaluation"
+
+
+def added_file(model: Path, evaluation: Path, config):
+    (model / "added_tokens.json").write_text("{}")
+    return "added_tokens.json of .* changed after the evaluation"
+
+
+def removed_file(model: Path, evaluation: Path, config):
+    (model / "generation_config.json").unlink()
+    return "generation_config.json of .* changed after the evaluation"
+
+
+def edited_code(model: Path, evaluation: Path, config):
+    with (model / "modeling_smoldriver.py").open("a") as file:
+        file.write("\nimport os\n")
+    evaluated_as_it_is(model, evaluation)
+    return "modeling_smoldriver.py is not this version's own code: load the model and save it again"
+
+
+def other_code(model: Path, evaluation: Path, config):
+    (model / "secret_smoldriver.py").write_text("KEY = 'hf_abc'")
+    evaluated_as_it_is(model, evaluation)
+    return "secret_smoldriver.py is not this version's own code"
+
+
+def code_of_another_repository(model: Path, evaluation: Path, config):
+    change_json(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil/code--tokens.Evil", None]})
+    evaluated_as_it_is(model, evaluation)
+    return "tokenizer_config.json names code of another repository .*evil/code--tokens.Evil"
+
+
+def edited_scores(model: Path, evaluation: Path, config):
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics["results"]["smoldriver"]["overall"]["bleu"] = 0.99
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    return "metrics.json was edited after the evaluation: evaluate again"
+
+
+def scores_of_odd_types(model: Path, evaluation: Path, config):
+    change_metrics(evaluation, lambda metrics: metrics["info"].update(settings=[1]))
+    return "metrics.json is damaged"
+
+
+def link_outside(model: Path, evaluation: Path, config):
+    (model.parent / "secret").write_text("hf_abc")
+    (model / "vocab.txt").symlink_to(model.parent / "secret")
+    evaluated_as_it_is(model, evaluation)
+    return "vocab.txt is a link to .*secret, outside of the folder: copy that file here, or remove it"
+
+
+def figure_outside(model: Path, evaluation: Path, config):
+    (model.parent / "secret").write_text("hf_abc")
+    (evaluation / "figures" / "a.png").symlink_to(model.parent / "secret")
+    return "a.png is a link to .*secret, outside of the folder"
+
+
+def figures_outside(model: Path, evaluation: Path, config):
+    shutil.move(evaluation / "figures", model.parent / "elsewhere")
+    (evaluation / "figures").symlink_to(model.parent / "elsewhere")
+    return "png is a link to .*elsewhere/.*, outside of the folder"
+
+
+def huge_file(model: Path, evaluation: Path, config):
+    with (model / "tokenizer.model").open("wb") as file:
+        file.truncate(6_000_000_000)  # sparse
+    return "tokenizer.model has 6,000,000,000 bytes, at most 200,000,000 are published"
+
+
+def local_path(model: Path, evaluation: Path, config):
+    change_json(model / "generation_config.json", assistant=str(model.parent))
+    evaluated_as_it_is(model, evaluation)
+    return "generation_config.json names a path of this machine: '/"
+
+
+DAMAGES = [other_weights, adapters, no_tokenizer, no_shard, unfinished, older_format, no_control, training_frames]
+DAMAGES += [edited_config, edited_processor, added_file, removed_file, edited_code, other_code, edited_scores]
+DAMAGES += [code_of_another_repository, scores_of_odd_types, link_outside, figure_outside, figures_outside]
+DAMAGES += [huge_file, local_path]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_does_not_belong_together_is_refused_before_anybody_is_asked(
     damage, trained, arguments, hub, config, monkeypatch, tmp_path
 ):
@@ -389,6 +487,37 @@ def test_what_does_not_belong_together_is_refused_before_anybody_is_asked(
     with pytest.raises(SystemExit, match=f"^push_to_hub: .*{message}") as stopped:
         push(monkeypatch, arguments)
     assert "\n" not in str(stopped.value) and hub.requests == []
+
+
+def test_where_a_model_was_loaded_from_is_not_published(trained, arguments, hub, monkeypatch, tmp_path):
+    """Neither its own folder nor its tower's."""
+    for name in ("model", "eval"):
+        shutil.copytree(trained / name, tmp_path / name)
+    content = json.loads((tmp_path / "model" / "config.json").read_text())
+    content["_name_or_path"] = content["vision_config"]["tower_config"]["_name_or_path"] = str(tmp_path / "tower")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(content))
+    change_json(tmp_path / "model" / "tokenizer_config.json", name_or_path=str(tmp_path / "base"))
+    evaluated_as_it_is(tmp_path / "model", tmp_path / "eval")
+    push(monkeypatch, arguments | {"model": tmp_path / "model", "evaluation": tmp_path / "eval"})
+    published = json.loads(hub.files(REPO)["config.json"])
+    del content["_name_or_path"], content["vision_config"]["tower_config"]["_name_or_path"]
+    assert published == content
+    assert not [name for name, data in hub.files(REPO).items() if str(tmp_path).encode() in data]
+
+
+def test_links_within_the_folder_are_published(trained, arguments, hub, monkeypatch, tmp_path):
+    shutil.copytree(trained / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.rename(tmp_path / "model" / "stored")
+    weights.symlink_to("stored")
+    push(monkeypatch, arguments | {"model": tmp_path / "model"})
+    assert hub.files(REPO)["model.safetensors"] == (trained / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_push_needs_no_room_on_the_disk(arguments, hub, small_files, monkeypatch, capsys):
+    small_files(1_000)
+    push(monkeypatch, arguments)
+    assert len(hub.repos[REPO]["commits"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
             raise ValueError(
                 f"{folder}/config.json names no code (auto_map): save the model with save_pretrained again"
             )
-        needed += sorted({f"{target.split('.')[0]}.py" for target in auto_map.values()})
+        needed += sorted({f"{target.split('.')[0]}.py" for target in _texts(auto_map)})
         needed += sorted({f"{name}.py" for path in files.values() for name in _siblings(path)})
     missing = [name for name in dict.fromkeys(needed) if not any(fnmatch(found, name) for found in files)]
     if missing:
@@ -91,9 +91,10 @@ def read_object(path: Path) -> dict:
 
 
 def without_paths(value):
-    """JSON without the fields that say where files were loaded from, at any depth."""
+    """JSON without the fields that say where files were loaded from, at any depth; empty ones stay."""
     if isinstance(value, dict):
-        return {name: without_paths(entry) for name, entry in value.items() if name not in PATH_FIELDS}
+        kept = {name: entry for name, entry in value.items() if name not in PATH_FIELDS or not entry}
+        return {name: without_paths(entry) for name, entry in kept.items()}
     return [without_paths(entry) for entry in value] if isinstance(value, list) else value
 
 

@@ -18,7 +18,7 @@ from modeling_smoldriver.training_smoldriver import SmolDriverTrainingConfig
 from recipes.training.loading import base_dtype
 from recipes.training.manifest import TrainingManifest, check_output, check_source, scenes_identity
 from smoldriver_common.command_line import errors_in_one_line
-from smoldriver_common.whole_files import sole_writer, write_json
+from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 
 TRAINING_SECONDS = "training_seconds.json"
 RUN_SETTINGS = "run_settings.json"
@@ -74,9 +74,11 @@ class TrainingRun:
         """Check what was asked for and find the checkpoint to resume from, before anything is loaded.
 
         Raises:
-            FileNotFoundError, ValueError: see [`check_run`] and [`checkpoint_to_resume_from`].
+            FileNotFoundError, ValueError: see [`check_run`] and [`checkpoint_to_resume_from`]; the output folder is
+                that of the scenes.
         """
         check_run(training_args, model_args)
+        check_apart(training_args.output_dir, {"the folder of scenes": data_args.scenes})
         settings = run_settings(data_args, training_args, model_args)
         checkpoint = checkpoint_to_resume_from(training_args, settings)
         return cls(program, data_args, training_args, model_args, settings, checkpoint)
