@@ -190,7 +190,8 @@ class SmolDriverCollator:
             at each answer token 1 / (answer tokens of its question); `pixel_values`, `camera_ids` (see the processor),
             one entry per frame; `frame_index` `(sequences,)` int64, the frame that each sequence shows, only where
             some frame has several sequences; `segment_ids` `(sequences, length)` for packs, else `attention_mask`;
-            `frame_tokens`, one per sequence; with a teacher `teacher`, its batch of the same sequences, answer tokens
+            `frame_tokens`, one per sequence; `row_index` `(sequences,)` int64, the row that each comes from; with a
+            teacher `teacher`, its batch of the same sequences, answer tokens
             in the same order.
 
         Raises:
@@ -199,8 +200,8 @@ class SmolDriverCollator:
             ValueError: an empty answer.
         """
         visual_tokens = self._draw_budget(rows)
-        frames, views, asked = [], [], []
-        for row in rows:
+        frames, views, asked, numbers = [], [], [], []
+        for number, row in enumerate(rows):
             scene = self.processor.scene_views({camera: _picture(row[camera]) for camera in self.processor.cameras})
             prefix = self._prefix(row, [camera for camera, _ in scene], visual_tokens)
             branches = self._branches(row, len(prefix))
@@ -208,6 +209,7 @@ class SmolDriverCollator:
                 frames.append((prefix, branches))
                 views.append(scene)
                 asked.append(row)
+                numbers.append(number)
         if not frames:
             raise RowsDoNotFit(
                 f"no question of the frames {[row['frame_token'] for row in rows]} is left: they have none, or none"
@@ -223,6 +225,9 @@ class SmolDriverCollator:
         batch["frame_tokens"] = [
             row["frame_token"] for row, of_frame in zip(asked, packs, strict=True) for _ in of_frame
         ]
+        batch["row_index"] = torch.tensor(
+            [number for number, of_frame in zip(numbers, packs, strict=True) for _ in of_frame]
+        )
         return batch
 
     def ask_too(self, rows: list[dict], packs: list[list[list]], views: list[list[tuple[str, object]]]) -> dict:

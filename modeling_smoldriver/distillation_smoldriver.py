@@ -26,7 +26,7 @@ from .inputs_smoldriver import to_rgb
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
-from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, train_parts
+from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
 
 STATISTICS = "teacher_statistics.safetensors"
 EXPLAINED_VARIANCE = "explained_variance.json"
@@ -59,11 +59,9 @@ class VisionDistillationConfig(SmolDriverTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         for name, least in (("frozen_tower_steps", 0), ("statistics_frames", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+            check_range(name, getattr(self, name), least)
         for name in ("cosine_weight", "connector_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
+            check_range(name, getattr(self, name), least=0)
 
 
 class VisionTeacher(nn.Module):

@@ -27,6 +27,7 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationConfig,
     VisionDistillationTrainer,
 )
+from modeling_smoldriver.training_smoldriver import check_range
 from recipes.training.loading import base_dtype, load_base
 from recipes.training.run import TrainingRun
 from recipes.training.teacher_cache import TeacherCache, load_teacher
@@ -41,6 +42,9 @@ class DataArguments:
     eval_split: str = field(default="eval", metadata={"help": "Split to measure the explained variance on."})
     eval_frames: int | None = field(default=None, metadata={"help": "Frames of it, evenly spread; default: all."})
     reference: str | None = field(default=None, metadata={"help": "Another run's folder, to show beside this one."})
+
+    def __post_init__(self):
+        check_range("eval_frames", self.eval_frames, least=1)
 
 
 def load(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
