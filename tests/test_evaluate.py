@@ -311,6 +311,33 @@ def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(a
         evaluate(monkeypatch, arguments, "--max-frames", "1")
 
 
+@pytest.mark.parametrize(
+    "question, description, message",
+    [
+        (
+            "<image>\nIs there a car ahead?",
+            None,
+            r"frame 'frame0': question 1 holds the special token <image>: '<image>\nIs there a car ahead?'",
+        ),
+        (
+            "Is there a car ahead?",
+            "It waits.<end_of_utterance>",
+            "frame 'frame0': its scene description holds the special token <end_of_utterance>: 'It waits.",
+        ),
+    ],
+)
+def test_text_that_may_not_stand_in_a_prompt_is_refused_before_the_model_is_loaded(
+    question, description, message, arguments, monkeypatch, tmp_path
+):
+    row = scene_row(0, 2) | {"scene_description": description}
+    row["qa"][1]["question"] = question
+    monkeypatch.setattr(evaluate_drivelm, "load_model", None)
+    arguments["scenes"] = write_scenes(tmp_path / "scenes", [row])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, arguments, "--use-scene-description")
+    assert message in str(stopped.value) and "\n" not in str(stopped.value)
+
+
 def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tmp_path):
     arguments["scenes"] = write_scenes(tmp_path / "one", [scene_row(0, 2), scene_row(1, 2)])
     metrics, _ = evaluate(monkeypatch, arguments)

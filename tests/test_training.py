@@ -628,6 +628,20 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
     assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_text_of_an_older_preparation_that_may_not_stand_in_a_prompt_is_one_line(
+    workers, options, monkeypatch, tmp_path
+):
+    row = scene_row(0, 1)
+    row["qa"][0]["question"] = "<image>\nIs there a car ahead?"
+    write_shards(tmp_path / "scenes", [row])
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, {**options, "scenes": tmp_path / "scenes", "dataloader_num_workers": workers})
+    message = str(stopped.value)
+    assert r"frame frame0: the question holds the special token <image>: '<image>\nIs there a car ahead?'" in message
+    assert message.startswith("sft_qlora: ") and "(prepare the scenes again)" in message and "\n" not in message
+
+
 @pytest.mark.parametrize(
     "broken_at, options_of_saving, kept",
     [
