@@ -34,7 +34,7 @@ from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
 from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
 from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.sources.paper_hub import open_paper_tables
-from smoldriver_common.command_line import whole_number
+from smoldriver_common.command_line import stopped_in_one_line, whole_number
 from smoldriver_common.shipped import fault_of_text
 
 FORMAT = 2  # raised when the same input would give other rows, so that an old half-finished folder is not continued
@@ -209,4 +209,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("prepare_drivelm"):
+        main()

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetsError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from smoldriver_common.command_line import whole_number
+from smoldriver_common.command_line import stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import written_whole
 
 LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
@@ -127,4 +127,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("ask"):
+        main()

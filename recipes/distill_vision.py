@@ -31,7 +31,7 @@ from modeling_smoldriver.training_smoldriver import check_range
 from recipes.training.loading import base_dtype, load_base
 from recipes.training.run import TrainingRun
 from recipes.training.teacher_cache import TeacherCache, load_teacher
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 
 @dataclass
@@ -118,6 +118,7 @@ def main(data_args: DataArguments, training_args: VisionDistillationConfig, mode
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("distill_vision"):
-        arguments = TrlParser((DataArguments, VisionDistillationConfig, ModelConfig)).parse_args_and_config()
-    main(*arguments)
+    with stopped_in_one_line("distill_vision"):
+        with errors_in_one_line("distill_vision"):
+            arguments = TrlParser((DataArguments, VisionDistillationConfig, ModelConfig)).parse_args_and_config()
+        main(*arguments)

@@ -21,7 +21,7 @@ from recipes.evaluation.model_card import DATA, write_card
 from recipes.evaluation.predictions import read_metrics
 from recipes.evaluation.provenance import training_record, training_stages, weights_digest
 from recipes.training.manifest import TRAINING_MANIFEST
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 # What a user needs to load the model. Everything else in the folder belongs to its training and stays at home.
 MODEL_FILES = (
@@ -173,4 +173,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("push_to_hub"):
+        main()
