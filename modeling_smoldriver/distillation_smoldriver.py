@@ -419,11 +419,12 @@ class VisionDistillationTrainer(SmolDriverTrainer):
         rows, count = self.train_dataset, min(self.args.statistics_frames, len(self.train_dataset))
         chosen = [index * len(rows) // count for index in range(count)]
         tokens = rows.select_columns(["frame_token"])
-        kept = {
-            "teacher": json.dumps(self.teacher.description()),
-            "frames": json.dumps([tokens[index]["frame_token"] for index in chosen]),
+        made_from = {
+            "teacher": self.teacher.description(),
+            "frames": [tokens[index]["frame_token"] for index in chosen],
             "connector_sha256": self._connector_digest(),
         }
+        kept = {"made_from": json.dumps(made_from)}  # one entry: safetensors writes several in an order by chance
         budgets = sorted(set(self.data_collator.budgets))
         if path.is_file():
             with safe_open(path, "pt") as file:

@@ -108,11 +108,12 @@ def main(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     with run.training(trainer):
         trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model(training_args.output_dir)
-    trainer.evaluate()
+        trainer.evaluate()
     if trainer.is_world_process_zero():
         explained = read_explained_variance(training_args.output_dir)
         manifest = run.manifest(trainer, train, teacher=trainer.teacher.description(), explained_variance=explained)
-        manifest.write(training_args.output_dir)
+        with errors_in_one_line("distill_vision"):
+            manifest.write(training_args.output_dir)
         print(table({"this run": explained, **runs}))
         print(f"model saved in {training_args.output_dir}")
 

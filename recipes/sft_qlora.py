@@ -96,7 +96,8 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     if trainer.is_world_process_zero():
         quantization = quantization_of(model_args)
         manifest = run.manifest(trainer, train, quantization=quantization and quantization.to_diff_dict())
-        manifest.write(training_args.output_dir)
+        with errors_in_one_line("sft_qlora"):
+            manifest.write(training_args.output_dir)
         print(f"model saved in {training_args.output_dir}")
 
 

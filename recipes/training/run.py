@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from trl import ModelConfig, SFTConfig
 
@@ -84,8 +85,8 @@ class TrainingRun:
     def training(self, trainer: Trainer) -> Iterator[None]:
         """Hold the run's folder while the body trains and saves, and keep time and settings in each checkpoint.
 
-        A loss or a weight that is not finite, rows that do not fit into a sequence, or another process in that folder
-        ends the program with one line.
+        A loss or a weight that is not finite, rows that do not fit into a sequence, a full disk, or another process in
+        that folder ends the program with one line.
         """
         clock = TrainingClock(self.checkpoint)
         trainer.add_callback(clock)
@@ -98,8 +99,10 @@ class TrainingRun:
                     held.enter_context(sole_writer(self.training_args.output_dir))
             try:
                 yield
-            except (FloatingPointError, RowsDoNotFit) as error:
-                reason = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
+            except (FloatingPointError, RowsDoNotFit, OSError, SafetensorError, RuntimeError) as error:
+                reason = _reason(error)
+                if reason is None:
+                    raise
                 last = last_whole_checkpoint(self.training_args.output_dir)
                 kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
                 sys.exit(f"{self.program}: {reason}; {kept}")
@@ -117,6 +120,16 @@ class TrainingRun:
             arguments={**asdict(self.data_args), **asdict(self.model_args), **self.training_args.to_dict()},
             **facts,
         )
+
+
+def _reason(error: Exception) -> str | None:
+    """What to print of an error that ended a training; None for a fault of the program."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if not isinstance(error, RuntimeError):
+        return lines[-1]  # a worker of the data loader puts its traceback before it
+    # torch.save raises no OSError
+    torn = any(word in lines[0] for word in ("inline_container", "PytorchStreamWriter", "No space left"))
+    return f"a file could not be written, perhaps for want of disk space ({lines[0]})" if torn else None
 
 
 def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> None:
