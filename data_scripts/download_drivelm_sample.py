@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_scripts.sources.camera_images import usable_image
 from data_scripts.sources.drivelm_json import parse_drivelm
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import written_whole
 
 BASE_URL = "https://github.com/OpenDriveLab/DriveLM/raw/1de72a7/challenge"
@@ -94,4 +94,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("download_drivelm_sample"):
+        main()

@@ -33,7 +33,7 @@ from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.world.captions import NUMBERS
 from data_scripts.world.folder import read_json, read_world
 from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import check_apart
 
 FORMAT = 6  # raised when the same input would give other rows
@@ -207,4 +207,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("prepare_captions"):
+        main()

@@ -13,6 +13,9 @@ written. A scene goes to train, eval or test by the hash of its token, so that n
 JSON's text is read whole (some GB of memory for the full training set's 500 MB); images stream, a few tens of frames
 at a time.
 
+A question or answer that may not stand in a prompt, as with an `<image>` left in it, is dropped and counted by reason;
+so is a scene description.
+
 Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte. A camera whose
 image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead). A frame without any
 image is dropped. The same command makes shards with such cameras again, as more images may have come. It does not read
@@ -31,10 +34,11 @@ from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
 from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
 from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.sources.paper_hub import open_paper_tables
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
+from smoldriver_common.shipped import fault_of_text
 from smoldriver_common.whole_files import check_apart
 
-FORMAT = 1  # raised when the same input would give other rows, so that an old half-finished folder is not continued
+FORMAT = 2  # raised when the same input would give other rows, so that an old half-finished folder is not continued
 
 
 def frame_row(
@@ -43,7 +47,7 @@ def frame_row(
     """One scene row, and what to report about it.
 
     Args:
-        frame: `scene_token`, `frame_token`, `scene_description`, `image_paths`, `qa`, `dropped`: `read_drivelm`'s.
+        frame: as `read_drivelm` gives it.
         read_image: (frame, camera) -> the image file's bytes; raises UnusableImage.
         image_height: greatest height in pixels, None to keep the size.
         strict: raise for a camera whose image cannot be used.
@@ -54,11 +58,17 @@ def frame_row(
     row = {name: frame[name] for name in ("scene_token", "frame_token", "scene_description", "qa")}
     notes = {
         "dropped questions": Counter(frame["dropped"]),
+        "frames without their scene description": Counter(),
         "missing images by camera": Counter(),
         "missing images by reason": Counter(),
         MISSING_IMAGES: Counter(),
         "dropped frames": Counter(),
     }
+    row["qa"], unfit = fit_for_prompts(frame["qa"])
+    notes["dropped questions"] += unfit
+    if row["scene_description"] and (fault := fault_of_text(row["scene_description"])):
+        row["scene_description"] = None
+        notes["frames without their scene description"][fault] += 1
     for camera in CAMERAS:
         path = frame["image_paths"].get(camera)
         row[camera] = None
@@ -86,6 +96,19 @@ def frame_row(
         notes["dropped questions"]["its frame was dropped"] += len(row["qa"])
         row = None
     return row, {group: +counts for group, counts in notes.items() if +counts}
+
+
+def fit_for_prompts(qa: list[dict]) -> tuple[list[dict], Counter]:
+    """The questions that may stand in a prompt with their answers, and why the others may not."""
+    kept, unfit = [], Counter()
+    for item in qa:
+        texts = {"question": item["question"], "answer": item["answer"]}
+        faults = [f"{name} {fault}" for name, text in texts.items() if text and (fault := fault_of_text(text))]
+        if faults:
+            unfit[faults[0]] += 1
+        else:
+            kept.append(item)
+    return kept, unfit
 
 
 def plan_splits(frames: list[dict], split: str) -> dict[str, list[dict]]:
@@ -188,4 +211,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("prepare_drivelm"):
+        main()

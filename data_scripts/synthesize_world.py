@@ -54,7 +54,7 @@ from data_scripts.world.report import (
 )
 from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
-from smoldriver_common.command_line import print_every_text, whole_number
+from smoldriver_common.command_line import print_every_text, stopped_in_one_line, whole_number
 from smoldriver_common.processes import die_with_parent
 from smoldriver_common.whole_files import LOCK, sole_writer, written_whole
 
@@ -201,7 +201,8 @@ def made_scenes(folder: Path, options: Options, missing: list[int], workers: int
         yield from map(make, missing)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, initializer=die_with_parent) as pool:
+    end_with_us = {"initializer": die_with_parent, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, **end_with_us) as pool:
         yield from pool.map(make, missing)
 
 
@@ -278,4 +279,5 @@ def join_scenes(folder: Path, scenes: int) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("synthesize_world"):
+        main()

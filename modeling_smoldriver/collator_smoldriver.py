@@ -152,7 +152,7 @@ def draw_budget(budgets: list[int], seed: int, batch: str) -> int:
 
 
 class RowsDoNotFit(ValueError):
-    """Scene rows that cannot become a batch within the limits of length."""
+    """Scene rows that cannot become a batch: they are too long, or hold what may not stand in a prompt."""
 
 
 @dataclass
@@ -190,24 +190,23 @@ class SmolDriverCollator:
             at each answer token 1 / (answer tokens of its question); `pixel_values`, `camera_ids` (see the processor),
             one entry per frame; `frame_index` `(sequences,)` int64, the frame that each sequence shows, only where
             some frame has several sequences; `segment_ids` `(sequences, length)` for packs, else `attention_mask`;
-            `frame_tokens`, one per sequence; with a teacher `teacher`, its batch of the same sequences, answer tokens
+            `frame_tokens`, one per sequence; `row_index` `(sequences,)` int64, the row that each comes from; with a
+            teacher `teacher`, its batch of the same sequences, answer tokens
             in the same order.
 
         Raises:
-            RowsDoNotFit: no question is left, or a prefix leaves no room in `max_pack_length` or in the model's
-                context.
-            ValueError: an empty answer.
+            RowsDoNotFit: no question is left, a prefix leaves no room in `max_pack_length` or in the model's context,
+                or a text may not stand in a prompt; names the frame.
         """
         visual_tokens = self._draw_budget(rows)
-        frames, views, asked = [], [], []
-        for row in rows:
-            scene = self.processor.scene_views({camera: _picture(row[camera]) for camera in self.processor.cameras})
-            prefix = self._prefix(row, [camera for camera, _ in scene], visual_tokens)
-            branches = self._branches(row, len(prefix))
+        frames, views, asked, numbers = [], [], [], []
+        for number, row in enumerate(rows):
+            scene, prefix, branches = self._sequence(row, visual_tokens)
             if branches:
                 frames.append((prefix, branches))
                 views.append(scene)
                 asked.append(row)
+                numbers.append(number)
         if not frames:
             raise RowsDoNotFit(
                 f"no question of the frames {[row['frame_token'] for row in rows]} is left: they have none, or none"
@@ -223,7 +222,21 @@ class SmolDriverCollator:
         batch["frame_tokens"] = [
             row["frame_token"] for row, of_frame in zip(asked, packs, strict=True) for _ in of_frame
         ]
+        batch["row_index"] = torch.tensor(
+            [number for number, of_frame in zip(numbers, packs, strict=True) for _ in of_frame]
+        )
         return batch
+
+    def _sequence(self, row: dict, visual_tokens: int | None) -> tuple[list, list[int], list]:
+        """A row's views, the tokens of its prefix, and its branches."""
+        try:
+            scene = self.processor.scene_views({camera: _picture(row[camera]) for camera in self.processor.cameras})
+            prefix = self._prefix(row, [camera for camera, _ in scene], visual_tokens)
+            return scene, prefix, self._branches(row, len(prefix))
+        except RowsDoNotFit:
+            raise
+        except ValueError as error:
+            raise RowsDoNotFit(f"frame {row['frame_token']}: {error} (prepare the scenes again)") from None
 
     def ask_too(self, rows: list[dict], packs: list[list[list]], views: list[list[tuple[str, object]]]) -> dict:
         """The batch of sequences that another collator chose, behind this one's prefixes and at its full budget.

@@ -26,7 +26,7 @@ from .inputs_smoldriver import to_rgb
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
-from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, train_parts
+from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
 
 STATISTICS = "teacher_statistics.safetensors"
 EXPLAINED_VARIANCE = "explained_variance.json"
@@ -59,11 +59,9 @@ class VisionDistillationConfig(SmolDriverTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         for name, least in (("frozen_tower_steps", 0), ("statistics_frames", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+            check_range(name, getattr(self, name), least)
         for name in ("cosine_weight", "connector_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be a finite number of at least 0")
+            check_range(name, getattr(self, name), least=0)
 
 
 class VisionTeacher(nn.Module):
@@ -421,11 +419,12 @@ class VisionDistillationTrainer(SmolDriverTrainer):
         rows, count = self.train_dataset, min(self.args.statistics_frames, len(self.train_dataset))
         chosen = [index * len(rows) // count for index in range(count)]
         tokens = rows.select_columns(["frame_token"])
-        kept = {
-            "teacher": json.dumps(self.teacher.description()),
-            "frames": json.dumps([tokens[index]["frame_token"] for index in chosen]),
+        made_from = {
+            "teacher": self.teacher.description(),
+            "frames": [tokens[index]["frame_token"] for index in chosen],
             "connector_sha256": self._connector_digest(),
         }
+        kept = {"made_from": json.dumps(made_from)}  # one entry: safetensors writes several in an order by chance
         budgets = sorted(set(self.data_collator.budgets))
         if path.is_file():
             with safe_open(path, "pt") as file:

@@ -139,6 +139,9 @@ _RESERVED = re.compile(
     r"|<(?:issue_(?:start|comment|closed)|jupyter_(?:start|text|code|output|script)|empty_output)>"
 )  # all special tokens of SmolVLM's tokenizer
 
+EMPTY = "is empty or not a string"
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates, as a cut "\\ud83d\\ude97" of JSON leaves it
+
 MAX_CHARACTERS = 100_000
 """Of one text or prompt: several times what fits in SmolVLM2's context of 8,192 tokens."""
 
@@ -157,14 +160,31 @@ def check_text(text, what: str, more_tokens: Iterable[str] = ()) -> str:
     Raises:
         ValueError: not a string, empty, longer than `MAX_CHARACTERS`, or with a special token, which is named.
     """
+    if isinstance(text, str):
+        check_length(text, what)
+    fault = fault_of_text(text, more_tokens)
+    if fault == EMPTY:
+        raise ValueError(f"the {what} {fault}: {text!r}")
+    if fault:
+        raise ValueError(f"the {what} {fault}: {shortened(text)!r}; remove it from the text")
+    return text.strip()
+
+
+def fault_of_text(text, more_tokens: Iterable[str] = ()) -> str | None:
+    """Why a text may not stand in a prompt, see `check_text`; None where it may.
+
+    Returns:
+        "holds the special token <image>", for example.
+    """
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the {what} is empty or not a string: {text!r}")
-    check_length(text, what)
+        return EMPTY
+    if len(text) > MAX_CHARACTERS:
+        return f"has more than {MAX_CHARACTERS:,} characters"
+    if half := _HALF.search(text):
+        return f"holds {half[0]!r}, which is no character"
     found = _RESERVED.search(text)
     token = found[0] if found else next((token for token in more_tokens if token in text), None)
-    if token is not None:
-        raise ValueError(f"the {what} holds the special token {token}: {shortened(text)!r}; remove it from the text")
-    return text.strip()
+    return token and f"holds the special token {token}"
 
 
 def check_length(text: str, what: str) -> None:
@@ -175,11 +195,8 @@ def check_length(text: str, what: str) -> None:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"the {what} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a pair of surrogates, as JSON's "\\ud83d" leaves it
-        half = text[error.start]
-        raise ValueError(f"the {what} holds {half!r}, which is no character: {shortened(text)!r}; remove it") from None
+    if half := _HALF.search(text):
+        raise ValueError(f"the {what} holds {half[0]!r}, which is no character: {shortened(text)!r}; remove it")
 
 
 def shortened(text: str) -> str:

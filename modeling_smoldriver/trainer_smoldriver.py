@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from .collator_smoldriver import SmolDriverCollator, group_questions
 from .inputs_smoldriver import CAMERAS
 from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
 from .processing_smoldriver import SmolDriverProcessor
-from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, train_parts
+from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
 
 LOSS_MODES = ("question", "token")
 PACKED_ATTENTIONS = ("blocks", "mask")
+LEAST = {"questions_per_scene": 1, "max_pack_length": 1, "sample_steps": 0, "sample_questions": 1}
 
 
 @dataclass
@@ -88,8 +90,8 @@ class SmolDriverSFTConfig(SmolDriverTrainingConfig):
             raise ValueError(f"loss_mode={self.loss_mode!r} is unknown; use one of {LOSS_MODES}")
         if self.packed_attention not in PACKED_ATTENTIONS:
             raise ValueError(f"packed_attention={self.packed_attention!r} is unknown; use one of {PACKED_ATTENTIONS}")
-        if self.questions_per_scene < 1:
-            raise ValueError(f"questions_per_scene={self.questions_per_scene} must be at least 1")
+        for name, least in LEAST.items():
+            check_range(name, getattr(self, name), least)
         if not 0 <= self.most_views <= len(CAMERAS):
             raise ValueError(f"most_views={self.most_views} must be 0 .. {len(CAMERAS)}")
         if not 0 <= self.distillation_weight <= 1:
@@ -160,7 +162,7 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
     What it adds to [`SmolDriverTrainer`], and why: rows are split into groups of questions and batched by
     [`SmolDriverCollator`], since TRL does not pack vision data; the loss is computed at answer tokens alone and can
     weigh questions equally; a teacher VLM, which reads the same questions behind pictures of its own, can add the
-    divergence from its logits to the loss.
+    divergence from its logits to the loss; an evaluation's numbers do not depend on how its rows are batched.
 
     Args:
         model: [`SmolDriverForConditionalGeneration`] or `baseline_smoldriver.SmolVLMForScenes`, loaded.
@@ -209,6 +211,7 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
                 if packed is not None:
                     packed.model.text_model.config._attn_implementation = PACKED_ATTENTION
         self._questions_seen = 0
+        self._evaluated = defaultdict(float)  # sums over an evaluation's rows so far
         if args.sample_steps:
             self._need_whole_weights("the tables of sample_steps")  # the main process alone generates
             self.add_callback(SampleTableCallback(self, eval_dataset if eval_dataset is not None else train_dataset))
@@ -218,6 +221,7 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
         inputs = dict(inputs)
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
         frame_tokens, teacher_inputs = inputs.pop("frame_tokens"), inputs.pop("teacher", None)
+        row_index = inputs.pop("row_index")
         tokens = (inputs["segment_ids"] >= 0 if "segment_ids" in inputs else inputs["attention_mask"]).sum()
 
         # Only positions that predict an answer token go through lm_head.
@@ -230,23 +234,64 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
             divergence = self._divergence(logits, teacher_inputs)
             share = self.args.distillation_weight
             losses = (1 - share) * losses + share * divergence
-            self._metrics[mode]["teacher_divergence"].append(self.accelerator.gather(divergence.mean()).mean().item())
-        if self.args.loss_mode == "question":
-            total, count = (losses * weights).sum(), weights.sum()
-        else:
-            total, count = losses.sum(), len(targets)
-        loss = self._mean_loss(total, count, num_items_in_batch, frame_tokens)
+        shares = weights if self.args.loss_mode == "question" else torch.ones_like(weights)
+        loss = self._mean_loss((losses * shares).sum(), shares.sum(), num_items_in_batch, frame_tokens)
 
-        correct = (logits.argmax(-1) == targets).sum()
-        counts = torch.stack([correct, answers.sum(), tokens, weights.sum().round().long()])
+        correct = logits.argmax(-1) == targets
+        if mode == "eval":
+            values = {"items": shares, "loss": losses.detach() * shares, "tokens": torch.ones_like(shares)}
+            values["mean_token_accuracy"] = correct.float()
+            if teacher_inputs is not None:
+                values["teacher_divergence"] = divergence
+            self._add_to_evaluation(values, row_index[answers.nonzero()[:, 0]])
+            return (loss, outputs) if return_outputs else loss
+        if teacher_inputs is not None:
+            self._metrics[mode]["teacher_divergence"].append(self.accelerator.gather(divergence.mean()).mean().item())
+        counts = torch.stack([correct.sum(), answers.sum(), tokens, weights.sum().round().long()])
         counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0).tolist()
         self._metrics[mode]["mean_token_accuracy"].append(counts[0] / max(1, counts[1]))
-        if mode == "train":
-            self._total_train_tokens += counts[2]
-            self._questions_seen += counts[3]
+        self._total_train_tokens += counts[2]
+        self._questions_seen += counts[3]
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         self._metrics[mode]["num_questions"] = [self._questions_seen]
         return (loss, outputs) if return_outputs else loss
+
+    def _add_to_evaluation(self, values: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
+        """Add up values of answer tokens, `(answer tokens,)` each, and keep the means over the evaluation so far.
+
+        They are summed by row: where the processes share a dataset unevenly, the last batch repeats rows that
+        `gather_for_metrics` leaves out.
+
+        Args:
+            rows (`torch.LongTensor` of shape `(answer tokens,)`): each token's row in its batch.
+        """
+        values_of_tokens = torch.stack(list(values.values()), dim=1).float()
+        sums = values_of_tokens.new_zeros(self.args.eval_batch_size, len(values)).index_add(0, rows, values_of_tokens)
+        sums = self.accelerator.gather_for_metrics(sums).double().sum(0).tolist()
+        for name, value in zip(values, sums, strict=True):
+            self._evaluated[name] += value
+        for name in values.keys() & {"mean_token_accuracy", "teacher_divergence"}:
+            self._metrics["eval"][name] = [self._evaluated[name] / max(1, self._evaluated["tokens"])]
+        self._metrics["eval"]["num_tokens"] = [self._total_train_tokens]
+        self._metrics["eval"]["num_questions"] = [self._questions_seen]
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As in transformers, whose loss is a mean over batches; this one is a mean over questions or tokens."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._evaluated["items"]:
+            output.metrics[f"{metric_key_prefix}_loss"] = self._evaluated["loss"] / self._evaluated["items"]
+        return output
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        """Every row, also with `dataloader_drop_last`, and all at one budget: the largest that is trained."""
+        collator, drop_last = self.data_collator, self.args.dataloader_drop_last
+        budgets = collator.visual_tokens and [max(collator.visual_tokens)]
+        self.data_collator, self.args.dataloader_drop_last = replace(collator, visual_tokens=budgets), False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
 
     def _forward(self, model, text_config, inputs: dict, answers: torch.Tensor):
         """A model's output for a batch of the collator, logits `(1, answer tokens, vocabulary)`.

@@ -16,6 +16,48 @@ from trl import SFTConfig, SFTTrainer
 
 from .optimizer_smoldriver import MuonAdamW, hidden_matrices
 
+LEAST = {
+    "max_steps": 1,  # or -1, which counts epochs
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "eval_accumulation_steps": 1,
+    "save_total_limit": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "seed": 0,
+    "data_seed": 0,
+    "warmup_steps": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "eval_delay": 0,
+}
+ABOVE_ZERO = ("num_train_epochs", "adam_epsilon", "logging_steps", "save_steps", "eval_steps")
+BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}  # NumPy takes seeds of 32 bits
+"""Numbers of `TrainingArguments` with which a run would crash, never end or train nothing."""
+
+
+def check_range(name: str, value: float | None, least: float | None = None, below: float = math.inf) -> None:
+    """Refuse a number out of range; None, which leaves the choice to a default, is allowed.
+
+    Args:
+        least: smallest value allowed; None: above 0.
+
+    Raises:
+        ValueError: names the option, its value and the range.
+    """
+    if value is None or (least is not None and value == least) or (least or 0) < value < below:
+        return
+    allowed = "above 0" if least is None else f"at least {least}"
+    if not math.isfinite(value):
+        allowed += " and finite"
+    elif below < math.inf:
+        allowed += f" and below {below}"
+    raise ValueError(f"{name}={value} must be {allowed}")
+
 
 @dataclass
 class SmolDriverTrainingConfig(SFTConfig):
@@ -24,7 +66,7 @@ class SmolDriverTrainingConfig(SFTConfig):
     `bf16` is by default what is faster on the machine, see [`bfloat16_is_fast`].
 
     Raises:
-        ValueError: a learning rate below 0, or one by kind of weight beside an optimizer other than AdamW.
+        ValueError: a number out of range, or a learning rate by kind of weight beside an optimizer other than AdamW.
     """
 
     train_tower: bool = field(default=True, metadata={"help": "Where the vision model trains: its tower too."})
@@ -47,6 +89,7 @@ class SmolDriverTrainingConfig(SFTConfig):
     )
 
     def __post_init__(self):
+        self._check_numbers()
         # The collator reads the pictures, and truncation would cut image tokens.
         self.remove_unused_columns = False
         self.max_length = None
@@ -57,10 +100,16 @@ class SmolDriverTrainingConfig(SFTConfig):
         super().__post_init__()
         for name in ("tower_learning_rate", "muon_learning_rate"):
             rate = getattr(self, name)
-            if not 0 <= rate < math.inf:
-                raise ValueError(f"{name}={rate} must be 0 or above")
+            check_range(name, rate, least=0)
             if rate and not str(self.optim.value).startswith("adamw_torch"):
                 raise ValueError(f"{name} goes with optim='adamw_torch', not {self.optim.value!r}")
+
+    def _check_numbers(self) -> None:
+        for name, least in LEAST.items():
+            if name != "max_steps" or self.max_steps != -1:
+                check_range(name, getattr(self, name), least, BELOW.get(name, math.inf))
+        for name in ABOVE_ZERO:
+            check_range(name, getattr(self, name))
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -98,6 +147,24 @@ def check_model(model, args: SmolDriverTrainingConfig, processor) -> None:
         raise ValueError("give a loaded model: SmolDriverForConditionalGeneration.from_pretrained(...)")
     for budget in args.train_visual_tokens or ():
         processor._check_budget(budget)
+
+
+def check_rows(rows, args: SmolDriverTrainingConfig) -> None:
+    """Refuse training rows that do not fill one batch; a stream's are not counted.
+
+    Raises:
+        ValueError: nothing would train.
+    """
+    if not hasattr(rows, "__len__"):
+        return
+    batch = args.train_batch_size * args.world_size
+    if len(rows) == 0:
+        raise ValueError("the training rows hold no question: nothing would train")
+    if args.dataloader_drop_last and len(rows) < batch:
+        raise ValueError(
+            f"dataloader_drop_last leaves out all {len(rows)} training rows, fewer than the {batch} of a batch on all"
+            " processes: leave it out or lower per_device_train_batch_size"
+        )
 
 
 def train_parts(model: PreTrainedModel, vision: bool, connector: bool, language_model: bool) -> None:
@@ -150,9 +217,13 @@ class SmolDriverTrainer(SFTTrainer):
 
     Args:
         model: a loaded model, see [`check_model`]; `kwargs` as in SFTTrainer.
+
+    Raises:
+        ValueError: see [`check_rows`].
     """
 
     def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
+        check_rows(kwargs["train_dataset"], args)
         super().__init__(model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True  # a loss is divided by the items of all accumulated batches already
         if not args.train_tower:

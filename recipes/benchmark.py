@@ -27,6 +27,7 @@ from recipes.benchmarking.models import SIZES, Size
 from recipes.benchmarking.tables import draw, print_table, ratios
 from recipes.benchmarking.training import CONTESTANTS, TrainingBench, name_of, peak_of_step
 from recipes.benchmarking.training import estimate_bytes as estimate_training
+from smoldriver_common.command_line import stopped_in_one_line
 from smoldriver_common.whole_files import write_json, written_whole
 
 PAPER_SIZE = "2.2b"
@@ -196,4 +197,5 @@ def gigabytes(count: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("benchmark"):
+        main()

@@ -19,7 +19,7 @@ from transformers import logging
 from recipes.training.grafting import BuildOptions, graft
 from recipes.training.manifest import TrainingManifest, check_output, check_source
 from recipes.training.weights import parameter_table
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.processes import peak_resident_bytes
 from smoldriver_common.whole_files import folder_written_whole
 
@@ -103,4 +103,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("build_checkpoint"):
+        main()

@@ -27,10 +27,11 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationConfig,
     VisionDistillationTrainer,
 )
+from modeling_smoldriver.training_smoldriver import check_range
 from recipes.training.loading import base_dtype, load_base
 from recipes.training.run import TrainingRun
 from recipes.training.teacher_cache import TeacherCache, load_teacher
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 
 @dataclass
@@ -41,6 +42,9 @@ class DataArguments:
     eval_split: str = field(default="eval", metadata={"help": "Split to measure the explained variance on."})
     eval_frames: int | None = field(default=None, metadata={"help": "Frames of it, evenly spread; default: all."})
     reference: str | None = field(default=None, metadata={"help": "Another run's folder, to show beside this one."})
+
+    def __post_init__(self):
+        check_range("eval_frames", self.eval_frames, least=1)
 
 
 def load(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
@@ -104,16 +108,18 @@ def main(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     with run.training(trainer):
         trainer.train(resume_from_checkpoint=run.checkpoint)
         trainer.save_model(training_args.output_dir)
-    trainer.evaluate()
+        trainer.evaluate()
     if trainer.is_world_process_zero():
         explained = read_explained_variance(training_args.output_dir)
         manifest = run.manifest(trainer, train, teacher=trainer.teacher.description(), explained_variance=explained)
-        manifest.write(training_args.output_dir)
+        with errors_in_one_line("distill_vision"):
+            manifest.write(training_args.output_dir)
         print(table({"this run": explained, **runs}))
         print(f"model saved in {training_args.output_dir}")
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("distill_vision"):
-        arguments = TrlParser((DataArguments, VisionDistillationConfig, ModelConfig)).parse_args_and_config()
-    main(*arguments)
+    with stopped_in_one_line("distill_vision"):
+        with errors_in_one_line("distill_vision"):
+            arguments = TrlParser((DataArguments, VisionDistillationConfig, ModelConfig)).parse_args_and_config()
+        main(*arguments)

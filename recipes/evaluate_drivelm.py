@@ -37,7 +37,7 @@ from recipes.evaluation.scoring import Scoring, score_everyone
 from recipes.evaluation.tables import comparison_summary, summary
 from recipes.metrics.drivelm.text_metrics import find_minilm
 from recipes.training.loading import DTYPES, load_model
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 
 
@@ -159,4 +159,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("evaluate_drivelm"):
+        main()

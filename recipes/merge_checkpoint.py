@@ -32,7 +32,7 @@ from recipes.training.loading import (
     put_adapters,
 )
 from recipes.training.manifest import TrainingManifest
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import folder_written_whole
 
 # Measured on models of two layers: 1.3e-6, 5e-3, 2.4e-2; rounding adds up over layers.
@@ -125,4 +125,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("merge_checkpoint"):
+        main()

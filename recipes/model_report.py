@@ -19,7 +19,7 @@ from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditio
 from recipes.training.loading import CLASSES
 from recipes.training.manifest import check_source
 from recipes.training.weights import count_weights, parameter_table, weights_table
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.processes import peak_resident_bytes
 
 TRAINED = 16  # bytes per trained weight: float32 weight and gradient, two float32 moments of AdamW
@@ -186,4 +186,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("model_report"):
+        main()

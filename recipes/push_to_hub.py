@@ -29,7 +29,7 @@ from recipes.evaluation.publishing import (
     read_object,
 )
 from recipes.training.manifest import TRAINING_MANIFEST
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
 
@@ -155,4 +155,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("push_to_hub"):
+        main()

@@ -17,7 +17,7 @@ from data_scripts.sources.drivelm_json import TASKS, read_drivelm
 from recipes.evaluation.tables import aligned
 from recipes.metrics.drivelm.scores import METRICS, compute_metrics
 from recipes.metrics.drivelm.text_metrics import find_minilm
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import write_json
 
 LONGEST_TEXT = 20_000  # characters
@@ -149,4 +149,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("score_answers"):
+        main()

@@ -25,7 +25,7 @@ from recipes.training.loading import (
     quantization_of,
 )
 from recipes.training.run import TrainingRun
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 SHUFFLE_BUFFER = 256  # frames that a streaming run holds, as undecoded images, to draw from
 
@@ -96,11 +96,13 @@ def main(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     if trainer.is_world_process_zero():
         quantization = quantization_of(model_args)
         manifest = run.manifest(trainer, train, quantization=quantization and quantization.to_diff_dict())
-        manifest.write(training_args.output_dir)
+        with errors_in_one_line("sft_qlora"):
+            manifest.write(training_args.output_dir)
         print(f"model saved in {training_args.output_dir}")
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("sft_qlora"):
-        arguments = TrlParser((DataArguments, SmolDriverSFTConfig, ModelConfig)).parse_args_and_config()
-    main(*arguments)
+    with stopped_in_one_line("sft_qlora"):
+        with errors_in_one_line("sft_qlora"):
+            arguments = TrlParser((DataArguments, SmolDriverSFTConfig, ModelConfig)).parse_args_and_config()
+        main(*arguments)

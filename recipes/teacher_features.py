@@ -21,7 +21,7 @@ from transformers import logging
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
 from recipes.training.teacher_cache import CacheState, load_teacher, read_keys, shard_path
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import check_apart, written_whole
 
 SHARD_FRAMES = 64  # up to 384 views
@@ -88,4 +88,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("teacher_features"):
+        main()

@@ -2,11 +2,19 @@
 
 import argparse
 import io
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
+
+from smoldriver_common.processes import kill_children
+
+GRACE = 5.0  # seconds for what must be tidied up after a signal
 
 
 def whole_number(low: int = 1, high: int | None = None) -> Callable[[str], int]:
@@ -55,3 +63,59 @@ def _expected(error: Exception) -> str | None:
         return str(error)
     # libraries wrap such errors in their own: `datasets` a full disk while it unpacks rows, for example
     return f"{error}: {error.__cause__}" if isinstance(error.__cause__, expected) else None
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM, in a program under [`stopped_in_one_line`]."""
+
+
+@contextmanager
+def stopped_in_one_line(program: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the program with one line, exit code 130 or 143, and no process left behind.
+
+    Wrap what the main thread does. A library may swallow the exception that the signal raises, and the run would go
+    on: `GRACE` seconds later the process ends in any case.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner, received = os.getpid(), []
+
+    def stop(number: int, frame) -> None:
+        if os.getpid() != owner:  # a worker that was forked from it: its parent knows
+            os._exit(0)
+        if not received:
+            received.append(number)
+            kill_children()
+            threading.Thread(target=_end_for_good, args=(program, number), daemon=True).start()
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except BaseException:
+        if not received:
+            raise
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        _end(program, received[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_for_good(program: str, number: int) -> None:
+    time.sleep(GRACE)
+    _end(program, number)
+
+
+def _end(program: str, number: int) -> None:
+    """The process and its children end here, without what a normal end waits for: threads, queues, workers."""
+    kill_children()
+    name = signal.Signals(number).name
+    try:
+        sys.stdout.flush()
+        sys.stderr.write(f"\n{program}: stopped by {name}; the same command resumes or starts again\n")
+        sys.stderr.flush()
+    finally:
+        os._exit(128 + number)

@@ -15,5 +15,6 @@ _SPEC.loader.exec_module(_inputs)
 CAMERAS = _inputs.CAMERAS
 MAX_PIXELS = _inputs.MAX_PIXELS
 check_text = _inputs.check_text
+fault_of_text = _inputs.fault_of_text
 to_rgb = _inputs.to_rgb
 upright_size = _inputs.upright_size

@@ -240,6 +240,17 @@ def test_statistics_of_another_connector_are_not_read_again(options, folders, pr
 
 
 @pytest.mark.contract
+def test_statistics_made_again_are_the_same_file(options):
+    """Also after a full disk, which leaves none."""
+    contents = set()
+    for _ in range(4):
+        build_trainer(options)
+        path = Path(options["output_dir"]) / "teacher_statistics.safetensors"
+        contents.add(path.read_bytes())
+        path.unlink()
+    assert len(contents) == 1
+
+
 def test_teacher_is_the_vlms_own_tower(folders):
     teacher = load_teacher(str(folders / "teacher"))
     vlm = SmolVLMForConditionalGeneration.from_pretrained(folders / "teacher").eval()

@@ -313,7 +313,6 @@ def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(a
             "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'cars",
         ),
         ("answer", "cars " * 5_000, "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'What"),
-        ("question", "<image> Why?", "the question 1 of frame 'frame2' holds the special token <image>"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_named_before_the_weights_are_loaded(
@@ -396,6 +395,33 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes(
     small_files(10**9)
     metrics, _ = evaluate(monkeypatch, arguments, "--controls")
     assert metrics["results"]["smoldriver"]["overall"]["count"] == 10
+
+
+@pytest.mark.parametrize(
+    "question, description, message",
+    [
+        (
+            "<image>\nIs there a car ahead?",
+            None,
+            r"frame 'frame0': question 1 holds the special token <image>: '<image>\nIs there a car ahead?'",
+        ),
+        (
+            "Is there a car ahead?",
+            "It waits.<end_of_utterance>",
+            "frame 'frame0': its scene description holds the special token <end_of_utterance>: 'It waits.",
+        ),
+    ],
+)
+def test_text_that_may_not_stand_in_a_prompt_is_refused_before_the_model_is_loaded(
+    question, description, message, arguments, monkeypatch, tmp_path
+):
+    row = scene_row(0, 2) | {"scene_description": description}
+    row["qa"][1]["question"] = question
+    monkeypatch.setattr(evaluate_drivelm, "load_model", None)
+    arguments["scenes"] = write_scenes(tmp_path / "scenes", [row])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(monkeypatch, arguments, "--use-scene-description")
+    assert message in str(stopped.value) and "\n" not in str(stopped.value)
 
 
 def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tmp_path):

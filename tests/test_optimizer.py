@@ -94,8 +94,8 @@ def test_hidden_matrices_are_the_trainable_linear_weights_but_the_heads(config):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"muon_learning_rate": -0.1}, "muon_learning_rate=-0.1 must be 0 or above"),
-        ({"tower_learning_rate": float("inf")}, "tower_learning_rate=inf must be 0 or above"),
+        ({"muon_learning_rate": -0.1}, "muon_learning_rate=-0.1 must be at least 0"),
+        ({"tower_learning_rate": float("inf")}, "tower_learning_rate=inf must be at least 0 and finite"),
         ({"muon_learning_rate": 0.01, "optim": "sgd"}, "goes with optim='adamw_torch', not 'sgd'"),
     ],
 )

@@ -59,6 +59,19 @@ def test_paper_tables_become_scene_rows(tmp_path):
     assert prepare_paper(tmp_path, "--split", "train", "--object-tags", "drop") == manifest
 
 
+def test_paper_text_that_may_not_stand_in_a_prompt_is_dropped_and_counted(tmp_path):
+    def change(split, questions, pictures):
+        questions[0]["question"] = "<image>Is it?"
+        for row in questions:
+            row["scene_description"] = "A drive.<end_of_utterance>"
+
+    write_paper_tables(tmp_path, change)
+    report = prepare_paper(tmp_path, "--split", "train")["report"]
+    assert report["dropped questions"]["question holds the special token <image>"] == 2
+    assert report["frames without their scene description"] == {"holds the special token <end_of_utterance>": 3}
+    assert {row["scene_description"] for row in stored_rows(tmp_path / "out")} == {None}
+
+
 def test_frame_in_two_paper_splits_becomes_one(tmp_path):
     def share(split, questions, pictures):
         if split == "test":

@@ -1,8 +1,11 @@
 """The SFT trainer from Python: what trains, what is saved, what is refused."""
 
+import math
+import re
+
 import pytest
 import torch
-from fakes import QA, dataset, frame, tiny_config, tiny_model
+from fakes import QA, dataset, frame, one_by_one, tiny_config, tiny_model
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
@@ -93,8 +96,68 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_frames(make_trainer
         ({"loss_mode": "both"}, "loss_mode='both' is unknown; use one of"),
         ({"packed_attention": "dense"}, "packed_attention='dense' is unknown; use one of"),
         ({"questions_per_scene": 0}, "questions_per_scene=0 must be at least 1"),
+        ({"max_steps": -5}, "max_steps=-5 must be at least 1"),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
+        ({"num_train_epochs": math.inf}, "num_train_epochs=inf must be above 0 and finite"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1 must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
+        ({"logging_steps": 0}, "logging_steps=0 must be above 0"),
+        ({"save_steps": -2}, "save_steps=-2 must be above 0"),
+        ({"learning_rate": -1e-5}, "learning_rate=-1e-05 must be at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be at least 0 and finite"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 must be at least 0"),
+        ({"adam_beta1": 1.0}, "adam_beta1=1.0 must be at least 0 and below 1"),
+        ({"adam_epsilon": 0.0}, "adam_epsilon=0.0 must be above 0"),
+        ({"seed": -1}, "seed=-1 must be at least 0 and below 4294967296"),
+        ({"max_pack_length": 0}, "max_pack_length=0 must be at least 1"),
+        ({"sample_steps": -1}, "sample_steps=-1 must be at least 0"),
     ],
 )
 def test_bad_training_values_are_refused(tmp_path, values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         SmolDriverSFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **values)
+
+
+def test_rows_that_fill_no_batch_are_refused(make_trainer):
+    """With `dataloader_drop_last` such a run ended at once, its model untrained."""
+    rows = [frame(0), frame(1)]
+    options = {"dataloader_drop_last": True, "max_steps": 1, "scene_packing": True}
+    with pytest.raises(ValueError, match="drop_last leaves out all 2 training rows, fewer than the 3 of a"):
+        make_trainer(rows=rows, per_device_train_batch_size=3, **options)
+    trainer = make_trainer(rows=rows, per_device_train_batch_size=2, **options)
+    assert trainer.train().global_step == 1
+    with pytest.raises(ValueError, match="the training rows hold no question"):
+        make_trainer(rows=[frame(0, qa=[])])
+
+
+@pytest.mark.parametrize("loss_mode", ["question", "token"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_evaluation_is_the_same_at_every_batch_size(loss_mode, packing, make_trainer):
+    rows = [frame(0), frame(1, QA[1:2]), frame(2, QA[:2], missing=("CAM_BACK",))]
+    found = []
+    for size in (1, 2, 3):
+        trainer = make_trainer(
+            rows=rows,
+            loss_mode=loss_mode,
+            scene_packing=packing,
+            train_visual_tokens=[4, 9],
+            per_device_eval_batch_size=size,
+            dataloader_drop_last=True,
+            per_device_train_batch_size=1,
+        )
+        metrics = trainer.evaluate(trainer.train_dataset)
+        found.append([metrics["eval_loss"], metrics["eval_mean_token_accuracy"]])
+
+    model, collator, total, items = trainer.model.eval(), trainer.data_collator, 0.0, 0.0
+    collator.visual_tokens = [9]
+    for row in one_by_one(rows):
+        with torch.no_grad():
+            loss = trainer.compute_loss(model, collator([row])).item()
+        count = 1 if loss_mode == "question" else (collator([row])["labels"] != -100).sum().item()
+        total, items = total + loss * count, items + count
+    expected = [total / items, found[0][1]]
+    torch.testing.assert_close(torch.tensor(found), torch.tensor([expected] * 3), rtol=0, atol=1e-6)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,9 @@ from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGenera
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes import model_report, sft_qlora
+from recipes.training.checkpoints import fault_of_checkpoint, last_whole_checkpoint
 from recipes.training.loading import CLASSES, load_model
 from recipes.training.manifest import read_training_manifest
-from recipes.training.run import last_whole_checkpoint
 from smoldriver_common.whole_files import sole_writer
 
 ROOT = Path(__file__).parents[1]
@@ -420,6 +421,82 @@ def finished(base, scenes, tmp_path_factory):
     return options
 
 
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zeroed_inside(path: Path) -> None:
+    """As a power cut leaves a file: one page of it, here a full one, never reached the disk."""
+    content = bytearray(path.read_bytes())
+    page = max(range(0, len(content), 512), key=lambda start: -content[start : start + 512].count(0))
+    content[page : page + 512] = bytes(512)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_checkpoint_that_lost_or_broke_a_file_is_not_whole(name, finished, tmp_path):
+    whole = finished["output_dir"] / "checkpoint-2"
+    assert fault_of_checkpoint(whole) is None
+    for number, damage in enumerate((Path.unlink, emptied, zeroed, cut)):
+        folder = shutil.copytree(whole, tmp_path / str(number))
+        damage(folder / name)
+        fault = "lacks" if damage is Path.unlink else "has a damaged"
+        assert fault_of_checkpoint(folder) == f"{fault} {name}"
+
+
+def test_page_of_zeros_within_the_optimizer_is_found(finished, tmp_path):
+    folder = shutil.copytree(finished["output_dir"] / "checkpoint-2", tmp_path / "checkpoint-2")
+    zeroed_inside(folder / "optimizer.pt")
+    assert fault_of_checkpoint(folder) == "has a damaged optimizer.pt"
+
+
+def test_state_of_one_process_among_several_is_missed(finished, tmp_path):
+    folder = shutil.copytree(finished["output_dir"] / "checkpoint-2", tmp_path / "checkpoint-2")
+    for process in range(3):
+        shutil.copy(folder / "rng_state.pth", folder / f"rng_state_{process}.pth")
+    (folder / "rng_state.pth").unlink()
+    assert fault_of_checkpoint(folder) is None
+    (folder / "rng_state_1.pth").unlink()
+    assert fault_of_checkpoint(folder) == "lacks rng_state_1.pth"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, cut])
+def test_run_falls_back_to_the_last_whole_checkpoint_and_ends_the_same(
+    damage, finished, monkeypatch, tmp_path, capsys
+):
+    again = {**finished, "output_dir": shutil.copytree(finished["output_dir"], tmp_path / "again")}
+    last, before = (again["output_dir"] / f"checkpoint-{step}" for step in (2, 1))
+    damage(last / "optimizer.pt")
+    train(monkeypatch, again)
+    fault = "lacks" if damage is Path.unlink else "has a damaged"
+    assert f"{last} {fault} optimizer.pt: falling back to {before}\n" in capsys.readouterr().out
+    ours, theirs = (load_file(options["output_dir"] / "model.safetensors") for options in (again, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_run_that_saved_its_model_only_does_not_resume_silently(options, monkeypatch):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    with pytest.raises(KeyboardInterrupt):
+        train(monkeypatch, options, Stop(1))
+    message = (
+        "sft_qlora: a run cannot resume from .*checkpoint-1, which save_only_model left without its optimizer: give"
+        " another --output_dir or delete the checkpoints in .*run to start again"
+    )
+    for given in ({}, {"save_only_model": False}):
+        with pytest.raises(SystemExit, match=message):
+            train(monkeypatch, {**options, **given})
+
+
 @pytest.mark.parametrize(
     "changed, named",
     [
@@ -549,6 +626,20 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
     assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_text_of_an_older_preparation_that_may_not_stand_in_a_prompt_is_one_line(
+    workers, options, monkeypatch, tmp_path
+):
+    row = scene_row(0, 1)
+    row["qa"][0]["question"] = "<image>\nIs there a car ahead?"
+    write_shards(tmp_path / "scenes", [row])
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, {**options, "scenes": tmp_path / "scenes", "dataloader_num_workers": workers})
+    message = str(stopped.value)
+    assert r"frame frame0: the question holds the special token <image>: '<image>\nIs there a car ahead?'" in message
+    assert message.startswith("sft_qlora: ") and "(prepare the scenes again)" in message and "\n" not in message
+
+
 @pytest.mark.parametrize(
     "broken_at, options_of_saving, kept",
     [
@@ -578,6 +669,33 @@ def test_weights_that_are_not_finite_are_not_saved(broken_at, options_of_saving,
     left = [path.name for path in folder.glob("checkpoint-*")]
     assert left == (["checkpoint-2"] if "checkpoint-2" in kept else [])
     assert not (folder / "model.safetensors").exists()
+
+
+class FillDisk(TrainerCallback):
+    """From the first step on no file can grow beyond a size: as if the disk were full."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def on_step_begin(self, *args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("torn", ["model.safetensors", "optimizer.pt"])
+def test_full_disk_ends_training_with_one_line_and_the_same_command_resumes(torn, options, base, monkeypatch):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    weights = (base / "model.safetensors").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(monkeypatch, options, FillDisk(weights // 2 if torn == "model.safetensors" else weights * 3 // 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = str(stopped.value)
+    assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
+    assert ("File too large" if torn == "model.safetensors" else "perhaps for want of disk space") in message
+    trainer, _ = train(monkeypatch, options)
+    assert trainer.state.global_step == 2
 
 
 def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path):

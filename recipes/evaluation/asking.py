@@ -19,6 +19,7 @@ from recipes.evaluation.predictions import Contestant, Prediction, Settings
 from recipes.evaluation.provenance import code_digest, loading_digests, local_folder
 from recipes.training.loading import base_of_adapters, is_adapters
 from recipes.training.manifest import scenes_identity
+from smoldriver_common.shipped import fault_of_text
 from smoldriver_common.whole_files import write_json
 
 CHUNK = 16  # frames whose answers are written together
@@ -56,14 +57,16 @@ def choose_questions(rows: Dataset, settings: Settings) -> Asked:
     """The frames and questions that the settings ask for, of the rows of their split.
 
     Raises:
-        ValueError: a question has no true answer.
+        ValueError: a question has no true answer, or a text may not stand in a prompt.
     """
     if settings.max_frames is not None and settings.max_frames < len(rows):
         count = settings.max_frames
         rows = rows.select([index * len(rows) // count for index in range(count)])
     texts = rows.select_columns(["scene_token", "frame_token", "scene_description", "qa"])
     chosen = select_questions(texts, settings.questions_per_frame, settings.seed)
-    check_answered(texts, chosen, f"split {settings.split!r} of {settings.scenes}")
+    where = f"split {settings.split!r} of {settings.scenes}"
+    check_answered(texts, chosen, where)
+    check_askable(texts, chosen, settings.use_scene_description, where)
     return Asked(rows, texts, chosen)
 
 
@@ -93,6 +96,24 @@ def check_answered(frames, chosen: list[list[int]], where: str) -> None:
             f" {frame['qa'][number]['question']!r:.80} ({len(blank)} of {len(asked)} questions have none); name a"
             " --split with answers, or prepare the scenes from a file that has them"
         )
+
+
+def check_askable(frames, chosen: list[list[int]], use_scene_description: bool, where: str) -> None:
+    """Every text that will be asked may stand in a prompt.
+
+    Raises:
+        ValueError: names the first that may not, with its frame.
+    """
+    for frame, numbers in zip(frames, chosen, strict=True):
+        asked = [(f"question {number}", frame["qa"][number]["question"]) for number in numbers]
+        if use_scene_description and frame["scene_description"]:
+            asked.append(("its scene description", frame["scene_description"]))
+        for name, text in asked:
+            if fault := fault_of_text(text):
+                raise ValueError(
+                    f"{where}: frame {frame['frame_token']!r}: {name} {fault}: {text!r:.80}; prepare the scenes again,"
+                    " which leaves it out"
+                )
 
 
 def unfinished_folder(output: Path, settings: Settings) -> Path:

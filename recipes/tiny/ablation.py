@@ -16,7 +16,7 @@ from recipes.evaluation.tables import aligned, columns, percent
 from recipes.tiny.demo import FULL, SHORT, base_steps, tuning_steps
 from recipes.tiny.pipeline import Step, build_step, evaluation_step, open_run, run_steps, side_by_side
 from recipes.training.manifest import read_training_manifest
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 SHOWN = ("yes_no", "status", "listing", "counting", "planning")
 
@@ -94,4 +94,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("ablation"):
+        main()

@@ -30,7 +30,7 @@ from recipes.tiny.pipeline import (
     training_step,
     world_steps,
 )
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 FULL = {
     "scenes": 600,
@@ -216,4 +216,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("compare"):
+        main()

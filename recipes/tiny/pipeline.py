@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def _start(step: Step, logs: Path, environment: dict) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            preexec_fn=killed_with_parent if os.name == "posix" else None,
+            preexec_fn=partial(killed_with_parent, os.getpid()) if os.name == "posix" else None,
         )
 
 

@@ -44,7 +44,7 @@ from recipes.tiny.tiny_base import (
     train_tokenizer,
 )
 from recipes.training.manifest import TrainingManifest
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 
 GRID = IMAGE_SIZE // PATCH_SIZE
 # Words that always come together get one token: a question is read in half the time.
@@ -342,4 +342,5 @@ def make_tokenizer(scenes, captions: str | None):
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("pretrain_towers"):
+        main()

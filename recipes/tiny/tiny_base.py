@@ -24,7 +24,7 @@ from transformers import (
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
 from recipes.training.manifest import TrainingManifest
-from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 VISION_WIDTH = 128
 TEXT_WIDTH = 192
@@ -158,4 +158,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with stopped_in_one_line("tiny_base"):
+        main()

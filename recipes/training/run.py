@@ -1,7 +1,6 @@
 """The frame of a training run: what it was asked for, the checkpoint it resumes from, its folder, its manifest."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,12 +8,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, SFTConfig
 
 from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
 from modeling_smoldriver.training_smoldriver import SmolDriverTrainingConfig
+from recipes.training.checkpoints import fault_of_checkpoint, holds_a_model_only, last_whole_checkpoint, newest_first
 from recipes.training.loading import base_dtype
 from recipes.training.manifest import TrainingManifest, check_output, check_source, scenes_identity
 from smoldriver_common.command_line import errors_in_one_line
@@ -87,8 +87,8 @@ class TrainingRun:
     def training(self, trainer: Trainer) -> Iterator[None]:
         """Hold the run's folder while the body trains and saves, and keep time and settings in each checkpoint.
 
-        A loss or a weight that is not finite, rows that do not fit into a sequence, or another process in that folder
-        ends the program with one line.
+        A loss or a weight that is not finite, rows that do not fit into a sequence, a full disk, or another process in
+        that folder ends the program with one line.
         """
         clock = TrainingClock(self.checkpoint)
         trainer.add_callback(clock)
@@ -101,8 +101,10 @@ class TrainingRun:
                     held.enter_context(sole_writer(self.training_args.output_dir))
             try:
                 yield
-            except (FloatingPointError, RowsDoNotFit) as error:
-                reason = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
+            except (FloatingPointError, RowsDoNotFit, OSError, SafetensorError, RuntimeError) as error:
+                reason = _reason(error)
+                if reason is None:
+                    raise
                 last = last_whole_checkpoint(self.training_args.output_dir)
                 kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
                 sys.exit(f"{self.program}: {reason}; {kept}")
@@ -120,6 +122,16 @@ class TrainingRun:
             arguments={**asdict(self.data_args), **asdict(self.model_args), **self.training_args.to_dict()},
             **facts,
         )
+
+
+def _reason(error: Exception) -> str | None:
+    """What to print of an error that ended a training; None for a fault of the program."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if not isinstance(error, RuntimeError):
+        return lines[-1]  # a worker of the data loader puts its traceback before it
+    # torch.save raises no OSError
+    torn = any(word in lines[0] for word in ("inline_container", "PytorchStreamWriter", "No space left"))
+    return f"a file could not be written, perhaps for want of disk space ({lines[0]})" if torn else None
 
 
 def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> None:
@@ -164,23 +176,44 @@ def run_settings(data_args, training_args: SmolDriverTrainingConfig, model_args:
 def checkpoint_to_resume_from(training_args: SmolDriverTrainingConfig, settings: dict) -> str | None:
     """The checkpoint that `resume_from_checkpoint` names; where it is not given or `true`, the run's last whole one.
 
+    What is passed over on the way to that one is printed.
+
     Raises:
         FileNotFoundError: it does not name the folder of a whole checkpoint.
-        ValueError: the checkpoint is of a run with other settings, which are named.
+        ValueError: the checkpoint is of a run with other settings, which are named, or holds a model only.
     """
     given, folder = training_args.resume_from_checkpoint, training_args.output_dir
     if given is None or str(given).lower() == "true":
-        checkpoint = last_whole_checkpoint(folder)
-    elif is_whole_checkpoint(str(given)):
-        checkpoint = str(given)
-    else:
+        checkpoint = _last_to_resume_from(folder, tell=training_args.process_index == 0)
+    elif fault := fault_of_checkpoint(str(given)):
         raise FileNotFoundError(
-            f"resume_from_checkpoint={given} is not the folder of a whole checkpoint: leave it out to resume from the"
-            f" last one in {folder}, or give another --output_dir to start again"
+            f"resume_from_checkpoint={given} is not the folder of a whole checkpoint (it {fault}): leave it out to"
+            f" resume from the last one in {folder}, or give another --output_dir to start again"
         )
+    else:
+        checkpoint = str(given)
     if checkpoint:
         _check_settings(Path(checkpoint), settings)
     return checkpoint
+
+
+def _last_to_resume_from(folder: str, tell: bool) -> str | None:
+    faults = []
+    for checkpoint in newest_first(folder):
+        fault = fault_of_checkpoint(checkpoint)
+        if fault and holds_a_model_only(checkpoint):
+            raise ValueError(
+                f"a run cannot resume from {checkpoint}, which save_only_model left without its optimizer: give"
+                f" another --output_dir or delete the checkpoints in {folder} to start again"
+            )
+        if fault is None:
+            if faults and tell:
+                print(f"{'; '.join(faults)}: falling back to {checkpoint}")
+            return str(checkpoint)
+        faults.append(f"{checkpoint} {fault}")
+    if faults and tell:
+        print(f"{'; '.join(faults)}: there is no whole checkpoint, the run starts again")
+    return None
 
 
 def _check_settings(checkpoint: Path, settings: dict) -> None:
@@ -196,25 +229,6 @@ def _check_settings(checkpoint: Path, settings: dict) -> None:
             f"{checkpoint} is of a run with other settings ({named}): give the old ones to resume; to start again give"
             " another --output_dir, or delete that run's checkpoints"
         )
-
-
-def is_whole_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether a checkpoint was saved to its end.
-
-    transformers writes a checkpoint in place, its trainer state last: where that can be read, all else is there.
-    """
-    try:
-        json.loads((Path(folder) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-<step>` of a run, without those whose saving was cut short."""
-    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
-    newest_first = sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((str(path) for path in newest_first if is_whole_checkpoint(path)), None)
 
 
 class TrainingClock(TrainerCallback):
