@@ -309,7 +309,7 @@ def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(a
     [
         (
             "question",
-            "cars " * 30_000,
+            "cars " * 15_000,
             "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'cars",
         ),
         ("answer", "cars " * 5_000, "1 of 8 questions are too long, the first is question 1 of frame 'frame2': 'What"),
@@ -318,7 +318,7 @@ def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(a
 def test_a_question_that_cannot_be_asked_is_named_before_the_weights_are_loaded(
     part, text, message, model_folder, arguments, monkeypatch, tmp_path
 ):
-    """One of 30,000 words would take 16 GB to answer, or to score."""
+    """One of 15,000 words would take gigabytes to answer, or to score."""
     folder = shutil.copytree(model_folder, tmp_path / "model")
     (folder / "model.safetensors").unlink()
     frames = [scene_row(number, 2) for number in range(4)]
