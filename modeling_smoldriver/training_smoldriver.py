@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
+from .fitting_smoldriver import check_fit, record_processor
 from .optimizer_smoldriver import MuonAdamW, hidden_matrices
 
 LEAST = {
@@ -141,10 +142,12 @@ def check_model(model, args: SmolDriverTrainingConfig, processor) -> None:
     """Refuse what no trainer here can train.
 
     Raises:
-        ValueError: a model that is not loaded, or a budget that the processor does not have.
+        ValueError: a model that is not loaded, a processor that is not its own (see [`check_fit`]), or a budget that
+            the processor does not have.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError("give a loaded model: SmolDriverForConditionalGeneration.from_pretrained(...)")
+    check_fit(model, processor)
     for budget in args.train_visual_tokens or ():
         processor._check_budget(budget)
 
@@ -213,7 +216,8 @@ class SmolDriverTrainer(SFTTrainer):
     - a loss or weights that are not finite end the training, before they are saved over good ones;
     - a whole checkpoint is read through `from_pretrained`: transformers 5 saves ViT and DINOv2 under other names, and
       its own Trainer reads the file without renaming them back;
-    - a run that has taken all its steps takes no more.
+    - a run that has taken all its steps takes no more;
+    - what is saved says which processor it was trained with.
 
     Args:
         model: a loaded model, see [`check_model`]; `kwargs` as in SFTTrainer.
@@ -225,6 +229,7 @@ class SmolDriverTrainer(SFTTrainer):
     def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
         check_rows(kwargs["train_dataset"], args)
         super().__init__(model, args=args, **kwargs)
+        record_processor(model, self.processing_class)
         self.model_accepts_loss_kwargs = True  # a loss is divided by the items of all accumulated batches already
         if not args.train_tower:
             tower_of(self.model).requires_grad_(False)

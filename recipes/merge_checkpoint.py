@@ -22,6 +22,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from PIL import Image
 
+from modeling_smoldriver.fitting_smoldriver import record_processor
 from recipes.training.loading import (
     DTYPES,
     base_of_adapters,
@@ -91,9 +92,10 @@ def merge_checkpoint(adapters: Path, output_dir: Path, dtype: torch.dtype) -> st
     unmerged = prompt_logits(adapters)
     gc.collect()  # PEFT's cycles hold the weights
     with folder_written_whole(output_dir) as aside:
-        model = merge(adapters, dtype)
+        model, processor = merge(adapters, dtype), load_processor(base)
+        record_processor(model, processor)
         model.save_pretrained(aside)
-        load_processor(base).save_pretrained(aside)
+        processor.save_pretrained(aside)
         del model
         gc.collect()
 

@@ -18,6 +18,7 @@ from transformers import (
 
 from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
+from modeling_smoldriver.fitting_smoldriver import check_finite, record_processor
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
 
@@ -71,6 +72,7 @@ def load_whole(auto_class, base: str, **arguments) -> PreTrainedModel:
     for fault, names in (("lacks", info["missing_keys"]), ("holds in another shape", info["mismatched_keys"])):
         if names:
             raise ValueError(f"the base {base} {fault} {', '.join(sorted(map(str, names)))}")
+    check_finite(model, base)
     return model
 
 
@@ -147,6 +149,7 @@ def tower_weights(path: str, tower: PreTrainedModel, dtype: torch.dtype) -> dict
     loaded, info = cls.from_pretrained(path, config=tower.config, dtype=dtype, output_loading_info=True, **arguments)
     if info["missing_keys"]:
         raise ValueError(f"the tower {path} lacks {sorted(info['missing_keys'])}")
+    check_finite(loaded, path)
     return loaded.state_dict()
 
 
@@ -172,7 +175,9 @@ def graft(options: BuildOptions) -> tuple[SmolDriverForConditionalGeneration, Sm
     model.generation_config = GenerationConfig(
         bos_token_id=config.text_config.bos_token_id, eos_token_id=end, pad_token_id=config.text_config.pad_token_id
     )
-    return model, SmolDriverProcessor.from_config(config, tower_image_processor(options.tower), lent.tokenizer)
+    processor = SmolDriverProcessor.from_config(config, tower_image_processor(options.tower), lent.tokenizer)
+    record_processor(model, processor)
+    return model, processor
 
 
 def config_of(options: BuildOptions, lent: LanguageSide) -> SmolDriverConfig:

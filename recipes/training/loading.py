@@ -19,6 +19,7 @@ from trl import ModelConfig
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
+from modeling_smoldriver.fitting_smoldriver import check_finite, check_fit
 from recipes.training.manifest import TRAINING_MANIFEST, TrainingManifest, check_source
 from smoldriver_common.weight_files import check_weight_files
 
@@ -62,7 +63,7 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
     """SmolDriver or SmolVLM from a folder or Hub id; if quantised, on this process's device.
 
     Raises:
-        ValueError: if weights are missing, damaged, pickled or of a wrong shape.
+        ValueError: if weights are missing, damaged, pickled, of a wrong shape or not finite.
     """
     if quantization is not None:
         arguments["device_map"] = {"": PartialState().device}
@@ -75,6 +76,7 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
     )
     if info["missing_keys"] or info["mismatched_keys"]:  # SmolDriver refuses these by itself
         raise ValueError(f"{source} lacks {sorted(info['missing_keys'])} or holds {sorted(info['mismatched_keys'])}")
+    check_finite(model, source)
     if isinstance(model, SmolVLMForScenes):
         end_answers_with_turns(model, load_processor(source))
     for module in model.modules():
@@ -93,16 +95,20 @@ def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
 
     Raises:
         FileNotFoundError: no such folder, or adapters that do not say what their base is.
-        ValueError: weights are missing, unknown or of a wrong shape.
+        ValueError: weights are missing, unknown, of a wrong shape or not finite, or the processor beside them is not
+            the model's.
     """
     check_source(str(path))
     if is_adapters(path):
         base, quantization, trained_in = base_of_adapters(path)
         model = load_base(base, dtype or trained_in, quantization)
         model = put_adapters(model, path, dtype or torch.float32).get_base_model()
+        check_finite(model, path)
     else:
         base, model = path, load_base(path, dtype or "auto")
-    return model.to(PartialState().device).eval(), load_processor(base)
+    processor = load_processor(base)
+    check_fit(model, processor)
+    return model.to(PartialState().device).eval(), processor
 
 
 def is_adapters(path: str | os.PathLike) -> bool:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from modeling_smoldriver.baseline_smoldriver import tower_image_processor
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
+from modeling_smoldriver.fitting_smoldriver import check_finite
 from recipes.training.manifest import check_source, scenes_identity
 from smoldriver_common.whole_files import write_json
 
@@ -19,7 +20,9 @@ MANIFEST = "manifest.json"
 def load_teacher(base: str) -> VisionTeacher:
     """The frozen vision tower of a SmolVLM folder or Hub id, with its own picture size and normalisation."""
     check_source(base)
-    return VisionTeacher.from_pretrained(base, tower_image_processor(base))
+    teacher = VisionTeacher.from_pretrained(base, tower_image_processor(base))
+    check_finite(teacher, base)
+    return teacher
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
