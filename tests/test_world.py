@@ -23,12 +23,13 @@ from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.agents import Agent
 from data_scripts.world.cameras import CAMERA_CALIBRATION, CAMERAS
-from data_scripts.world.driving import crowded_sides
+from data_scripts.world.driving import crowded_sides, future_state, moving_status
 from data_scripts.world.folder import WORLD_VERSION
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.nuscenes import CATEGORIES, token
 from data_scripts.world.questions import scene_questions
 from data_scripts.world.render import Look, Renderer
+from data_scripts.world.road import lane_offset
 from data_scripts.world.sight import MIN_PIXELS, frame_of
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 from data_scripts.world.surroundings import Source
@@ -441,10 +442,55 @@ def test_a_signal_is_seen_by_the_head_that_the_front_camera_shows_most_of():
     pixels[CAMERAS.index("CAM_FRONT_LEFT"), 0] = 10 * MIN_PIXELS  # another head, larger, beside the road
     pixels[CAMERAS.index("CAM_FRONT"), 1] = 2 * MIN_PIXELS
     bounds = np.tile([700.0, 100.0, 760.0, 200.0], (len(CAMERAS), 2, 1))
-    look = Look([Source("light", 0), Source("light", 0)], pixels, bounds, ids=np.empty(0))
+    lamps = np.ones((len(CAMERAS), 2), dtype=bool)
+    look = Look([Source("light", 0), Source("light", 0)], pixels, bounds, ids=np.empty(0), lamps=lamps)
     frame = frame_of(scene, 0, look)
     assert [(o.kind, o.camera, o.main) for o in frame.seen] == [("traffic light", "CAM_FRONT", True)]
     assert frame.unclear == {("CAM_FRONT_LEFT", "traffic light")}  # no caption of that view, which does show one
+    lamps[CAMERAS.index("CAM_FRONT"), 1] = False
+    dark = frame_of(scene, 0, look)  # its colour cannot be told
+    assert not dark.seen and ("CAM_FRONT", "traffic light") in dark.unclear
+    lamps[:] = True
+    passed = next(t for t in range(SAMPLES_PER_SCENE) if scene.ego_s[t] + EGO_FRONT > scene.light_legs[0].stop_line)
+    assert not frame_of(scene, passed, look).seen
+
+
+def test_a_lamp_shows_where_its_whole_panel_is_in_the_picture_and_not_hidden():
+    """A light 14 m ahead is drawn whole; one 3 m ahead has its head in the picture and its red lamp above it."""
+    scene = next(scene for scene in (simulate_scene(0, index) for index in range(40)) if scene.light_legs)
+    renderer, leg, shown = Renderer(160, 90), scene.light_legs[0], {}
+    scene = replace(
+        scene, agents=[], poses=np.zeros((40, 0, 4)), road=np.zeros((40, 0, 2)), statuses=np.empty((40, 0))
+    )
+    for to_line in (14.0, -1.5):
+        s = leg.stop_line - to_line
+        x, y, yaw = (float(value) for value in scene.path.at(s, lane_offset(0)))
+        ego = np.tile([x, y, yaw, 5.0], (40, 1))
+        for colour in ("red", "green"):
+            colours = np.full((40, len(scene.light_legs)), colour, dtype=object)
+            at = replace(
+                scene, ego=ego, ego_s=np.full(40, s), ego_d=np.full(40, lane_offset(0)), light_colours=colours
+            )
+            look = renderer.render(at, GroundMap(at), 0)[1]
+            head = look.sources.index(Source("light", 0))
+            front = CAMERAS.index("CAM_FRONT")
+            assert look.pixels[front, head] > MIN_PIXELS
+            shown[to_line, colour] = bool(look.lamps[front, head])
+    assert shown == {(14.0, "red"): True, (14.0, "green"): True, (-1.5, "red"): False, (-1.5, "green"): True}
+
+
+def test_a_road_user_turns_goes_ahead_or_stands_and_in_doubt_nothing_is_said():
+    scene = lone_scene((thing("car", "moving"), 11.0, 0.0), (thing("bus", "moving"), 20.0, 0.0))
+    scene.poses[:, 0, 2] = 0.1 * np.arange(40)  # 0.2 radians in a second
+    scene.poses[:, 1, 2] = np.where(np.arange(40) < 20, 0.0, -0.05 * (np.arange(40) - 20))  # 0.1 in a second: doubtful
+    assert [moving_status(scene, 10, i) for i in range(2)] == ["Turn left.", "Going ahead."]
+    assert moving_status(scene, 30, 1) is None
+    assert [future_state(scene, 0, i) for i in range(2)] == ["Turn left.", "Keep going straight."]
+    assert future_state(scene, 20, 1) is None  # 0.3 radians
+    scene.statuses[16:, 0] = "stopped"
+    assert moving_status(scene, 20, 0) == "Stopped." and future_state(scene, 10, 0) == "Stationary."
+    scene.statuses[30:, 0] = "moving"
+    assert future_state(scene, 24, 0) == "Start moving." and future_state(scene, 34, 0) is None
 
 
 def test_behaviour_is_asked_where_the_coming_second_is_known():
