@@ -7,8 +7,8 @@ nothing of the code that writes the answers is used, only the questions and answ
 check: how many cases there were, and how many of them are wrong. Exit code 1 if any is.
 
 Whether those who drive pass through each other is measured along and across the road. On the map the boxes of long
-vehicles are stiff: in a bend their corners reach over the lane's edge and may touch a neighbour. That is counted too,
-on a last line of its own, and is no fault.
+vehicles are stiff and the inner lane of a bend is shorter than the road's middle: there their ends may reach into a
+neighbour's box. These pairs are counted on a last line of their own and are not a fault.
 """
 
 import argparse
@@ -58,7 +58,9 @@ class Findings:
             faults = self.faults[name]
             example = f"   first: {self.examples[name]}" if faults else ""
             print(f"{name:60} {faults:5} of {count:6} wrong ({faults / count:.1%}){example}")
-        print(f"not a fault: {self.touching_in_bends} pairs touch with the corners of their stiff boxes in bends")
+        print(
+            f"not a fault: {self.touching_in_bends} pairs of vehicles whose stiff boxes reach into each other in bends"
+        )
 
 
 def main() -> None:

@@ -49,7 +49,8 @@ class Look:
     # (C, N, 4): x0, y0, x1, y1 of the whole silhouette, cut to the picture, in 1600x900 pixels; nan where not drawn
     bounds: np.ndarray
     ids: np.ndarray  # (C, 180, 320): the object seen at each pixel, 1 to N, or 0
-    lamps: np.ndarray  # (C, N) bool: the lit lamp of a light lies in the picture, and nothing hides it
+    lamps: np.ndarray  # (C, N) bool: the lit lamp of a light lies in the picture, and at most half of it is hidden
+    things: Surroundings | None = None  # the painted quads; None in a look that no scene was rendered for
 
 
 class Outlines(NamedTuple):
@@ -122,7 +123,8 @@ class Renderer:
             images.append(image.reduce(self.scale) if self.scale > 1 else image)
         count = len(things.sources)
         pixels = [np.bincount(seen.ravel(), minlength=256)[1 : count + 1] * ID_AREA for seen in ids]
-        return images, Look(things.sources, np.array(pixels), np.array(bounds), np.array(ids), np.array(lamps))
+        seen = (np.array(values) for values in (pixels, bounds, ids, lamps))
+        return images, Look(things.sources, *seen, things)
 
     def background(self, weather: str, camera: int, surface: np.ndarray) -> Image.Image:
         """Sky and ground of a picture, at the size of the canvas."""

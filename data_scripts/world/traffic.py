@@ -70,7 +70,7 @@ class Traffic:
         self.light_legs, self.phases = [leg for leg in legs if leg.has_light], phases
         self.time = 0.0
         self.ego = self.ego_at(0.0, ego_speed)
-        self._drivers = [i for i, a in enumerate(agents) if a.direction != 0 and a.towed_by is None]
+        self._drivers = [i for i, a in enumerate(agents) if a.direction and a.wanted_speed > 0]
         self._crossers = [a for a in agents if a.crossing]
         self._lanes = defaultdict(list)  # the agents of each lane
         for i, a in enumerate(agents):
@@ -110,8 +110,11 @@ class Traffic:
         """
         self._start_crossers()
         ahead = next_in_lane(self.agents, self._lanes)
+        signals = [(leg, light) for leg, light in zip(self.light_legs, self.lights(), strict=True) if light != "green"]
+        walkers = [c for c in self._crossers if c.speed > 0]
         accelerations = [
-            self._acceleration_of(self.agents[i], self.agents[ahead[i]] if i in ahead else None) for i in self._drivers
+            self._acceleration_of(self.agents[i], self.agents[ahead[i]] if i in ahead else None, signals, walkers)
+            for i in self._drivers
         ]
         after = self._driven_ego() if ego is None else ego
         for i, acceleration in zip(self._drivers, accelerations, strict=True):
@@ -140,8 +143,11 @@ class Traffic:
                     return False
         return True
 
-    def _acceleration_of(self, a: Agent, next_one: Agent | None) -> float:
-        """Of a driver in a lane, in m/s^2; `next_one` is ahead in its lane."""
+    def _acceleration_of(
+        self, a: Agent, next_one: Agent | None, signals: list[tuple[Leg, str]], walkers: list[Agent]
+    ) -> float:
+        """Of a driver in a lane, in m/s^2; `next_one` is ahead in its lane, `signals` are the lights that are not
+        green, `walkers` those who cross just now."""
         wanted = 0.0 if a.stop_from <= self.time < a.stop_until else a.wanted_speed
         if near_turn(self.legs, a.s, a.direction):
             wanted = min(wanted, SPEED_IN_TURNS)
@@ -150,14 +156,14 @@ class Traffic:
             ahead = Ahead(abs(next_one.s - a.s) - half - SIZES[next_one.kind][1] / 2, next_one.speed)
         if a.direction > 0 and a.kind != "bicycle":  # a cyclist has room beside the ego
             ahead, wanted = self._minding_ego(a, ahead, wanted)
-        for leg, light in zip(self.light_legs, self.lights(), strict=True):
+        for leg, light in signals:
             line = leg.stop_line if a.direction > 0 else leg.oncoming_line
             to_line = a.direction * (line - a.s) - half
             if must_stop(light, to_line, a.speed) and to_line < ahead.gap:
                 ahead = Ahead(to_line + 1.5)
-        for c in self._crossers:
+        for c in walkers:
             to_crosser = a.direction * (c.s - a.s) - half - 0.6
-            if c.speed > 0 and has_to_pass(c, c.d, a.d) and 0 < to_crosser < ahead.gap:
+            if has_to_pass(c, c.d, a.d) and 0 < to_crosser < ahead.gap:
                 ahead = Ahead(to_crosser)
         return follow(a.speed, wanted, ahead, 3.0)
 
