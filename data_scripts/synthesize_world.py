@@ -6,12 +6,16 @@ included.
 The same seed gives the same bytes, with any number of workers; a world of more scenes begins with the scenes of a
 smaller one. An interrupted run resumes when it is started again with the same options. The folder then holds
 
-    v1.0-mini/*.json      nuScenes' tables (see world/nuscenes.py)
+    v1.0-mini/*.json      nuScenes' tables, and beside them splits.json and route.json (see world/nuscenes.py)
     samples/CAM_*/*.jpg   the pictures (see world/render.py)
+    samples/LIDAR_TOP/*   sparse lidar points of each key frame (see world/lidar.py)
     maps/empty.png        nuScenes' devkit wants a map mask; this one is empty
     drivelm.json          questions and answers in DriveLM's nesting (see world/questions.py)
     captions.json         what each single view shows (see world/captions.py)
     world.json            version, options, counts and the balance of the answers; written last
+
+`python data_scripts/world/check.py` checks answers and traffic against the simulated states, `make devkit-check` the
+tables with nuscenes-devkit.
 
 The program makes up the pictures and texts: no data set is needed, and only the project's licence applies.
 """
@@ -40,7 +44,20 @@ from data_scripts.world.captions import captions
 from data_scripts.world.drivelm import drivelm_scene
 from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION, read_json
 from data_scripts.world.ground import GroundMap
-from data_scripts.world.nuscenes import MAP_FILE, SCENE_TABLES, VERSION, image_file, scene_tables, shared_tables, token
+from data_scripts.world.lidar import LIDAR, scan
+from data_scripts.world.nuscenes import (
+    MAP_FILE,
+    SCENE_TABLES,
+    SPLIT,
+    VERSION,
+    image_file,
+    lidar_file,
+    route_commands,
+    scene_name,
+    scene_tables,
+    shared_tables,
+    token,
+)
 from data_scripts.world.questions import scene_questions
 from data_scripts.world.render import Renderer, to_jpeg
 from data_scripts.world.report import (
@@ -142,8 +159,8 @@ def make_world(folder: Path, options: Options, workers: int) -> dict:
     """`synthesize`, with the folder held by this process."""
     (folder / WORK).mkdir(exist_ok=True)
     write_bytes(folder / WORK / "options.json", json.dumps(options.as_json()).encode())
-    for camera in CAMERAS:
-        (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
+    for sensor in (*CAMERAS, LIDAR):
+        (folder / "samples" / sensor).mkdir(parents=True, exist_ok=True)
     scenes = options.scenes
     missing = [index for index in range(scenes) if not scene_file(folder, index).exists()]
     begun, rendering = time.perf_counter(), 0.0
@@ -212,7 +229,8 @@ def renderer_of(width: int, height: int) -> Renderer:
 
 
 def make_scene(folder: Path, options: Options, index: int) -> float:
-    """Render one scene and write its pictures, then its file in the work folder, which says that it is whole.
+    """Render one scene and write its pictures and points, then its file in the work folder, which says that the scene
+    is whole.
 
     Returns the processor seconds it took to render and compress the pictures. The file holds one line for each table:
     its name, a tab and the rows as JSON without the brackets around them.
@@ -220,7 +238,7 @@ def make_scene(folder: Path, options: Options, index: int) -> float:
     renderer = renderer_of(*options.image_size)
     scene = simulate_scene(options.seed, index)
     ground = GroundMap(scene)
-    frames, rendering = [], 0.0
+    frames, points_on, rendering = [], [], 0.0
     for t in options.times():
         begun = time.process_time()
         images, look = renderer.render(scene, ground, t)
@@ -229,8 +247,12 @@ def make_scene(folder: Path, options: Options, index: int) -> float:
         frames.append(frame_of(scene, t, look))
         for camera, data in zip(CAMERAS, files, strict=True):
             (folder / image_file(options.seed, index, t, camera)).write_bytes(data)
+        scanned = scan(look.things, scene.asphalt)
+        (folder / lidar_file(options.seed, index, t)).write_bytes(scanned.points.tobytes())
+        points_on.append(scanned.on_agent)
     questions = scene_questions(scene, frames)
-    tables = scene_tables(scene, frames, *options.image_size)
+    tables = scene_tables(scene, frames, points_on, *options.image_size)
+    tables["route"] = route_commands(scene, list(options.times()))
     tables["drivelm"] = drivelm_scene(scene, frames, questions)
     tables["captions"] = {token("sample", scene.seed, index, frame.t): captions(scene, frame) for frame in frames}
     lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in tables.items()]
@@ -248,6 +270,8 @@ def assemble(folder: Path, options: Options) -> dict:
     total = join_scenes(folder, options.scenes)
     for name, rows in shared_tables(options.seed, options.scenes, *options.image_size).items():
         write_bytes(folder / VERSION / f"{name}.json", json.dumps(rows, indent=0).encode())
+    names = [scene_name(options.seed, index) for index in range(options.scenes)]
+    write_bytes(folder / VERSION / "splits.json", json.dumps({SPLIT: names}, indent=0).encode())
     world = {"options": options.as_json(), "counts": counts_of(total), "balance": balance_of(total)}
     write_bytes(folder / WORLD_FILE, json.dumps(world, indent=1).encode())
     shutil.rmtree(folder / WORK)
@@ -255,9 +279,10 @@ def assemble(folder: Path, options: Options) -> dict:
 
 
 def join_scenes(folder: Path, scenes: int) -> dict:
-    """Write the tables, `drivelm.json` and `captions.json` of all scenes; returns their statistics, added up."""
-    brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}", "captions": "{}"}
-    paths = {name: folder / VERSION / f"{name}.json" for name in SCENE_TABLES}
+    """Write the tables, `route.json`, `drivelm.json` and `captions.json` of all scenes; returns their statistics,
+    added up."""
+    brackets = dict.fromkeys(SCENE_TABLES, "[]") | dict.fromkeys(("route", "drivelm", "captions"), "{}")
+    paths = {name: folder / VERSION / f"{name}.json" for name in (*SCENE_TABLES, "route")}
     paths |= {name: folder / f"{name}.json" for name in ("drivelm", "captions")}
     total = empty_statistics()
     with ExitStack() as stack:

@@ -90,6 +90,46 @@ def test_those_behind_brake_for_an_ego_that_is_stopped_from_outside():
     assert aside.agents[0].s > 100.0  # the ego stands beside the lane: nobody brakes
 
 
+def crosser(s: float) -> Agent:
+    """Waits in the parking strip to the right, and walks to the one on the other side."""
+    return Agent("pedestrian", "pink", s, -8.6, crossing=True, walk=(0.0, 2.0), walk_to=5.1)
+
+
+def test_a_pedestrian_crosses_where_everyone_can_stop_and_then_stands_beside_the_lanes():
+    oncoming = Agent("car", "blue", 60.0, lane_offset(-1), direction=-1, speed=8.0, wanted_speed=8.0)
+    cyclist = Agent("bicycle", "cyan", 8.0, -7.15, direction=1, speed=4.0, wanted_speed=4.0, rider=True)
+    traffic = straight_road(crosser(30.0), oncoming, cyclist)
+    walked, nearest = [], []
+    for _ in range(STEPS):
+        traffic.step()
+        pedestrian = traffic.agents[0]
+        walked.append(pedestrian.speed > 0)
+        for d, front in ((traffic.ego.d, 30.0 - traffic.ego.s - 3.4), (-7.15, 30.0 - cyclist.s - 0.9)):
+            if pedestrian.speed > 0 and abs(pedestrian.d - d) < 1.5:
+                nearest.append(front)
+    assert any(walked) and not walked[-1]
+    assert traffic.agents[0].d == 5.1 and traffic.statuses()[0] == "standing"
+    assert len(nearest) > 4 and min(nearest) > 0.35
+    assert traffic.ego.s > 60.0 and cyclist.s > 40.0 and oncoming.s < 0.0  # all of them have gone on
+
+
+def test_a_pedestrian_does_not_cross_before_who_cannot_stop():
+    traffic = straight_road(crosser(12.0))
+    for _ in range(STEPS):
+        traffic.step()
+        assert traffic.agents[0].speed == 0.0 and traffic.agents[0].d == -8.6
+    assert traffic.ego.s > 60.0
+
+
+def test_cyclists_wait_behind_one_another():
+    ahead = Agent("bicycle", "cyan", 30.0, -7.15, direction=1, rider=True)
+    behind = Agent("bicycle", "cyan", 0.0, -7.15, direction=1, speed=4.0, wanted_speed=4.0, rider=True)
+    traffic = straight_road(ahead, behind)
+    for _ in range(STEPS):
+        traffic.step()
+    assert ahead.s == 30.0 and behind.speed == 0.0 and 20.0 < behind.s < 28.2
+
+
 def test_the_egos_own_driver_stops_at_red_and_behind_a_stopped_car():
     at_light = straight_road(light_at=30.0)
     for _ in range(20):

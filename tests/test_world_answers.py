@@ -15,6 +15,7 @@ import pytest
 
 from data_scripts.world.agents import MOTOR_VEHICLES, SIZES
 from data_scripts.world.cameras import CAMERAS, FULL_WIDTH
+from data_scripts.world.check import Findings, check, check_future, check_waiting, overlap
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.questions import scene_questions
 from data_scripts.world.render import ID_AREA, Look, Renderer
@@ -40,6 +41,7 @@ class Piece:
     index: int  # of the agent or the light in the scene
     clear: bool
     centre: tuple[float, float]
+    lamp: bool  # of a light: its lit lamp is seen
 
 
 @dataclass
@@ -70,7 +72,8 @@ def pieces_of(scene: Scene, look: Look) -> list[Piece]:
             clear = pixels[n] >= max(MIN_PIXELS, MIN_SHARE * (x1 - x0) * (y1 - y0)) and not thin
             what, index = look.sources[n]
             kind = what if what == "light" else scene.agents[index].kind
-            pieces.append(Piece(CAMERAS[camera], kind, index, bool(clear), ((x0 + x1) / 2, (y0 + y1) / 2)))
+            centre, lamp = ((x0 + x1) / 2, (y0 + y1) / 2), bool(look.lamps[camera, n])
+            pieces.append(Piece(CAMERAS[camera], kind, index, bool(clear), centre, lamp))
     return pieces
 
 
@@ -156,7 +159,9 @@ def test_behaviour_is_what_the_ego_does_next(frames):
         r"The ego vehicle is (going straight|(slightly )?steering to the (left|right))\. The ego vehicle is (.+)\."
     )
     for frame, _, answer in asked_in(frames, r"Predict the behavior of the ego vehicle\."):
-        (x, y, yaw, speed), later = frame.scene.ego[frame.t], frame.scene.ego[frame.t + SECOND]
+        (x, y, yaw, _), later = frame.scene.ego[frame.t], frame.scene.ego[frame.t + SECOND]
+        between = frame.scene.ego[frame.t + 1]
+        speed = math.dist((x, y), between[:2]) + math.dist(between[:2], later[:2])  # m/s over the coming second
         turn = abs(math.remainder(later[2] - yaw, 2 * math.pi))
         left = (later[1] - y) * math.cos(yaw) - (later[0] - x) * math.sin(yaw)
         way, slightly, side, pace = re.fullmatch(pattern, answer).groups()
@@ -191,9 +196,11 @@ def test_target_action_is_that_of_the_road_ahead(frames):
 
 
 def signals(frame: AskedFrame) -> tuple[list[str], bool]:
-    """Colours of the lights clear in the front camera, the nearest first; whether there is one in doubt."""
+    """Colours of the lights before the ego that are clear in the front camera, the nearest first; whether there is one
+    in doubt, or passed."""
     heads = [p for p in frame.pieces if p.camera == "CAM_FRONT" and p.kind == "light"]
-    clear = {p.index for p in heads if p.clear}
+    front = frame.scene.ego_s[frame.t] + EGO_FRONT
+    clear = {p.index for p in heads if p.clear and p.lamp and frame.scene.light_legs[p.index].stop_line > front}
     nearest = sorted(clear, key=lambda i: frame.scene.light_legs[i].stop_line)
     return [frame.scene.light_colours[frame.t, i] for i in nearest], bool({p.index for p in heads} - clear)
 
@@ -220,7 +227,8 @@ def test_safe_is_to_stop_at_a_light_or_a_stopped_leader_and_to_slow_down_behind_
         gap, leader = math.inf, ""
         for i in frame.agents("CAM_FRONT"):
             agent, (ahead, left), status = frame.scene.agents[i], frame.place(i), frame.scene.statuses[frame.t, i]
-            if agent.crossing and status == "moving" and ahead < 28:
+            to_pass = -left * math.copysign(1, agent.walk[1]) > -2.2  # not yet beyond the ego's lane
+            if agent.crossing and status == "moving" and to_pass and ahead < 28:
                 why.append("someone crosses")
             if agent.kind in (*MOTOR_VEHICLES, "motorcycle") and abs(left) < 1.5:
                 gap, leader = min((gap, leader), (ahead - agent.size[1] / 2 - EGO_FRONT, status))
@@ -231,6 +239,28 @@ def test_safe_is_to_stop_at_a_light_or_a_stopped_leader_and_to_slow_down_behind_
         assert not doubtful, answer
         cases.update(why or [answer])
     assert len(cases) == 5 and min(cases.values()) >= 5, cases
+
+
+def test_answers_and_traffic_agree_with_the_recorded_states():
+    """The short form of `python data_scripts/world/check.py --scenes 60`."""
+    found = check(seed=2, scenes=5, every=4)
+    assert not +found.faults, found.examples
+    assert len(found.cases) >= 14 and all(found.cases[name] for name in found.cases), found.cases
+    assert found.cases["future state is that of 3 s later"] >= 50
+    assert found.cases["moving status: turning"] >= 5
+
+
+def test_a_wrong_answer_is_found():
+    scene, found = simulate_scene(SEED, 0), Findings()
+    agent = int(np.flatnonzero(scene.statuses[6] == "moving")[0])
+    for answer in ("Stationary.", "Keep going straight.", "Turn left.", "Turn right.", "Start moving."):
+        check_future(scene, 0, agent, answer, answer, found)
+    assert sum(found.cases.values()) == 5 and sum(found.faults.values()) == 4
+    scene.road[:, agent], scene.agents[agent].crossing = (20.0, -1.75), True
+    check_waiting(scene, found)
+    assert found.faults["crossing pedestrians do not wait in a lane"] == 1
+    assert overlap(np.zeros((1, 3)), (2, 1), np.array([[3.0, 0, 1.57]]), (2, 1.2)).all()
+    assert not overlap(np.zeros((1, 3)), (2, 1), np.array([[3.3, 0, 1.57]]), (2, 1.2)).any()
 
 
 def collision_of(frame: AskedFrame, i: int) -> str:

@@ -42,12 +42,18 @@ COLOURS = {
     "barrier": ("red and white",),
 }
 THINGS = ("traffic cone", "barrier")  # which neither move nor have a status
+PARKED_FROM_KERB = 1.4  # metres from the kerb to the middle of what is parked
+CYCLIST_BESIDE = 0.15  # metres from an outer lane's edge to a cyclist's line, which lies in the parking strip
+CROSSER_BESIDE = 1.6  # metres from an outer lane's edge to where a pedestrian waits to cross
+CROSSERS = 0.7  # share of the places for a crosser that have one
+CROSSER_SPEED = 2.0  # m/s: in a hurry
+CROSSER_ROOM = 2.5  # metres along the road, on both sides, that nothing in the parking strip takes from a crosser
 STOPS_WITHIN = 20.0  # seconds from the beginning in which a driver may begin to stop
 
 
 @dataclass
 class Agent:
-    """One road user or thing. `direction` is +1 along the ego's direction, -1 against it, 0 for what has no lane."""
+    """One road user or thing. `direction` is +1 along the ego's direction, -1 against it, 0 for who does not drive."""
 
     kind: str
     colour: str
@@ -63,7 +69,8 @@ class Agent:
     stop_until: float = math.inf
     towed_by: int | None = None
     crossing: bool = False  # a pedestrian who crosses the road when the ego comes near
-    walk: tuple[float, float] = (0.0, 0.0)  # speeds along s and d of who has no lane
+    walk: tuple[float, float] = (0.0, 0.0)  # speeds along s and d of who does not drive
+    walk_to: float = 0.0  # `d` at which a crosser has arrived
 
     @property
     def size(self) -> tuple[float, float, float]:
@@ -94,13 +101,13 @@ def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float) -> lis
     """
     placing = _Placing(rng, legs, opposite_lanes, limit)
     outer_edges = ((-1, -LANE_WIDTH * SAME_LANES), (1, LANE_WIDTH * opposite_lanes))
+    placing.place_crossers(legs[1:], outer_edges)
     for side, edge in outer_edges:
-        placing.fill_strip(side, edge + side * STRIP_WIDTH / 2)
+        placing.fill_strip(side, edge + side * (STRIP_WIDTH - PARKED_FROM_KERB))
     for side, edge in outer_edges:
         placing.fill_pavement(side, edge + side * STRIP_WIDTH)
     for side, edge in outer_edges:
-        placing.place_cyclists(-side, edge + side * 0.2)
-    placing.place_crossers(legs[1:])
+        placing.place_cyclists(-side, edge + side * CYCLIST_BESIDE)
     placing.fill_lanes(legs[0].lane, opposite_lanes)
     return placing.agents
 
@@ -111,6 +118,7 @@ class _Placing:
     def __init__(self, rng, legs: list[Leg], opposite_lanes: int, limit: float):
         self.rng, self.limit = rng, limit
         self.zones, self.end = closed_zones(legs), legs[-1].end + 40.0
+        self.crossings: list[tuple[float, float]] = []  # intervals of s where the parking strips are kept free
         self.agents: list[Agent] = []
 
     def add(self, kind: str, s: float, d: float, **more) -> None:
@@ -137,12 +145,12 @@ class _Placing:
                 kind = "traffic cone" if kind == "cones" else "barrier"
                 count, step = int(self.rng.integers(1, 5)), 3.0
                 length = step * count
-                if is_open(self.zones, s, s + length):
+                if is_open(self.zones + self.crossings, s, s + length):
                     for i in range(count):
                         self.add(kind, s + i * step, d - side * 0.5)
             else:
                 length = SIZES[kind][1]
-                if is_open(self.zones, s, s + length):
+                if is_open(self.zones + self.crossings, s, s + length):
                     self.add(kind, s + length / 2, d, parked=True, yaw_offset=0.0 if side < 0 else math.pi)
             s += length + self.rng.uniform(5, 17)
 
@@ -159,23 +167,27 @@ class _Placing:
             s += rng.uniform(12, 34)
 
     def place_cyclists(self, direction: int, d: float) -> None:
-        """Cyclists at the edge of an outer lane."""
+        """Cyclists between an outer lane and what is parked: they drive like everyone else, on a line of their own."""
         s = self.rng.uniform(-20, 60)
         while s < self.end:
             moving = self.rng.random() < 0.6
-            speed = direction * self.rng.uniform(3.0, 4.5) if moving else 0.0
+            speed = float(self.rng.uniform(3.0, 4.5)) if moving else 0.0
             yaw = 0.0 if direction > 0 else math.pi
-            self.add("bicycle", s, d, rider=True, walk=(float(speed), 0.0), yaw_offset=yaw)
+            alike = {"direction": direction, "speed": speed, "wanted_speed": speed}
+            self.add("bicycle", s, d, rider=True, yaw_offset=yaw, **alike)
             s += self.rng.uniform(50, 120)
 
-    def place_crossers(self, legs: list[Leg]) -> None:
-        """Pedestrians who cross in front of the ego, away from the junctions."""
+    def place_crossers(self, legs: list[Leg], outer_edges) -> None:
+        """Pedestrians who cross in front of the ego, away from the junctions. They wait in one parking strip and walk
+        to the other."""
         for leg in legs:
             s = leg.start + 14.0
-            if self.rng.random() < 0.3 and not leg.is_turn and is_open(self.zones, s - 3, s + 3):
-                side = float(self.rng.choice([-1.0, 1.0]))
-                d = lane_offset(leg.lane) + side * 5.0
-                self.add("pedestrian", s, d, crossing=True, walk=(0.0, -side * 1.5), yaw_offset=-side * math.pi / 2)
+            if self.rng.random() < CROSSERS and not leg.is_turn and is_open(self.zones, s - 3, s + 3):
+                (side, edge), (_, far_edge) = outer_edges if self.rng.random() < 0.5 else outer_edges[::-1]
+                start, end = edge + side * CROSSER_BESIDE, far_edge - side * CROSSER_BESIDE
+                walk = {"walk": (0.0, -side * CROSSER_SPEED), "walk_to": end, "yaw_offset": -side * math.pi / 2}
+                self.add("pedestrian", s, start, crossing=True, **walk)
+                self.crossings.append((s - CROSSER_ROOM, s + CROSSER_ROOM))
 
     def fill_lanes(self, lane_of_ego: int, opposite_lanes: int) -> None:
         """The traffic: ahead of the ego, behind it, in the other lane of its direction, and oncoming."""

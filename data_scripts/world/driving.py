@@ -5,11 +5,14 @@ import numpy as np
 from data_scripts.world.agents import MOTOR_VEHICLES, THINGS
 from data_scripts.world.road import ARROW_LENGTH, ARROW_PERIOD, arrow_places, leg_at
 from data_scripts.world.sight import Frame, Seen
-from data_scripts.world.simulation import SAMPLE_SECONDS, Scene
+from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 from data_scripts.world.traffic import EGO_FRONT
 from data_scripts.world.words import capitalized
 
 BEHAVIOUR_SAMPLES = round(1 / SAMPLE_SECONDS)  # behaviour is what the ego does in the coming second
+FUTURE_SAMPLES = round(3 / SAMPLE_SECONDS)  # a future state is the one in 3 s
+STRAIGHT, BENT = 0.08, 0.16  # radians that the heading turns within a second; what lies between is doubtful
+FUTURE_STRAIGHT, FUTURE_BENT = 0.15, 0.35  # in 3 s
 STOP, SLOW, GO = "stop", "slow", "go"
 SAFE = {
     STOP: "Brake gently to a stop, slow down.",
@@ -37,7 +40,7 @@ def situation(frame: Frame) -> str | None:
     light = frame.light()
     if light is not None and light.colour != "green":
         return STOP
-    if any(o.crossing and o.status == "moving" and 0 < o.ahead < 28 for o in front):
+    if any(o.crossing and 0 < o.ahead < 28 for o in front):
         return STOP
     leaders = [o for o in front if abs(o.left) < 1.5 and o.kind in (*MOTOR_VEHICLES, "motorcycle")]
     gap = min((o.ahead - o.half_length - EGO_FRONT for o in leaders), default=np.inf)
@@ -98,7 +101,7 @@ def possible_action(o: Seen) -> tuple[str, str]:
     if o.kind == "traffic light":
         go = "Keep going at the same speed" if o.colour == "green" else "Brake gently to a stop"
         return go, "to follow the traffic rules"
-    if o.ahead > 0 and o.crossing and o.status == "moving":
+    if o.ahead > 0 and o.crossing:
         return "Brake suddenly", "to avoid a collision"
     if o.ahead > 0 and abs(o.left) < 1.5 and o.kind in (*MOTOR_VEHICLES, "motorcycle"):
         if o.status == "stopped":
@@ -117,10 +120,43 @@ def collision_action(o: Seen) -> str:
     return "No such action will lead to a collision."
 
 
+def turned(before: float, after: float) -> float:
+    """Radians from one heading to another, between -pi and pi, to the left positive."""
+    return float((after - before + np.pi) % (2 * np.pi) - np.pi)
+
+
+def moving_status(scene: Scene, t: int, agent: int) -> str | None:
+    """What a road user does now, by half a second before and after; None where it is about to turn, or just did."""
+    if scene.statuses[t, agent] != "moving":
+        return "Stopped."
+    yaw = scene.poses[max(t - 2, 0) : t + 3, agent, 2]
+    now = min(t, 2)
+    turn = turned(yaw[max(now - 1, 0)], yaw[min(now + 1, len(yaw) - 1)])
+    if max(abs(turned(yaw[now], other)) for other in yaw) < STRAIGHT:
+        return "Going ahead."
+    return None if abs(turn) < BENT else "Turn left." if turn > 0 else "Turn right."
+
+
+def future_state(scene: Scene, t: int, agent: int) -> str | None:
+    """What a road user does 3 s later; None where the scene ends before, or where it turns a little."""
+    later = t + FUTURE_SAMPLES
+    if later >= SAMPLES_PER_SCENE:
+        return None
+    if scene.statuses[later, agent] != "moving":
+        return "Stationary."
+    if scene.statuses[t, agent] != "moving":
+        return "Start moving."
+    turn = turned(scene.poses[t, agent, 2], scene.poses[later, agent, 2])
+    if abs(turn) < FUTURE_STRAIGHT:
+        return "Keep going straight."
+    return None if abs(turn) < FUTURE_BENT else "Turn left." if turn > 0 else "Turn right."
+
+
 def behaviour(scene: Scene, t: int) -> str:
-    """The ego's steering and speed over the coming second."""
-    turn = float((scene.ego[t + BEHAVIOUR_SAMPLES, 2] - scene.ego[t, 2] + np.pi) % (2 * np.pi) - np.pi)
-    speed = float(scene.ego[t, 3])
+    """The ego's steering and mean speed over the coming second: both speak of what it is about to do."""
+    turn = turned(scene.ego[t, 2], scene.ego[t + BEHAVIOUR_SAMPLES, 2])
+    steps = np.diff(scene.ego[t : t + BEHAVIOUR_SAMPLES + 1, :2], axis=0)
+    speed = float(np.hypot(*steps.T).sum()) / (BEHAVIOUR_SAMPLES * SAMPLE_SECONDS)
     side = "left" if turn > 0 else "right"
     way = "going straight" if abs(turn) < 0.08 else f"{'slightly ' * (abs(turn) < 0.2)}steering to the {side}"
     pace = "not moving"

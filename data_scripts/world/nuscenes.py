@@ -1,23 +1,35 @@
 """The tables of a synthetic scene in nuScenes' v1.0 schema (https://www.nuscenes.org/nuscenes#data-format).
 
 Names of categories and attributes are nuScenes'. Metres, quaternions w-x-y-z, timestamps in microseconds, global frame
-with z up. What differs from the real data set: no lidar and no radar (the numbers of points are 0), no sweeps, all six
-cameras exposed at the moment of the key frame with one ego pose, all cameras level and without distortion. `ego_pose`
-holds the pose at every 2 Hz moment of a scene, also at those that are not key frames. Visibility is the share of an
-object's outline that is seen in the six pictures, in nuScenes' four levels. Every box of
-nuScenes holds a lidar or radar point; here at least one picture shows a pixel of every box.
+with z up. What differs from the real data set: a sparse lidar (see `lidar.py`) and no radar, no sweeps, cameras and
+lidar all read at the moment of the key frame with one ego pose, all cameras level and without distortion. `ego_pose`
+holds the pose at every 2 Hz moment of a scene, also at those that are not key frames.
+
+Visibility is the share of an object's outline that is seen in the six pictures, in nuScenes' four levels and a level
+of our own, "0": no picture shows a pixel of it. An instance has a box in every key frame from the one before it is
+first seen near the ego to the one after it is last seen. So nuscenes-devkit knows the velocity of every box, wherever
+key frames are at most 1.5 s apart (--frames-every 3, the default, or less). The devkit evaluates boxes that hold at
+least one lidar point.
+
+Two files beside the tables:
+
+    splits.json  {"synthetic": [scene names]}: what nuscenes-devkit 1.2 reads for `eval_set="synthetic"`
+    route.json   {sample token: command}: what a planner is told to do; see ROUTE_COMMANDS
 """
 
 import hashlib
 import math
 
+from data_scripts.world import lidar
 from data_scripts.world.agents import THINGS, Agent
 from data_scripts.world.cameras import CAMERA_CALIBRATION, CAMERAS, camera_intrinsics
+from data_scripts.world.road import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, leg_at
 from data_scripts.world.sight import Frame
 from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 
 VERSION = "v1.0-mini"
 SCENE_TABLES = ("instance", "ego_pose", "log", "scene", "sample", "sample_data", "sample_annotation")
+TABLES = (*SCENE_TABLES, "category", "attribute", "visibility", "sensor", "calibrated_sensor", "map")
 CATEGORIES = {
     "car": "vehicle.car",
     "truck": "vehicle.truck",
@@ -34,10 +46,22 @@ ATTRIBUTES = (
     "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
     "pedestrian.moving", "pedestrian.standing",
 )  # fmt: skip
-VISIBILITIES = {"1": (0.0, 0.4), "2": (0.4, 0.6), "3": (0.6, 0.8), "4": (0.8, 1.0)}
+UNSEEN = "0"  # the level of a box that no picture shows
+VISIBILITIES = {UNSEEN: (0.0, 0.0), "1": (0.0, 0.4), "2": (0.4, 0.6), "3": (0.6, 0.8), "4": (0.8, 1.0)}
 MAP_FILE = "maps/empty.png"
 FIRST_TIMESTAMP = 1_700_000_000_000_000
 ANNOTATION_RANGE = 50.0  # metres around the ego
+SPLIT = "synthetic"  # the name of all scenes in splits.json
+# The command at a key frame is the action of the route's leg that lies ROUTE_AHEAD of the ego: what a navigator would
+# say, known before anyone drives, and not taken from what the ego does next.
+ROUTE_AHEAD = 12.0  # metres along the road
+ROUTE_COMMANDS = {
+    TURN_LEFT: "turn left",
+    TURN_RIGHT: "turn right",
+    CHANGE_LEFT: "change lane left",
+    CHANGE_RIGHT: "change lane right",
+    GO_STRAIGHT: "go straight",
+}
 
 
 def token(*parts) -> str:
@@ -73,6 +97,12 @@ def image_file(seed: int, index: int, t: int, camera: str) -> str:
     return f"samples/{camera}/{scene_name(seed, index)}__{camera}__{timestamp(index, t)}.jpg"
 
 
+def lidar_file(seed: int, index: int, t: int) -> str:
+    """Path of a key frame's points below the world's folder."""
+    name = scene_name(seed, index)
+    return f"samples/{lidar.LIDAR}/{name}__{lidar.LIDAR}__{timestamp(index, t)}.pcd.bin"
+
+
 def shared_tables(seed: int, scenes: int, width: int, height: int) -> dict[str, list[dict]]:
     """The tables that do not belong to a scene."""
     return {
@@ -89,7 +119,14 @@ def shared_tables(seed: int, scenes: int, width: int, height: int) -> dict[str, 
             }
             for level, (low, high) in VISIBILITIES.items()
         ],
-        "sensor": [{"token": token("sensor", name), "channel": name, "modality": "camera"} for name in CAMERAS],
+        "sensor": [
+            {
+                "token": token("sensor", name),
+                "channel": name,
+                "modality": "lidar" if name == lidar.LIDAR else "camera",
+            }
+            for name in (*CAMERAS, lidar.LIDAR)
+        ],
         "calibrated_sensor": [
             {
                 "token": token("calibrated_sensor", name),
@@ -99,6 +136,15 @@ def shared_tables(seed: int, scenes: int, width: int, height: int) -> dict[str, 
                 "camera_intrinsic": camera_intrinsics(name, width, height).tolist(),
             }
             for name in CAMERAS
+        ]
+        + [
+            {
+                "token": token("calibrated_sensor", lidar.LIDAR),
+                "sensor_token": token("sensor", lidar.LIDAR),
+                "translation": list(lidar.POSITION),
+                "rotation": list(lidar.QUATERNION),
+                "camera_intrinsic": [],
+            }
         ],
         "map": [
             {
@@ -121,9 +167,25 @@ def attribute_of(agent: Agent, status: str) -> list[str]:
     return [token("attribute", name)]
 
 
-def scene_tables(scene: Scene, frames: list[Frame], width: int, height: int) -> dict[str, list[dict]]:
-    """The rows of one scene: log, scene, sample, sample_data, ego_pose, instance and sample_annotation."""
-    instances, annotations = annotation_rows(scene, frames)
+def route_commands(scene: Scene, times: list[int]) -> dict[str, str]:
+    """{sample token: command} of a scene's key frames."""
+    return {
+        token("sample", scene.seed, scene.index, t): ROUTE_COMMANDS[
+            leg_at(scene.legs, float(scene.ego_s[t]) + ROUTE_AHEAD).action
+        ]
+        for t in times
+    }
+
+
+def scene_tables(
+    scene: Scene, frames: list[Frame], points_on: list[dict[int, int]], width: int, height: int
+) -> dict[str, list[dict]]:
+    """The rows of one scene: log, scene, sample, sample_data, ego_pose, instance and sample_annotation.
+
+    Args:
+        points_on: for each frame the number of lidar points on each agent near the ego.
+    """
+    instances, annotations = annotation_rows(scene, frames, points_on)
     times = [frame.t for frame in frames]
     return {
         "log": [log_row(scene)],
@@ -187,35 +249,40 @@ def sample_rows(scene: Scene, times: list[int]) -> list[dict]:
 
 
 def sample_data_rows(scene: Scene, times: list[int], width: int, height: int) -> list[dict]:
-    """One row for each picture."""
+    """One row for each picture, and one for the lidar's points."""
     seed, index = scene.seed, scene.index
-    chains = {camera: [token("sample_data", seed, index, t, camera) for t in times] for camera in CAMERAS}
+    sensors = (*CAMERAS, lidar.LIDAR)
+    chains = {sensor: [token("sample_data", seed, index, t, sensor) for t in times] for sensor in sensors}
+    picture = {"fileformat": "jpg", "height": height, "width": width}
+    points = {"fileformat": "pcd", "height": 0, "width": 0}
     return [
         {
-            "token": chains[camera][place],
+            "token": chains[sensor][place],
             "sample_token": token("sample", seed, index, t),
             "ego_pose_token": token("ego_pose", seed, index, t),
-            "calibrated_sensor_token": token("calibrated_sensor", camera),
+            "calibrated_sensor_token": token("calibrated_sensor", sensor),
             "timestamp": timestamp(index, t),
-            "fileformat": "jpg",
             "is_key_frame": True,
-            "height": height,
-            "width": width,
-            "filename": image_file(seed, index, t, camera),
-            **links(chains[camera], place),
+            **(points if sensor == lidar.LIDAR else picture),
+            "filename": lidar_file(seed, index, t) if sensor == lidar.LIDAR else image_file(seed, index, t, sensor),
+            **links(chains[sensor], place),
         }
         for place, t in enumerate(times)
-        for camera in CAMERAS
+        for sensor in sensors
     ]
 
 
-def annotation_rows(scene: Scene, frames: list[Frame]) -> tuple[list[dict], list[dict]]:
-    """The instances of a scene, and their boxes in the frames that show them."""
+def annotation_rows(
+    scene: Scene, frames: list[Frame], points_on: list[dict[int, int]]
+) -> tuple[list[dict], list[dict]]:
+    """The instances of a scene, and their boxes in the frames that show them, between them and beside them."""
     instances, annotations = [], []
+    points = {frame.t: counts for frame, counts in zip(frames, points_on, strict=True)}
     for i, agent in enumerate(scene.agents):
-        near = [frame for frame in frames if is_annotated(scene, frame, i)]
-        if not near:
+        shown = [place for place, frame in enumerate(frames) if is_shown(scene, frame, i)]
+        if not shown:
             continue
+        near = frames[max(shown[0] - 1, 0) : shown[-1] + 2]
         chain = [token("sample_annotation", scene.seed, scene.index, frame.t, i) for frame in near]
         instances.append(
             {
@@ -226,11 +293,13 @@ def annotation_rows(scene: Scene, frames: list[Frame]) -> tuple[list[dict], list
                 "last_annotation_token": chain[-1],
             }
         )
-        annotations += [annotation_row(scene, frame, i, chain, place) for place, frame in enumerate(near)]
+        for place, frame in enumerate(near):
+            count = points[frame.t].get(i, 0)
+            annotations.append(annotation_row(scene, frame, i, chain, place) | {"num_lidar_pts": count})
     return instances, annotations
 
 
-def is_annotated(scene: Scene, frame: Frame, i: int) -> bool:
+def is_shown(scene: Scene, frame: Frame, i: int) -> bool:
     """Whether agent `i` is near the ego, and a picture shows a pixel of it."""
     distance = math.hypot(*(scene.poses[frame.t, i, :2] - scene.ego[frame.t, :2]))
     return distance < ANNOTATION_RANGE and frame.visibility.get(i, 0.0) > 0.0
@@ -241,7 +310,7 @@ def annotation_row(scene: Scene, frame: Frame, i: int, chain: list[str], place: 
     agent, t = scene.agents[i], frame.t
     size = list(agent.size)
     x, y, yaw, _ = scene.poses[t, i].tolist()
-    share = frame.visibility[i]
+    share = frame.visibility.get(i, 0.0)
     return {
         "token": chain[place],
         "sample_token": token("sample", scene.seed, scene.index, t),
@@ -252,7 +321,6 @@ def annotation_row(scene: Scene, frame: Frame, i: int, chain: list[str], place: 
         "size": size,
         "rotation": quaternion(yaw),
         **links(chain, place),
-        "num_lidar_pts": 0,
         "num_radar_pts": 0,
     }
 

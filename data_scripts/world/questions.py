@@ -1,6 +1,8 @@
 """Questions and answers about the frames of a synthetic scene, in DriveLM's templates and nesting.
 
-Every answer follows from the simulation, and only from what is visible (see `sight.py`). "To the front left of the ego
+Every answer follows from the simulation, and only from what is visible (see `sight.py`). What is yet to come is what
+the simulation does next: a "future state" is the state 3 s later, the "behavior of the ego vehicle" is its steering
+and its mean speed over the coming second. Neither is asked where the scene ends before. "To the front left of the ego
 car" means: clear in the front left camera. An object that two cameras share is in both directions; it has one tag, in
 the camera that shows most of it.
 
@@ -22,6 +24,8 @@ from data_scripts.world.driving import (
     behaviour,
     collision_action,
     dangerous_actions,
+    future_state,
+    moving_status,
     possible_action,
     situation,
     target_action,
@@ -75,7 +79,7 @@ def open_questions(scene: Scene, frame: Frame, rng: random.Random) -> list[Asked
         asked.append(("perception", "Please describe the current scene.", scene_sentence(frame)))
     important = give_tags(frame)
     if important:
-        asked += questions_on_tags(important, rng)
+        asked += questions_on_tags(scene, frame.t, important, rng)
     asked += planning_questions(scene, frame, rng)
     if frame.t + BEHAVIOUR_SAMPLES < SAMPLES_PER_SCENE:
         asked.append(("behavior", "Predict the behavior of the ego vehicle.", behaviour(scene, frame.t)))
@@ -177,7 +181,7 @@ def give_tags(frame: Frame) -> list[Seen]:
     return important
 
 
-def questions_on_tags(important: list[Seen], rng: random.Random) -> list[Asked]:
+def questions_on_tags(scene: Scene, t: int, important: list[Seen], rng: random.Random) -> list[Asked]:
     """All questions about the tagged objects except those answered with yes or no."""
     names, tags = joined([placed(o) for o in important]), joined([o.tag for o in important])
     ids = f"The ID of this object is {tags}." if len(important) == 1 else f"The IDs of these objects are {tags}."
@@ -187,7 +191,7 @@ def questions_on_tags(important: list[Seen], rng: random.Random) -> list[Asked]:
         asked.append(("perception", f"What is the visual description of {o.tag}?", f"{o.named.capitalize()}."))
     road_users = [o for o in important if o.kind in (*MOTOR_VEHICLES, "pedestrian", "motorcycle", "bicycle")]
     for o in road_users[:2]:
-        asked += status_of_tag(o)
+        asked += status_of_tag(scene, t, o)
     for o in important:
         if o.kind == "traffic light":
             meaning = "Please proceed." if o.colour == "green" else "Please wait."
@@ -206,16 +210,16 @@ def placed(o: Seen) -> str:
     return f"{article} {o.named} to the {DIRECTIONS[o.camera]} of the ego vehicle"
 
 
-def status_of_tag(o: Seen) -> list[Asked]:
-    if o.status == "moving":
-        observed, moving, future = "Moving.", "Going ahead.", "Keep going straight."
-    else:
-        observed, moving, future = "Stationary.", "Stopped.", "Stationary."
-    return [
-        ("perception", f"What is the observed status of object {o.tag}?", observed),
-        ("perception", f"What is the moving status of object {o.tag}?", moving),
-        ("prediction", f"What is the future state of {o.tag}?", future),
-    ]
+def status_of_tag(scene: Scene, t: int, o: Seen) -> list[Asked]:
+    """What a road user does now and in 3 s; where that is doubtful, it is not asked."""
+    observed = "Moving." if o.status == "moving" else "Stationary."
+    asked = [("perception", f"What is the observed status of object {o.tag}?", observed)]
+    moving, future = moving_status(scene, t, o.agent), future_state(scene, t, o.agent)
+    if moving is not None:
+        asked.append(("perception", f"What is the moving status of object {o.tag}?", moving))
+    if future is not None:
+        asked.append(("prediction", f"What is the future state of {o.tag}?", future))
+    return asked
 
 
 def actions_for_tags(important: list[Seen], rng: random.Random) -> list[Asked]:

@@ -36,6 +36,8 @@ ID_WIDTH, ID_HEIGHT = 320, 180
 # 1600x900 pixels that one pixel of the id buffer stands for.
 ID_AREA = (FULL_WIDTH / ID_WIDTH) * (FULL_HEIGHT / ID_HEIGHT)
 NEAR = 0.4
+LAMP_MARK = 255  # in the id buffer while it is painted: the lit lamp of the first light; one less for each light more
+MIN_LAMP_SHARE = 0.5  # of a lit lamp, which a picture must show to tell its colour
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Look:
     # (C, N, 4): x0, y0, x1, y1 of the whole silhouette, cut to the picture, in 1600x900 pixels; nan where not drawn
     bounds: np.ndarray
     ids: np.ndarray  # (C, 180, 320): the object seen at each pixel, 1 to N, or 0
+    lamps: np.ndarray  # (C, N) bool: the lit lamp of a light lies in the picture, and at most half of it is hidden
+    things: Surroundings | None = None  # the painted quads; None in a look that no scene was rendered for
 
 
 class Outlines(NamedTuple):
@@ -106,18 +110,21 @@ class Renderer:
         things = surroundings(scene, t)
         brightness = np.where(things.shining, 1.0, SKIES[scene.weather][2])
         colours = pack(things.colours * brightness[:, None])
-        images, ids, bounds = [], [], []
+        images, ids, bounds, lamps = [], [], [], []
         for camera in range(len(CAMERAS)):
             outlines = self.project(camera, things)
             image = self.background(scene.weather, camera, surface)
-            ids.append(self.paint(image, outlines, things, colours))
+            marks = self.paint(image, outlines, things, colours)
+            lamps.append(lamps_shown(marks, outlines, things))
+            ids.append(without_lamps(marks, things))
             bounds.append(object_bounds(outlines, things))
             if scene.weather == "rain":
                 self.rain(ImageDraw.Draw(image), scene, t, camera)
             images.append(image.reduce(self.scale) if self.scale > 1 else image)
         count = len(things.sources)
         pixels = [np.bincount(seen.ravel(), minlength=256)[1 : count + 1] * ID_AREA for seen in ids]
-        return images, Look(things.sources, np.array(pixels), np.array(bounds), np.array(ids))
+        seen = (np.array(values) for values in (pixels, bounds, ids, lamps))
+        return images, Look(things.sources, *seen, things)
 
     def background(self, weather: str, camera: int, surface: np.ndarray) -> Image.Image:
         """Sky and ground of a picture, at the size of the canvas."""
@@ -129,19 +136,22 @@ class Renderer:
         return Image.frombytes("RGB", (width, height), canvas.tobytes(), "raw", "RGBX")
 
     def paint(self, image: Image.Image, outlines: Outlines, things: Surroundings, colours: np.ndarray) -> np.ndarray:
-        """Paint the quads over the background. Returns the object seen at each pixel, (180, 320) uint8."""
+        """Paint the quads over the background. Returns what is seen at each pixel, (180, 320) uint8: an object, 1 to
+        N, a lit lamp (see LAMP_MARK), or 0."""
         ids = Image.new("L", (ID_WIDTH, ID_HEIGHT))
         draw, draw_id = ImageDraw.Draw(image), ImageDraw.Draw(ids)
         to_canvas = np.array(self.canvas) / (FULL_WIDTH, FULL_HEIGHT)
         to_ids = np.array([ID_WIDTH / FULL_WIDTH, ID_HEIGHT / FULL_HEIGHT])
         on_canvas = point_lists(outlines, to_canvas)
         on_ids = on_canvas if np.array_equal(to_canvas, to_ids) else point_lists(outlines, to_ids)
-        solid = things.solid[outlines.quads].tolist()
-        marks = np.where(is_named(outlines.quads, things), things.owner[outlines.quads] + 1, 0).tolist()
-        painted = zip(on_canvas, on_ids, colours[outlines.quads].tolist(), solid, marks, strict=True)
-        for points, id_points, colour, is_solid, mark in painted:
+        owner, lamp = things.owner[outlines.quads], things.lamp[outlines.quads]
+        marked = (things.solid[outlines.quads] | lamp).tolist()
+        marks = np.where(is_named(outlines.quads, things), owner + 1, 0)
+        marks = np.where(lamp, LAMP_MARK + first_light(things) - owner, marks).tolist()
+        painted = zip(on_canvas, on_ids, colours[outlines.quads].tolist(), marked, marks, strict=True)
+        for points, id_points, colour, is_marked, mark in painted:
             draw.polygon(points, fill=colour)
-            if is_solid:
+            if is_marked:
                 draw_id.polygon(id_points, fill=mark)
         return np.frombuffer(ids.tobytes(), dtype=np.uint8).reshape(ID_HEIGHT, ID_WIDTH)
 
@@ -186,6 +196,33 @@ class Renderer:
 def is_named(quads: np.ndarray, things: Surroundings) -> np.ndarray:
     """Which quads belong to the silhouette of a named object."""
     return things.solid[quads] & (things.owner[quads] < len(things.sources))
+
+
+def first_light(things: Surroundings) -> int:
+    """Number of the first head of a light; lights are the last of the named objects."""
+    return sum(source.what == "agent" for source in things.sources)
+
+
+def lamps_shown(marks: np.ndarray, outlines: Outlines, things: Surroundings) -> np.ndarray:
+    """(N,) bool: the lights whose lit lamp lies whole in the picture and is hidden by half at most."""
+    shown = np.zeros(len(things.sources), dtype=bool)
+    for k in np.flatnonzero(things.lamp[outlines.quads]).tolist():
+        corners, owner = outlines.corners[k], int(things.owner[outlines.quads[k]])
+        x, y = corners.T
+        area = abs(float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))) / 2
+        whole = k not in outlines.clipped and ((corners >= 0) & (corners <= (FULL_WIDTH, FULL_HEIGHT))).all()
+        seen = np.count_nonzero(marks == LAMP_MARK + first_light(things) - owner) * ID_AREA
+        shown[owner] = whole and seen >= MIN_LAMP_SHARE * area
+    return shown
+
+
+def without_lamps(marks: np.ndarray, things: Surroundings) -> np.ndarray:
+    """The same buffer with lamps as parts of their lights."""
+    first, count = first_light(things), len(things.sources)
+    names = np.arange(LAMP_MARK + 1, dtype=np.uint8)
+    for owner in range(first, count):
+        names[LAMP_MARK + first - owner] = owner + 1
+    return names[marks]
 
 
 def point_lists(outlines: Outlines, scale: np.ndarray) -> list[list[float]]:

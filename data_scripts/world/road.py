@@ -15,7 +15,7 @@ import numpy as np
 
 LANE_WIDTH = 3.5
 SAME_LANES = 2  # lanes in the ego's direction; 0 is the inner one
-STRIP_WIDTH = 2.8  # the parking strip between the outer lane and the kerb
+STRIP_WIDTH = 3.2  # the parking strip between the outer lane and the kerb, wide enough to pass what is parked
 PAVEMENT_WIDTH = 3.0
 TURN_RADIUS = 14.0  # of the reference line
 TURN_LENGTH = math.pi / 2 * TURN_RADIUS

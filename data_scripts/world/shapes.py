@@ -249,7 +249,7 @@ def draw_barrier(m: Drawing, paint, status: str) -> None:
 def draw_rider(m: Drawing, kind: str) -> None:
     """A bright vest on a bicycle, dark clothes and a white helmet on a motorcycle. Boxes show from all sides."""
     vest = (245, 250, 90) if kind == "bicycle" else (70, 60, 75)
-    m.box((-0.3, 0.15), (-0.32, 0.32), (0.95, 1.5), vest)
+    m.box((-0.3, 0.15), (-0.3, 0.3), (0.95, 1.5), vest)
     m.box((-0.22, 0.1), (-0.16, 0.16), (1.5, 1.85), (250, 250, 250) if kind == "motorcycle" else SKIN)
 
 

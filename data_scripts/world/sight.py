@@ -1,5 +1,8 @@
 """What the cameras see of one frame of a synthetic scene.
 
+A traffic light is in sight only where the front camera shows its lit lamp, and only before the ego has passed its stop
+line: a light that is dark or passed is UNCLEAR.
+
 An object is CLEAR in a camera that shows at least MIN_PIXELS of it (in pixels of 1600x900; 13 of 96x96) and a fifth of
 its outline, and not just a thin slice at the edge. Any smaller piece of it is UNCLEAR there: where an unclear piece
 could change an answer, the question is not asked. An object that two cameras share is seen by both, as it would be for
@@ -14,6 +17,7 @@ from data_scripts.world.cameras import CAMERAS, FULL_WIDTH
 from data_scripts.world.render import Look
 from data_scripts.world.simulation import Scene
 from data_scripts.world.surroundings import Source
+from data_scripts.world.traffic import EGO_FRONT, has_to_pass
 
 MIN_PIXELS = 2000.0  # of 1600x900
 MAX_UNSEEN_PIXELS = 500.0  # a piece this small counts as not visible at all
@@ -35,8 +39,9 @@ class Seen:
     ahead: float  # metres along the road from the ego's rear axle to its middle
     left: float  # metres to the left of the ego, across the road
     half_length: float
-    crossing: bool
+    crossing: bool  # walks across the road, and still has to pass the ego's lane
     main: bool  # the camera shows more of it than the others
+    agent: int | None = None  # its number in the scene's `agents`; None for a light
     tag: str = ""  # `<c1,CAM_FRONT,x,y>` of the important objects
 
     @property
@@ -67,13 +72,12 @@ class Frame:
 
 def frame_of(scene: Scene, t: int, look: Look) -> Frame:
     """The clear and the unclear objects of a rendered frame."""
-    beside = signals_beside(look)
-    shows = np.where(beside, look.pixels, 0).max(axis=1, initial=0) > MAX_UNSEEN_PIXELS
-    frame = Frame(t, [], {(CAMERAS[camera], "traffic light") for camera in np.flatnonzero(shows)}, {})
-    pixels_of = np.where(beside, 0, look.pixels)
+    hidden = signals_out_of_sight(scene, t, look)
+    frame = Frame(t, [], set(), {})
+    pixels_of = np.where(hidden, 0, look.pixels)
     best_camera = pixels_of.argmax(axis=0)
     most_first = sorted(range(len(look.sources)), key=lambda n: -pixels_of[best_camera[n], n])
-    signals = set()
+    signals, clear_signals = set(), set()
     for n in most_first:
         source, pixels, boxes = look.sources[n], pixels_of[:, n], look.bounds[:, n]
         if source.what == "agent":
@@ -83,6 +87,8 @@ def frame_of(scene: Scene, t: int, look: Look) -> Frame:
         else:
             signals.add(source.index)
         clear = clear_in(pixels, boxes)
+        if source.what == "light" and clear[FRONT]:
+            clear_signals.add(source.index)
         for camera, name in enumerate(CAMERAS):
             if clear[camera]:
                 main = camera == best_camera[n] or not clear[best_camera[n]]
@@ -90,13 +96,22 @@ def frame_of(scene: Scene, t: int, look: Look) -> Frame:
             elif pixels[camera] > MAX_UNSEEN_PIXELS:
                 kind = scene.agents[source.index].kind if source.what == "agent" else "traffic light"
                 frame.unclear.add((name, kind))
+    for camera, n in zip(*np.nonzero(hidden & (look.pixels > MAX_UNSEEN_PIXELS)), strict=True):
+        if camera != FRONT or look.sources[n].index not in clear_signals:
+            frame.unclear.add((CAMERAS[camera], "traffic light"))
     return frame
 
 
-def signals_beside(look: Look) -> np.ndarray:
-    """(camera, object) bool: the signals in the other cameras than the front one. They do not count, so that the view
-    of a camera that shows one has no caption."""
-    return np.outer(np.arange(len(CAMERAS)) != FRONT, [source.what == "light" for source in look.sources])
+def signals_out_of_sight(scene: Scene, t: int, look: Look) -> np.ndarray:
+    """(camera, object) bool: the heads of lights that do not count, so that the view of a camera that shows one has no
+    caption: those in other cameras than the front one, those whose lit lamp does not show, and those of a signal whose
+    stop line the ego has passed."""
+    hidden = np.tile([source.what == "light" for source in look.sources], (len(CAMERAS), 1))
+    for n, source in enumerate(look.sources):
+        if source.what == "light":
+            ahead = scene.light_legs[source.index].stop_line > scene.ego_s[t] + EGO_FRONT
+            hidden[FRONT, n] = not (ahead and look.lamps[FRONT, n])
+    return hidden
 
 
 def areas_of(boxes: np.ndarray) -> np.ndarray:
@@ -127,4 +142,5 @@ def seen_object(scene: Scene, t: int, source: Source, camera: str, box, main: bo
     s, d = scene.road[t, index].tolist()
     ahead, left = s - float(scene.ego_s[t]), d - float(scene.ego_d[t])
     status, half = str(scene.statuses[t, index]), agent.size[1] / 2
-    return Seen(agent.kind, status, agent.colour, agent.rider, camera, box, ahead, left, half, agent.crossing, main)
+    crossing = agent.crossing and status == "moving" and has_to_pass(agent, d, float(scene.ego_d[t]))
+    return Seen(agent.kind, status, agent.colour, agent.rider, camera, box, ahead, left, half, crossing, main, index)

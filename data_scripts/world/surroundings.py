@@ -58,6 +58,7 @@ class Surroundings:
     colours: np.ndarray  # (Q, 3)
     shining: np.ndarray  # (Q,) bool
     solid: np.ndarray  # (Q,) bool
+    lamp: np.ndarray  # (Q,) bool: the lit lamp of a light
     owner: np.ndarray  # (Q,): number of the object
     part_distance: np.ndarray  # (camera, Q): of the part that the quad belongs to
     centre: np.ndarray  # (N, 3)
@@ -147,6 +148,7 @@ def joined_quads(sources: list[Source], placed: list[Placed]) -> Surroundings:
     corners = np.einsum("qij,qkj->qki", spin, np.concatenate([s.corners for s in shapes])) + shift[owner][:, None]
     normals = np.concatenate([shape.normals for shape in shapes])
     parts = np.einsum("qij,qj->qi", spin, np.concatenate([s.part_centres for s in shapes])) + shift[owner]
+    shining, scenery = np.concatenate([shape.shining for shape in shapes]), len(placed) - len(sources)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     nearest = np.minimum.reduceat(distances(corners).min(axis=2), starts, axis=1)
     low = np.minimum.reduceat(corners.min(axis=1), starts)
@@ -158,8 +160,9 @@ def joined_quads(sources: list[Source], placed: list[Placed]) -> Surroundings:
         normals=np.einsum("qij,qj->qi", spin, normals),
         both_sides=~normals.any(axis=1),
         colours=np.concatenate([shape.colours for shape in shapes]),
-        shining=np.concatenate([shape.shining for shape in shapes]),
+        shining=shining,
         solid=np.concatenate([shape.solid for shape in shapes]),
+        lamp=shining & np.array([source.what == "light" for source in sources] + [False] * scenery)[owner],
         owner=owner,
         part_distance=distances(parts),
         centre=centre,

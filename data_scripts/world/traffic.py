@@ -1,8 +1,9 @@
 """The traffic of a synthetic scene, one time step after the other.
 
 Traffic and ego follow the Intelligent Driver Model (Treiber, Hennecke, Helbing 2000). They react to whoever is ahead
-of them in their lane, to red lights and to pedestrians who cross. The ego may be driven from outside: everyone else
-reacts to it as it is.
+of them in their lane, to red lights and to pedestrians who cross. Cyclists drive like this too, on a line of their own
+beside the lanes. A pedestrian begins to cross only where everyone who comes can stop. The ego may be driven from
+outside: everyone else reacts to it as it is.
 
     traffic = Traffic(path, legs, agents, limit=8.5, phases=[0.0, 4.2], ego_speed=6.0)
     traffic.ego, traffic.poses(), traffic.statuses(), traffic.lights()  # now
@@ -23,6 +24,8 @@ from data_scripts.world.road import Leg, Path, ego_offset, lane_offset, leg_at, 
 STEP_SECONDS = 0.25
 EGO_FRONT, EGO_REAR = 3.4, 1.0  # bumpers, from the rear axle
 SPEED_IN_TURNS = 4.5
+BESIDE_CROSSER = 2.2  # metres across the road between a crosser and the middle of the lane that it has passed
+EGO_NEAR = 36.0  # metres to the ego from which on a crosser wants to go
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Traffic:
         self.light_legs, self.phases = [leg for leg in legs if leg.has_light], phases
         self.time = 0.0
         self.ego = self.ego_at(0.0, ego_speed)
-        self._drivers = [i for i, a in enumerate(agents) if a.direction != 0 and a.towed_by is None]
+        self._drivers = [i for i, a in enumerate(agents) if a.direction and a.wanted_speed > 0]
         self._crossers = [a for a in agents if a.crossing]
         self._lanes = defaultdict(list)  # the agents of each lane
         for i, a in enumerate(agents):
@@ -88,7 +91,7 @@ class Traffic:
         """(agent, 4): global x, y and yaw; speed."""
         places = self.places()
         x, y, yaw = self.path.at(places[:, 0], places[:, 1])
-        speeds = [a.speed if a.direction else math.hypot(*a.walk) for a in self.agents]
+        speeds = [a.speed if a.direction or a.crossing else math.hypot(*a.walk) for a in self.agents]
         return np.stack([x, y, yaw + [a.yaw_offset for a in self.agents], speeds], axis=-1)
 
     def statuses(self) -> list[str]:
@@ -107,8 +110,11 @@ class Traffic:
         """
         self._start_crossers()
         ahead = next_in_lane(self.agents, self._lanes)
+        signals = [(leg, light) for leg, light in zip(self.light_legs, self.lights(), strict=True) if light != "green"]
+        walkers = [c for c in self._crossers if c.speed > 0]
         accelerations = [
-            self._acceleration_of(self.agents[i], self.agents[ahead[i]] if i in ahead else None) for i in self._drivers
+            self._acceleration_of(self.agents[i], self.agents[ahead[i]] if i in ahead else None, signals, walkers)
+            for i in self._drivers
         ]
         after = self._driven_ego() if ego is None else ego
         for i, acceleration in zip(self._drivers, accelerations, strict=True):
@@ -120,29 +126,44 @@ class Traffic:
         self.time += STEP_SECONDS
 
     def _start_crossers(self) -> None:
-        """A crosser waits until the ego is near, and ends on the other side of the ego's lane."""
+        """A crosser waits until the ego is near and everyone who comes can stop."""
         for c in self._crossers:
-            if 0 < c.s - self.ego.s < 26 or c.speed != 0.0:
+            if c.speed == 0.0 and c.d != c.walk_to and 0 < c.s - self.ego.s < EGO_NEAR and self._lets_cross(c):
                 c.speed = abs(c.walk[1])
 
-    def _acceleration_of(self, a: Agent, next_one: Agent | None) -> float:
-        """Of a driver in a lane, in m/s^2; `next_one` is ahead in its lane."""
+    def _lets_cross(self, c: Agent) -> bool:
+        """Whether nobody stands in a crosser's way, and all who drive towards it can stop before it."""
+        if not can_stop(c.s - self.ego.s - EGO_FRONT, self.ego.speed):
+            return False
+        for a in self.agents:
+            if a.direction:
+                half = SIZES[a.kind][1] / 2
+                gap = a.direction * (c.s - a.s) - half
+                if gap > -2 * half - 1.0 and not can_stop(gap, a.speed):
+                    return False
+        return True
+
+    def _acceleration_of(
+        self, a: Agent, next_one: Agent | None, signals: list[tuple[Leg, str]], walkers: list[Agent]
+    ) -> float:
+        """Of a driver in a lane, in m/s^2; `next_one` is ahead in its lane, `signals` are the lights that are not
+        green, `walkers` those who cross just now."""
         wanted = 0.0 if a.stop_from <= self.time < a.stop_until else a.wanted_speed
         if near_turn(self.legs, a.s, a.direction):
             wanted = min(wanted, SPEED_IN_TURNS)
         ahead, half = Ahead(), SIZES[a.kind][1] / 2
         if next_one is not None:
             ahead = Ahead(abs(next_one.s - a.s) - half - SIZES[next_one.kind][1] / 2, next_one.speed)
-        if a.direction > 0:
+        if a.direction > 0 and a.kind != "bicycle":  # a cyclist has room beside the ego
             ahead, wanted = self._minding_ego(a, ahead, wanted)
-        for leg, light in zip(self.light_legs, self.lights(), strict=True):
+        for leg, light in signals:
             line = leg.stop_line if a.direction > 0 else leg.oncoming_line
             to_line = a.direction * (line - a.s) - half
             if must_stop(light, to_line, a.speed) and to_line < ahead.gap:
                 ahead = Ahead(to_line + 1.5)
-        for c in self._crossers:
-            to_crosser = a.direction * (c.s - a.s) - half - 0.5
-            if c.speed > 0 and abs(c.d - a.d) < 3.0 and 0 < to_crosser < ahead.gap:
+        for c in walkers:
+            to_crosser = a.direction * (c.s - a.s) - half - 0.6
+            if has_to_pass(c, c.d, a.d) and 0 < to_crosser < ahead.gap:
                 ahead = Ahead(to_crosser)
         return follow(a.speed, wanted, ahead, 3.0)
 
@@ -190,14 +211,14 @@ class Traffic:
     def _stops_of_ego(self) -> list[tuple[float, float]]:
         """(s at which the ego has to stand, the gap it keeps to that) for crossers and red lights."""
         ego = self.ego
-        stops = [(c.s - EGO_FRONT - 0.4, 5.0) for c in self._crossers if c.speed > 0 and in_the_way(c, ego.d)]
+        stops = [(c.s - EGO_FRONT - 0.4, 5.0) for c in self._crossers if c.speed > 0 and has_to_pass(c, c.d, ego.d)]
         for leg, light in zip(self.light_legs, self.lights(), strict=True):
             if must_stop(light, leg.stop_line - ego.s - EGO_FRONT, ego.speed):
                 stops.append((leg.stop_line - EGO_FRONT, 1.0))
         return stops
 
     def _move_others(self) -> None:
-        """Trailers, and who has no lane."""
+        """Trailers, and who does not drive."""
         for a in self.agents:
             if a.towed_by is not None:
                 puller = self.agents[a.towed_by]
@@ -206,6 +227,8 @@ class Traffic:
             elif a.crossing:
                 if a.speed > 0:
                     a.d += a.walk[1] * STEP_SECONDS
+                    if (a.d - a.walk_to) * a.walk[1] >= 0:
+                        a.d, a.speed = a.walk_to, 0.0  # it has arrived
             elif a.direction == 0:
                 a.s += a.walk[0] * STEP_SECONDS
 
@@ -250,6 +273,11 @@ def must_stop(light: str, distance: float, speed: float) -> bool:
     return light == "red" or distance > speed * speed / 6.0
 
 
-def in_the_way(crosser: Agent, ego_d: float) -> bool:
-    """Whether a crossing pedestrian still has to pass the ego's lane, or is in it."""
-    return (crosser.d - ego_d) * math.copysign(1.0, -crosser.walk[1]) > -2.2
+def can_stop(gap: float, speed: float) -> bool:
+    """Whether who drives at `speed` stops in time before a crosser who is `gap` metres ahead and begins to walk."""
+    return gap > 2.0 + speed * 0.5 + speed * speed / 5.0
+
+
+def has_to_pass(crosser: Agent, d: float, lane_d: float) -> bool:
+    """Whether a crosser who is at `d` still has to pass a lane whose middle is at `lane_d`, or is on it."""
+    return (d - lane_d) * math.copysign(1.0, -crosser.walk[1]) > -BESIDE_CROSSER

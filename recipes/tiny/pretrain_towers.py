@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data_scripts.prepare_captions import named
 from data_scripts.schema import CAMERAS, load_scenes
 from data_scripts.world.folder import read_json, read_world
-from data_scripts.world.nuscenes import VERSION
+from data_scripts.world.nuscenes import TABLES, UNSEEN, VERSION
 from data_scripts.world.questions import DIRECTIONS
 from modeling_smoldriver.inputs_smoldriver import to_rgb
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
@@ -89,7 +89,7 @@ class BoxLabels:
 
     def __init__(self, world: Path):
         read_world(world)
-        tables = {path.stem: json.loads(path.read_text()) for path in (world / VERSION).glob("*.json")}
+        tables = {name: json.loads((world / VERSION / f"{name}.json").read_text()) for name in TABLES}
         by_token = {name: {row["token"]: row for row in rows} for name, rows in tables.items()}
         channels = {row["token"]: row["channel"] for row in tables["sensor"]}
         self.cameras = {
@@ -110,6 +110,8 @@ class BoxLabels:
         self.channels = [*self.classes, *STATUSES]
         self.boxes = defaultdict(list)
         for row in tables["sample_annotation"]:
+            if row["visibility_token"] == UNSEEN:
+                continue
             category = by_token["category"][by_token["instance"][row["instance_token"]]["category_token"]]["name"]
             attributes = [by_token["attribute"][token]["name"].split(".")[1] for token in row["attribute_tokens"]]
             marks = [self.channels.index(name) for name in [category, *attributes] if name in self.channels]
