@@ -1,6 +1,6 @@
 """The baseline: transformers' own SmolVLM behind the same scene rows, prompt, collator, trainer and evaluation.
 
-It has SmolVLM's weights and nothing else, and its folders stay SmolVLM folders that transformers loads without us.
+It adds no weights to SmolVLM's, and transformers loads its folders without our code.
 """
 
 import json
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -22,9 +21,10 @@ from transformers import (
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMBaseModelOutputWithPast
 from transformers.utils import cached_file
 
-from .modeling_smoldriver import SmolDriverForConditionalGeneration, added_mask, features_of_views
+from smoldriver_common.whole_files import write_json, written_whole
+
+from .modeling_smoldriver import SmolDriverHeadMixin, added_mask, view_indices
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
-from .scene_smoldriver import SceneAnswerMixin
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -49,7 +49,7 @@ PROCESSOR_FILES = (
 
 
 def file_of(source: str | os.PathLike, name: str) -> Path | None:
-    """A file of a folder or of a repository on the Hub; None where there is none.
+    """Path of a file of a folder, or of a repository on the Hub; None if it has no such file.
 
     Raises:
         OSError: the Hub cannot be reached, and the cache does not know.
@@ -59,18 +59,18 @@ def file_of(source: str | os.PathLike, name: str) -> Path | None:
     try:
         return Path(hf_hub_download(str(source), name))
     except LocalEntryNotFoundError:
-        if try_to_load_from_cache(str(source), name) is not None:  # the Hub said once that there is none
+        if try_to_load_from_cache(str(source), name) is not None:  # the Hub once said that there is none
             return None
         raise OSError(
-            f"whether {source} has a {name} cannot be told: it is not in the cache and the Hub is not reached; go"
-            " online once, or give the folder of a whole download"
+            f"cannot find out whether {source} has a {name}: the cache does not know and the Hub is not reached;"
+            " go online once, or give the folder of a whole download"
         ) from None
     except EntryNotFoundError:
         return None
 
 
 def tower_image_processor(source: str | os.PathLike):
-    """A square resize with the normalisation of a tower or VLM, folder or Hub id; 0.5 where it saved none.
+    """A square resize with the normalisation of a tower or VLM (folder or Hub id); 0.5 if it saved none.
 
     Raises:
         OSError: see [`file_of`].
@@ -84,9 +84,9 @@ def tower_image_processor(source: str | os.PathLike):
 
 
 class SmolVLMSceneModel(SmolVLMModel):
-    """SmolVLMModel that is told which views are padding, and takes pictures that several rows share.
+    """SmolVLMModel that reads padding from `camera_ids`, and takes pictures that several rows share.
 
-    SmolVLM itself takes a view for padding when it is zero everywhere, which a uniform picture may be too.
+    SmolVLM itself drops a view whose pixels are all zero as padding; a uniform picture may have such pixels too.
     """
 
     def forward(
@@ -101,12 +101,12 @@ class SmolVLMSceneModel(SmolVLMModel):
     ) -> SmolVLMBaseModelOutputWithPast:
         """
         Args:
-            camera_ids (`torch.LongTensor` of shape `(frames, views)`, *optional*): -1 for padding; which camera it is
-                makes no difference here. Without it, everything is SmolVLM's own.
+            camera_ids (`torch.LongTensor` of shape `(frames, views)`, *optional*): -1 for padding; other values make
+                no difference. Without it the forward pass is SmolVLM's own.
             frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): the frame that each row shows; default:
-                a frame a row.
+                one frame per row.
 
-        The other arguments are SmolVLM's; `attention_mask` may be bool `(batch, 1, length, keys)` for packed frames.
+        The other arguments are SmolVLM's; `attention_mask` may be bool `(batch, 1, length, keys)` for packs.
 
         Raises:
             ValueError: if pictures and `<image>` tokens do not match.
@@ -139,25 +139,21 @@ class SmolVLMSceneModel(SmolVLMModel):
         """`(tokens of all rows' views, in order, width)`; each picture goes through the tower once."""
         real = camera_ids >= 0
         hidden = self.vision_model(pixel_values=pixel_values[real].to(self.vision_model.dtype)).last_hidden_state
-        # a trained vision model may be kept in a wider dtype than a frozen connector
+        # A trained vision model may have a wider dtype than a frozen connector.
         tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         if frame_index is not None:
-            views = features_of_views(camera_ids)[frame_index]
+            views = view_indices(camera_ids)[frame_index]
             tokens = tokens[views[views >= 0]]
         return tokens.flatten(0, 1)
 
 
-class SmolVLMForScenes(SceneAnswerMixin, SmolVLMForConditionalGeneration):
-    """SmolVLM with `encode_scene` and `answer`, for packed frames too; same weights, same names."""
+class SmolVLMForScenes(SmolDriverHeadMixin, SmolVLMForConditionalGeneration):
+    """SmolVLM with `encode_scene` and `answer`, for packs too; same weights, same names."""
 
     def __init__(self, config):
-        # not SmolVLMForConditionalGeneration's own beginning, which makes a plain SmolVLMModel
-        super(SmolVLMForConditionalGeneration, self).__init__(config)
+        super().__init__(config)
         self.model = SmolVLMSceneModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    forward = SmolDriverForConditionalGeneration.forward  # the head is the same
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, under the name of transformers' own class."""
@@ -165,21 +161,19 @@ class SmolVLMForScenes(SceneAnswerMixin, SmolVLMForConditionalGeneration):
         path = Path(save_directory) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         config["architectures"] = [SmolVLMForConditionalGeneration.__name__]
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_json(path, config, indent=2)
 
 
 class SmolVLMSceneProcessor(SmolDriverProcessor):
-    """SmolDriver's prompt for a SmolVLM: each camera one picture of the tower's size, not split into tiles.
+    """SmolDriver's prompt for a SmolVLM: one picture of the tower's size per camera, not split into tiles.
 
-    There is one budget, the tower's own number of tokens. Saving copies the files of the folder that it was loaded
-    from, byte for byte, so that transformers' own SmolVLMProcessor finds what it found there.
+    The one budget is the tower's own number of tokens. Saving copies the files of the folder that the processor was
+    loaded from, byte for byte, so that transformers' own SmolVLMProcessor loads the new folder like the old one.
     """
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **kwargs) -> "SmolVLMSceneProcessor":
-        """From a SmolVLM folder or Hub id; normalisation is 0.5 where the folder does not say."""
+        """From a SmolVLM folder or Hub id; the normalisation is 0.5 if the folder does not name one."""
         config = AutoConfig.from_pretrained(source)
         vision = config.vision_config
         files = {
@@ -200,12 +194,9 @@ class SmolVLMSceneProcessor(SmolDriverProcessor):
         return processor
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, path in self.files.items():
-            aside = folder / f"{name}.tmp"
-            shutil.copyfile(path, aside)
-            os.replace(aside, folder / name)
+            with written_whole(Path(save_directory) / name) as aside:
+                shutil.copyfile(path, aside)
 
 
 def end_answers_with_turns(model: SmolVLMForScenes, processor: SmolVLMSceneProcessor) -> None:

@@ -49,11 +49,11 @@ class SmolDriverVisionConfig(PretrainedConfig):
 
     Args:
         tower_config (`dict` or `PretrainedConfig`):
-            Any transformers vision backbone with square patch tokens (ViT, DINOv2, SigLIP). Default: ViT-B/16.
+            A transformers vision backbone with square patch tokens (ViT, DINOv2, SigLIP). Default: ViT-B/16.
         tower_image_size (`int`, pixels):
             Side of the square picture fed to the tower at the full budget; default `grid_size * 16`.
-        hidden_size (`int`): width C of the visual tokens, equal to the base VLM's vision width.
-        grid_size (`int`): side G of the learned query grid, equal to the base VLM's patch grid.
+        hidden_size (`int`): width C of the visual tokens; it must equal the base VLM's vision width.
+        grid_size (`int`): side G of the learned query grid; it must equal the base VLM's patch grid.
         num_attention_heads (`int`): heads of the resamplers' cross-attention.
         cameras (`list[str]`): the camera names; a view's camera id is the index in this list.
         resampler_keys (`str`): "content" (normalised feature + position) or "position" (as in the paper).
@@ -62,7 +62,7 @@ class SmolDriverVisionConfig(PretrainedConfig):
         initializer_range (`float`): standard deviation of fresh weights.
 
     Raises:
-        ValueError: for a width that the heads do not divide, an unknown kind of keys, doubled camera names, or a
+        ValueError: for a width that the heads do not divide, an unknown kind of keys, duplicated camera names, or a
             tower whose patches do not tile `tower_image_size`.
     """
 
@@ -130,7 +130,7 @@ class SmolDriverConfig(PretrainedConfig):
     Args:
         vision_config (`dict` or `SmolDriverVisionConfig`): see there.
         text_config (`dict` or `PretrainedConfig`): the language model, Llama (SmolLM2). Default: SmolLM2-1.7B.
-        scale_factor (`int`): side s of the connector's pixel shuffle; a camera costs at most `(G / s) ** 2` tokens.
+        scale_factor (`int`): side s of the connector's pixel shuffle; each camera takes at most `(G / s) ** 2` tokens.
         image_token_id (`int`): id of the `<image>` placeholder.
         tie_word_embeddings (`bool`): whether lm_head is the input embedding.
 
@@ -166,10 +166,10 @@ class SmolDriverConfig(PretrainedConfig):
 
     @property
     def visual_token_budgets(self) -> list[int]:
-        """Tokens a camera that the model offers, largest first: k**2 for k = G/s .. 1."""
+        """The model's budgets (tokens per camera), largest first: k**2 for k = G/s .. 1."""
         return visual_token_budgets(self.vision_config.grid_size, self.scale_factor)
 
 
 def visual_token_budgets(grid_size: int, scale_factor: int) -> list[int]:
-    """Squares of k = grid_size / scale_factor .. 1."""
+    """The squares of k = grid_size / scale_factor .. 1, largest first."""
     return [k * k for k in range(grid_size // scale_factor, 0, -1)]

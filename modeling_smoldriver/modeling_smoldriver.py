@@ -1,4 +1,27 @@
-"""SmolDriver: six driving cameras -> one vision tower -> a resampler a camera -> SmolVLM's connector -> SmolLM2.
+"""SmolDriver: six driving cameras -> one vision tower -> one resampler per camera -> SmolVLM's connector -> SmolLM2.
+
+Shapes (B frames, V views per frame, N views that are not padding, S pixels, P patches, G the side of the query grid, s
+the connector's scale factor, k * k visual tokens per view, C the vision width, D the language model's width):
+
+```
+pixel_values (B, V, 3, S, S), camera_ids (B, V), -1 = padding
+  -> tower, one call for all views                    (N, P, tower width)    tower_features
+  -> projection to the vision width                   (N, P, C)
+  -> resampler of each view's camera                  (N, (s k)^2, C)        SmolDriverVisionModel
+  -> connector: pixel shuffle by s, one linear layer  (N, k^2, D)            get_image_features
+  -> put in the places of the <image> tokens          (B, length, D)         SmolDriverModel
+  -> text_model -> lm_head                            (B, length, vocabulary)
+```
+
+Words, the same in the whole project:
+
+- scene: nuScenes' clip of 20 seconds. (`encode_scene` and `SceneCache` have its name; they hold one frame.)
+- frame: one key frame of a scene, with up to six pictures.
+- view: one camera's picture in a frame.
+- row: a frame as it is stored, with its questions and answers; in a batch, one sequence.
+- pack: one training sequence that holds a frame's pictures once and many questions behind them.
+- branch: one question with its answer in a pack; branches do not see each other.
+- budget: the number of visual tokens per camera, k * k for k = 1 .. G / s.
 
 Weight names follow SmolVLM's where the part is SmolVLM's (`model.connector.*`, `model.text_model.*`, `lm_head.*`).
 """
@@ -18,14 +41,14 @@ from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResam
 from .scene_smoldriver import SceneAnswerMixin, SceneCache
 
 
-def features_of_views(camera_ids: torch.LongTensor) -> torch.LongTensor:
-    """`(frames, views)`: the place of each view among those that are not padding; -1 for padding."""
+def view_indices(camera_ids: torch.LongTensor) -> torch.LongTensor:
+    """`(frames, views)`: the index of each view among those that are not padding; -1 for padding."""
     real = camera_ids >= 0
     return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)
 
 
 def added_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A bool mask as eager attention takes it: added to the scores."""
+    """A bool mask in the form that eager attention takes: values that are added to the scores."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
@@ -48,7 +71,7 @@ class SmolDriverConnector(nn.Module):
 
 
 class SmolDriverPreTrainedModel(PreTrainedModel):
-    """Loading is strict: a checkpoint that lacks, adds or misshapes a tensor is refused."""
+    """Loading is strict: a checkpoint is refused if a tensor is missing, unknown or of another shape."""
 
     config_class = SmolDriverConfig
     base_model_prefix = "model"
@@ -80,7 +103,7 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
         """As in transformers, but strict.
 
         Raises:
-            ValueError: naming every tensor that the checkpoint lacks, adds or holds in another shape.
+            ValueError: names every tensor that is missing, unknown or of another shape.
         """
         kwargs["ignore_mismatched_sizes"] = True  # transformers would raise without saying which
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -101,14 +124,14 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def freeze_unread(self):
-        """Freeze DINOv2's mask token, an aid of its pre-training that is never read here."""
+        """Freeze DINOv2's mask token: its pre-training used it, nothing reads it here."""
         for name, parameter in self.named_parameters():
             if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
 
 
 class SmolDriverVisionModel(SmolDriverPreTrainedModel):
-    """Tower, projection and resamplers: pictures of one camera each -> a grid of visual tokens a picture."""
+    """Tower, projection and resamplers: views -> one grid of visual tokens per view."""
 
     config_class = SmolDriverVisionConfig
     main_input_name = "pixel_values"
@@ -133,7 +156,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`, without CLS or registers.
 
         Raises:
-            ValueError: if S is not a multiple of the tower's patch size, or the tower gives less than a token a patch.
+            ValueError: if S is not a multiple of the tower's patch size, or the tower gives fewer tokens than patches.
         """
         patch_size, size = self.config.tower_config.patch_size, pixel_values.shape[-1]
         if size % patch_size or pixel_values.shape[-2] != size:
@@ -149,8 +172,8 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         if hidden.ndim != 3 or hidden.shape[1] < side * side:
             kind, given = self.config.tower_config.model_type, tuple(hidden.shape[1:])
             raise ValueError(
-                f"the tower, a {kind!r}, gives {given} for a picture of {side}x{side} patches, not a token a patch:"
-                " choose a ViT, DINOv2 or SigLIP"
+                f"the tower, a {kind!r}, gives {given} for a picture of {side}x{side} patches, not one token per"
+                " patch: choose a ViT, DINOv2 or SigLIP"
             )
         return hidden[:, -side * side :].unflatten(1, (side, side))
 
@@ -222,19 +245,19 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`): each view's camera, -1 for padding.
-            visual_tokens (`int`, *optional*): tokens a view, of `config.visual_token_budgets`; default the largest.
+            visual_tokens (`int`, *optional*): tokens per view, of `config.visual_token_budgets`; default the largest.
 
         Returns:
-            One entry a view that is not padding, in order: `last_hidden_state` `(views, (s k)^2, C)` before and
+            One entry per view that is not padding, in order: `last_hidden_state` `(views, (s k)^2, C)` before and
             `pooler_output` `(views, k^2, D)` after the connector.
 
         Raises:
-            ValueError: for shapes that disagree, a camera id or a token budget that the model does not have.
+            ValueError: for shapes that disagree, or a camera id or budget that the model does not have.
         """
         budgets = self.config.visual_token_budgets
         visual_tokens = budgets[0] if visual_tokens is None else visual_tokens
         if visual_tokens not in budgets:
-            raise ValueError(f"{visual_tokens} image tokens a view is not a budget of this model; it has {budgets}")
+            raise ValueError(f"{visual_tokens} image tokens per view is not a budget of this model; it has {budgets}")
         if pixel_values.ndim != 5 or pixel_values.shape[:2] != camera_ids.shape:
             raise ValueError(
                 "pixel_values must be (batch, views, 3, S, S) and camera_ids (batch, views);"
@@ -249,7 +272,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         real = camera_ids >= 0
         side = self.config.scale_factor * math.isqrt(visual_tokens)
         hidden = self.vision_model(pixel_values[real], camera_ids[real], side)
-        # a trained vision model may be kept in a wider dtype than a frozen connector
+        # A trained vision model may have a wider dtype than a frozen connector.
         tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens)
 
@@ -269,14 +292,15 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`):
-                Token ids; `<image>` placeholders stand where visual tokens go, k^2 a view: they set the budget.
+                Token ids. `<image>` tokens mark the places of visual tokens, k^2 per view: their number sets the
+                budget.
             attention_mask (`torch.Tensor` of shape `(batch, length)` or bool `(batch, 1, length, keys)`, *optional*):
-                1 or True where a token may be attended to. The 4-D form is used as it is (packed frames).
+                1 or True where a token may be attended to. The 4-D form is used unchanged (packs).
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`, *optional*): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding.
             frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): for rows that share their pictures, the
-                frame that each row shows; `pixel_values` and `camera_ids` then hold one entry a frame.
+                frame that each row shows; `pixel_values` and `camera_ids` then hold one entry per frame.
 
         Raises:
             ValueError: if pictures and `<image>` tokens do not match.
@@ -289,14 +313,9 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         if pixel_values is not None:
             if input_ids is None or camera_ids is None:
                 raise ValueError("pixel_values need input_ids (to find the <image> tokens) and camera_ids")
-            placeholders = input_ids == self.config.image_token_id
-            views = features_of_views(camera_ids)
-            if frame_index is not None:
-                views = views[frame_index]
-            visual_tokens = self._tokens_per_view(placeholders, views)
-            visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
-            placed = visual if frame_index is None else visual[views[views >= 0]]
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), placed.to(inputs_embeds.dtype))
+            inputs_embeds, visual = self._with_pictures(
+                inputs_embeds, input_ids, pixel_values, camera_ids, frame_index
+            )
         elif input_ids is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders:
@@ -321,8 +340,21 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             image_hidden_states=visual,
         )
 
+    def _with_pictures(
+        self, inputs_embeds, input_ids, pixel_values, camera_ids, frame_index
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings with visual tokens in the places of `<image>`, and the visual tokens `(views, k^2, D)`."""
+        placeholders = input_ids == self.config.image_token_id
+        views = view_indices(camera_ids)
+        if frame_index is not None:
+            views = views[frame_index]
+        visual_tokens = self._tokens_per_view(placeholders, views)
+        visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
+        placed = visual if frame_index is None else visual[views[views >= 0]]
+        return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), placed.to(inputs_embeds.dtype)), visual
+
     def _tokens_per_view(self, placeholders: torch.Tensor, row_views: torch.Tensor) -> int:
-        """`row_views` `(batch, views)`: below 0 where a row has no view."""
+        """The budget that the prompt asks for; `row_views` `(batch, views)` is below 0 where a row has no view."""
         tokens, views = placeholders.sum(-1).tolist(), (row_views >= 0).sum(-1).tolist()
         per_view = sum(tokens) // max(1, sum(views))
         if not per_view or tokens != [per_view * count for count in views]:
@@ -333,26 +365,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         return per_view
 
 
-class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedModel, GenerationMixin):
-    """SmolDriver with its language-modelling head: `forward`, `generate`, and `encode_scene` with `answer`."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}
-
-    def __init__(self, config: SmolDriverConfig):
-        super().__init__(config)
-        self.model = SmolDriverModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
-    def get_image_features(self, pixel_values, camera_ids, visual_tokens=None, **kwargs) -> BaseModelOutputWithPooling:
-        """See [`SmolDriverModel.get_image_features`]."""
-        return self.model.get_image_features(pixel_values, camera_ids, visual_tokens, **kwargs)
+class SmolDriverHeadMixin(SceneAnswerMixin):
+    """The forward pass of a model with `model` and `lm_head`, for SmolDriver and for its SmolVLM baseline."""
 
     def forward(
         self,
@@ -374,9 +388,9 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
         Args:
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*):
                 Token ids to predict, -100 where there is no loss; shifted inside.
-            logits_to_keep (`int` or `torch.Tensor`): the last positions (0: all) or the indices to compute logits for;
-                or bool `(batch, length)`, for other positions in each row: logits are `(1, positions, vocabulary)`.
-            scene (`SceneCache`, *optional*): the scene that the rows ask about; set by `answer`.
+            logits_to_keep (`int` or `torch.Tensor`): the number of last positions to compute logits for (0: all), or
+                their indices, or bool `(batch, length)`: then logits are `(1, positions of all rows, vocabulary)`.
+            scene (`SceneCache`, *optional*): the encoded frame that the rows ask about; set by `answer`.
 
         The other arguments are those of [`SmolDriverModel.forward`].
         """
@@ -399,7 +413,7 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
             hidden = hidden[logits_to_keep].unsqueeze(0)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            hidden = hidden[:, kept].contiguous()  # of a strided slice torch would copy lm_head once a row
+            hidden = hidden[:, kept].contiguous()  # for a strided slice torch would copy lm_head once per row
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:
@@ -412,6 +426,28 @@ class SmolDriverForConditionalGeneration(SceneAnswerMixin, SmolDriverPreTrainedM
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+
+class SmolDriverForConditionalGeneration(SmolDriverHeadMixin, SmolDriverPreTrainedModel, GenerationMixin):
+    """SmolDriver with its language-modelling head: `forward`, `generate`, and `encode_scene` with `answer`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.text_model.embed_tokens.weight"}
+
+    def __init__(self, config: SmolDriverConfig):
+        super().__init__(config)
+        self.model = SmolDriverModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values, camera_ids, visual_tokens=None, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`SmolDriverModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, camera_ids, visual_tokens, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the folder also names the classes for every Auto class of transformers 4.57 and 5.x."""

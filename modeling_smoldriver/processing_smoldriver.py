@@ -1,4 +1,4 @@
-"""SmolDriver's processor: pictures by camera and a prompt -> model inputs. It alone writes image tokens."""
+"""SmolDriver's processor: pictures by camera and a prompt -> model inputs. Nothing else writes image tokens."""
 
 import json
 import os
@@ -32,13 +32,13 @@ class SmolDriverProcessor(ProcessorMixin):
     """Wraps an image processor and a SmolVLM tokenizer.
 
     Args:
-        image_processor: resizes to the tower's square input, rescales and normalises as the tower wants it.
+        image_processor: resizes to the tower's square input, rescales and normalises for the tower.
         tokenizer: a fast tokenizer that knows SmolVLM's image and turn tokens.
         chat_template (`str`, *optional*): default: SmolDriver's.
         grid_size, scale_factor (`int`): as in the model's configuration; they give the visual-token budgets.
         cameras (`list[str]`, *optional*): camera names by camera id; default: nuScenes' six.
-        budget_image_sizes (`dict`, *optional*): {tokens a camera: side of the tower's input in pixels} for budgets
-            that bring a size of their own; the others use the image processor's.
+        budget_image_sizes (`dict`, *optional*): {tokens per camera: side of the tower's input in pixels} for budgets
+            with a size of their own; the others use the image processor's.
     """
 
     if not hasattr(ProcessorMixin, "get_attributes"):  # transformers 4.57; 5.x reads the arguments of __init__
@@ -70,7 +70,7 @@ class SmolDriverProcessor(ProcessorMixin):
         missing = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
         if missing:
             raise ValueError(f"the tokenizer lacks SmolVLM's tokens {missing}; add them as special tokens first")
-        self._tail = None  # (chat template, what it writes after a question)
+        self._tail = None  # (chat template, what it writes between a question and its answer)
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         # ids and types of transformers' own multimodal processors, which serving engines look up
@@ -92,7 +92,7 @@ class SmolDriverProcessor(ProcessorMixin):
         )
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the tokenizer's configuration is written so that 4.57 and 5.x both read it."""
+        """As in transformers, but 4.57 and 5.x can both read the tokenizer's configuration."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         path = Path(save_directory) / "tokenizer_config.json"
         tokenizer_config = json.loads(path.read_text(encoding="utf-8"))
@@ -119,13 +119,13 @@ class SmolDriverProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: one scene or a list of scenes, each a dict {camera name: picture} in any order or a list.
-                A picture is a PIL image, an array `(height, width, channels)`, a path or an URL; None: camera missing.
-                A list goes by the camera names in the text; without names, or with None in it, it must have an entry a
-                camera, in the order of `self.cameras`.
-            text (`str` or `list[str]`): prompts as of `apply_chat_template`, one `<image>` a picture. A camera
+            images: one frame or a list of frames, each a dict {camera name: picture} in any order, or a list.
+                A picture is a PIL image, an array `(height, width, channels)`, a path or a URL; None: camera missing.
+                A list is in the order of the camera names in the text. Without names, or with None in it, it must
+                have one entry per camera, in the order of `self.cameras`.
+            text (`str` or `list[str]`): prompts of `apply_chat_template`, one `<image>` per picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
-            visual_tokens (`int`, *optional*): tokens a camera, of `self.visual_token_budgets`; default the largest.
+            visual_tokens (`int`, *optional*): tokens per camera, of `self.visual_token_budgets`; default the largest.
             kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...).
 
         Returns:
@@ -133,19 +133,37 @@ class SmolDriverProcessor(ProcessorMixin):
             `camera_ids` `(batch, views)` int64, views in the order of the prompt, -1 (and zeros) for padding.
 
         Raises:
-            ValueError: an unknown or doubled camera, a picture that cannot be read (naming its camera), pictures that
-                do not match the `<image>` placeholders, an unknown budget.
+            ValueError: an unknown or duplicated camera, a picture that cannot be read (its camera is named), pictures
+                that do not match the `<image>` placeholders, an unknown budget.
+
+        Example (a tiny model with pictures of 48 pixels and budgets of 9, 4 and 1):
+
+        ```python
+        >>> images = {"CAM_BACK": Image.open("back.jpg"), "CAM_FRONT": Image.open("front.jpg")}
+        >>> messages = processor.scene_messages(images, "Why?")
+        >>> text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        >>> text
+        '<|im_start|>User:CAM_FRONT:<image>CAM_BACK:<image>\\nQuestion: Why?<end_of_utterance>\\nAssistant:'
+        >>> inputs = processor(images=images, text=text, visual_tokens=4, return_tensors="pt")
+        >>> {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        {'input_ids': (1, 55), 'attention_mask': (1, 55), 'pixel_values': (1, 2, 3, 48, 48), 'camera_ids': (1, 2)}
+        >>> inputs["camera_ids"]
+        tensor([[1, 4]])
+        ```
         """
         for modality in ("videos", "audio"):
             if kwargs.pop(modality, None) is not None:
                 raise ValueError(f"SmolDriver takes pictures and text; got {modality}")
         if not text:
-            raise ValueError("text is required: a prompt with one <image> a picture (see apply_chat_template)")
+            raise ValueError("text is required: a prompt with one <image> per picture (see apply_chat_template)")
         visual_tokens = self._check_budget(visual_tokens)
         texts = [text] if isinstance(text, str) else list(text)
-        scenes = self._scenes(images, texts)
-        routed = [self._route(prompt, scene, visual_tokens) for prompt, scene in zip(texts, scenes, strict=True)]
-        prompts, views, spans = (list(column) for column in zip(*routed, strict=True))
+        views = [self._pair(text, frame) for text, frame in zip(texts, self._frames(images, texts), strict=True)]
+        expanded = [
+            self._expand(text, [camera for camera, _ in frame], visual_tokens)
+            for text, frame in zip(texts, views, strict=True)
+        ]
+        prompts, spans = (list(column) for column in zip(*expanded, strict=True))
         for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.update(kwargs.pop(modality, None) or {})
         return_spans = kwargs.pop("return_text_replacement_offsets", False)
@@ -155,32 +173,32 @@ class SmolDriverProcessor(ProcessorMixin):
             features = {name: [value] for name, value in features.items()}
         features.update(self.encode_images(views, visual_tokens))
         features = BatchFeature(features, tensor_type=return_tensors)
-        if return_spans:  # asked for by apply_chat_template, to find the assistant's tokens after the expansion
+        if return_spans:  # apply_chat_template finds the assistant's tokens after the expansion with them
             features["text_replacement_offsets"] = spans
         return features
 
     def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
-        """`pixel_values` and `camera_ids` (see `__call__`) of a batch of scenes given as (camera, picture) lists.
+        """`pixel_values` and `camera_ids` (see `__call__`) of a batch of frames, each a list of (camera, picture).
 
-        Returns an empty dict when no scene has a picture.
+        Returns an empty dict when no frame has a picture.
         """
-        most = max((len(scene) for scene in views), default=0)
+        most = max((len(frame) for frame in views), default=0)
         if most == 0:
             return {}
         visual_tokens = self._check_budget(visual_tokens)
-        pictures = [self._load(camera, picture) for scene in views for camera, picture in scene]
+        pictures = [self._load(camera, picture) for frame in views for camera, picture in frame]
         size = self.budget_image_sizes.get(str(visual_tokens))
         arguments = {} if size is None else {"size": {"height": size, "width": size}}
         pixels = self.image_processor(pictures, return_tensors="pt", **arguments)["pixel_values"]
         camera_ids = torch.full((len(views), most), -1)
-        for row, scene in enumerate(views):
-            camera_ids[row, : len(scene)] = torch.tensor([self.cameras.index(camera) for camera, _ in scene])
+        for row, frame in enumerate(views):
+            camera_ids[row, : len(frame)] = torch.tensor([self.cameras.index(camera) for camera, _ in frame])
         pixel_values = pixels.new_zeros(len(views), most, *pixels.shape[1:])
         pixel_values[camera_ids >= 0] = pixels
         return {"pixel_values": pixel_values, "camera_ids": camera_ids}
 
     def scene_messages(self, images, question: str, answer: str | None = None) -> list[dict]:
-        """Chat messages of one question about a scene, for `apply_chat_template`; `images` as in `__call__`."""
+        """Chat messages of one question about a frame, for `apply_chat_template`; `images` as in `__call__`."""
         content = [{"type": "image", "camera": camera, "image": image} for camera, image in self.scene_views(images)]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         if answer is not None:
@@ -188,7 +206,7 @@ class SmolDriverProcessor(ProcessorMixin):
         return messages
 
     def scene_views(self, images) -> list[tuple[str, object]]:
-        """One scene's (camera, picture) pairs in the order of `self.cameras`, missing ones left out.
+        """One frame's (camera, picture) pairs in the order of `self.cameras`, missing cameras left out.
 
         Raises:
             ValueError: an unknown camera name, a list of the wrong length, no picture at all.
@@ -210,7 +228,7 @@ class SmolDriverProcessor(ProcessorMixin):
     def scene_prompt(
         self, cameras: list[str], scene_description: str | None = None, visual_tokens: int | None = None
     ) -> str:
-        """The part of the prompt that all questions of a scene share, image tokens expanded."""
+        """The part of the prompt that all questions about a frame share, image tokens expanded."""
         content = [{"type": "image", "camera": self._check_camera(camera)} for camera in cameras]
         if scene_description:
             scene_description = self._clean(scene_description, "scene description")
@@ -220,7 +238,7 @@ class SmolDriverProcessor(ProcessorMixin):
         )
 
     def question_prompt(self, question: str) -> str:
-        """What follows `scene_prompt` for one question, up to where the answer begins.
+        """The part of the prompt between `scene_prompt` and the answer.
 
         Raises:
             ValueError: for an empty question or one that holds a special token.
@@ -230,36 +248,60 @@ class SmolDriverProcessor(ProcessorMixin):
         return _QUESTION + self._clean(question, "question") + self._tail[1]
 
     def answer_text(self, answer: str) -> str:
-        """What the model is taught to write after `question_prompt`."""
+        """What the model learns to write after `question_prompt`."""
         return f" {self._clean(answer, 'answer')}{END_OF_TURN}"
 
     def encode_scene(
-        self, images, scene_description: str | list[str | None] | None = None, visual_tokens: int | None = None
+        self, images: dict | list | None, scene_description: str | None = None, visual_tokens: int | None = None
     ) -> BatchFeature:
-        """Inputs of `model.encode_scene`: the shared prefix of one scene, or of a list of scenes.
+        """Inputs of `model.encode_scene`: the prompt that all questions of one frame share.
 
         Args:
-            images: one scene as in `__call__`, or a list of scenes, each a dict, a list or None. None is a scene
-                without pictures, for text-only controls; a list of nothing but None is a list of such scenes, unless
-                it is as long as one scene has cameras, of which then all are missing.
-            scene_description (`str`, *optional*): for a list of scenes, a list with an entry a scene, or None.
-            visual_tokens (`int`, *optional*): tokens a camera, as in `__call__`.
+            images: one frame as in `__call__`, a dict {camera name: picture}; None: a frame without pictures, for
+                text-only controls.
+            scene_description (`str`, *optional*): a summary of the scene, put before the question.
+            visual_tokens (`int`, *optional*): tokens per camera, as in `__call__`.
 
         Returns:
-            `input_ids`, `attention_mask` `(scenes, length)`, padded on the right, and with pictures `pixel_values`
-            `(scenes, views, 3, S, S)` and `camera_ids` `(scenes, views)`.
+            As `encode_scenes`, one row.
+
+        Raises:
+            ValueError: see `encode_scenes`.
         """
-        listed = isinstance(images, (list, tuple)) and len(images) > 0
-        without = listed and all(item is None for item in images) and len(images) != len(self.cameras)
-        batched = without or (listed and any(isinstance(item, (dict, list, tuple)) for item in images))
-        scenes = list(images) if batched else [images]
-        descriptions = scene_description if isinstance(scene_description, list) else [scene_description] * len(scenes)
-        if len(descriptions) != len(scenes) or (batched and isinstance(scene_description, str)):
-            raise ValueError(f"{len(scenes)} scenes need a list of as many descriptions; got {scene_description!r}")
-        views = [[] if scene is None else self.scene_views(scene) for scene in scenes]
+        if isinstance(images, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in images):
+            raise ValueError("encode_scene takes one frame, a dict by camera name; encode_scenes takes a list of them")
+        return self.encode_scenes([images], [scene_description], visual_tokens)
+
+    def encode_scenes(
+        self,
+        images: list[dict | list | None],
+        scene_descriptions: list[str | None] | None = None,
+        visual_tokens: int | None = None,
+    ) -> BatchFeature:
+        """Inputs of `model.encode_scenes`: `encode_scene` for several frames.
+
+        Args:
+            images: one entry per frame, as in `encode_scene`.
+            scene_descriptions: one entry per frame; None: no frame has one.
+            visual_tokens (`int`, *optional*): tokens per camera, as in `__call__`.
+
+        Returns:
+            `input_ids`, `attention_mask` `(frames, length)`, padded on the right, and with pictures `pixel_values`
+            `(frames, views, 3, S, S)` and `camera_ids` `(frames, views)`.
+
+        Raises:
+            ValueError: no frame, another number of descriptions than of frames, and what `__call__` refuses.
+        """
+        if not isinstance(images, (list, tuple)) or not images:
+            raise ValueError(f"encode_scenes takes a list with at least one frame, got {images!r}")
+        if scene_descriptions is None:
+            scene_descriptions = [None] * len(images)
+        if not isinstance(scene_descriptions, (list, tuple)) or len(scene_descriptions) != len(images):
+            raise ValueError(f"{len(images)} frames need a list of as many descriptions; got {scene_descriptions!r}")
+        views = [[] if frame is None else self.scene_views(frame) for frame in images]
         prompts = [
-            self.scene_prompt([camera for camera, _ in scene], description, visual_tokens)
-            for scene, description in zip(views, descriptions, strict=True)
+            self.scene_prompt([camera for camera, _ in frame], description, visual_tokens)
+            for frame, description in zip(views, scene_descriptions, strict=True)
         ]
         encoded = self.tokenizer(
             prompts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
@@ -284,88 +326,84 @@ class SmolDriverProcessor(ProcessorMixin):
                 raise ValueError(f"the {what} holds the special token {token}: {text!r}")
         return text.strip()
 
-    def _scenes(self, images, texts: list[str]) -> list:
-        """Pictures by prompt: None, a dict, or a list of pictures each."""
+    def _frames(self, images, texts: list[str]) -> list:
+        """The pictures of each prompt: None, a dict by camera, or a list."""
         if images is None:
             return [None] * len(texts)
         if isinstance(images, dict):
-            scenes = [images]
+            frames = [images]
         elif isinstance(images, (str, Path, Image.Image)) or hasattr(images, "shape"):
-            scenes = [[images]]
+            frames = [[images]]
         elif images and all(isinstance(item, (dict, list, tuple)) for item in images):
-            scenes = list(images)
+            frames = list(images)
         elif len(texts) == 1:
-            scenes = [list(images)]
+            frames = [list(images)]
         else:  # one flat list for several prompts
-            scenes, start = [], 0
+            frames, start = [], 0
             for text in texts:
                 count = text.count(IMAGE_TOKEN)
-                scenes.append(list(images[start : start + count]))
+                frames.append(list(images[start : start + count]))
                 start += count
             if start != len(images):
                 raise ValueError(
                     f"{len(images)} pictures for {start} {IMAGE_TOKEN} placeholders in {len(texts)} prompts"
                 )
-        if len(scenes) != len(texts):
-            raise ValueError(f"{len(scenes)} scenes of pictures for {len(texts)} prompts")
-        return scenes
+        if len(frames) != len(texts):
+            raise ValueError(f"{len(frames)} frames of pictures for {len(texts)} prompts")
+        return frames
 
-    def _route(self, prompt: str, scene, visual_tokens: int) -> tuple[str, list[tuple[str, object]], list[dict]]:
-        """Name and expand each placeholder.
-
-        Returns the tokenizer's text, (camera, picture) in the order of the prompt, and where the placeholders lay in
-        characters before (`span`) and after (`new_span`).
-        """
-        names = [name if name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
-        names = [name or None for name in names]
-        listed = isinstance(scene, (list, tuple))
-        in_prompt_order = listed and names and all(names) and all(picture is not None for picture in scene)
-        if listed and len(scene) == len(self.cameras) and not in_prompt_order:
-            views = {
-                camera: picture for camera, picture in zip(self.cameras, scene, strict=True) if picture is not None
-            }
-        else:
-            views = scene
+    def _pair(self, prompt: str, images) -> list[tuple[str, object]]:
+        """(camera, picture) of each placeholder, in the order of the prompt; `images` as `_frames` returns them."""
+        names = [name if name and name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
         named = [self._check_camera(name) for name in names if name is not None]
-        doubled = sorted({name for name in named if named.count(name) > 1})
-        if doubled:
-            raise ValueError(f"the prompt names a camera twice: {', '.join(doubled)}")
-        given = 0 if views is None else len(views)
-        if isinstance(views, dict):
-            for camera in views:
-                self._check_camera(camera)
-            views = {camera: picture for camera, picture in views.items() if picture is not None}
-            given = len(views)
-        if given != len(names):
+        duplicated = sorted({name for name in named if named.count(name) > 1})
+        if duplicated:
+            raise ValueError(f"the prompt names a camera twice: {', '.join(duplicated)}")
+        pictures = self._by_camera(images, names)
+        if len(pictures) != len(names):
             raise ValueError(
-                f"{given} pictures for {len(names)} {IMAGE_TOKEN} placeholders in the prompt;"
-                " write one placeholder a picture (see scene_messages and apply_chat_template)"
+                f"{len(pictures)} pictures for {len(names)} {IMAGE_TOKEN} placeholders in the prompt;"
+                " write one placeholder per picture (see scene_messages and apply_chat_template)"
             )
         if named and len(named) != len(names):
             raise ValueError(f"either all {IMAGE_TOKEN} placeholders carry a camera name or none; got {names}")
-        if isinstance(views, dict):
-            order = named or [camera for camera in self.cameras if camera in views]
-            lacking = [camera for camera in order if camera not in views]
-            if lacking:
-                raise ValueError(f"the prompt names {', '.join(lacking)}, but the pictures are of {', '.join(views)}")
-            pairs = [(camera, views[camera]) for camera in order]
-        elif named or not names:
-            pairs = list(zip(named, views or [], strict=True))
-        else:
-            pairs = self.scene_views(views)
-        order = iter(camera for camera, _ in pairs)
-        expanded = self._image_tokens(visual_tokens)
-        spans = []
+        if not isinstance(pictures, dict):
+            return list(zip(named, pictures, strict=True)) if named or not names else self.scene_views(pictures)
+        order = named or [camera for camera in self.cameras if camera in pictures]
+        missing = [camera for camera in order if camera not in pictures]
+        if missing:
+            raise ValueError(f"the prompt names {', '.join(missing)}, but the pictures are of {', '.join(pictures)}")
+        return [(camera, pictures[camera]) for camera in order]
+
+    def _by_camera(self, images, names: list[str | None]) -> dict | list:
+        """A frame's pictures by camera, those that are None left out; a list if it is in the order of the prompt."""
+        if images is None:
+            return []
+        if not isinstance(images, dict):
+            in_prompt_order = names and all(names) and all(picture is not None for picture in images)
+            if len(images) != len(self.cameras) or in_prompt_order:
+                return list(images)
+            images = dict(zip(self.cameras, images, strict=True))
+        for camera in images:
+            self._check_camera(camera)
+        return {camera: picture for camera, picture in images.items() if picture is not None}
+
+    def _expand(self, prompt: str, cameras: list[str], visual_tokens: int) -> tuple[str, list[dict]]:
+        """Write the name of its camera and its image tokens in the place of each placeholder.
+
+        Returns the tokenizer's text, and for each placeholder its characters before (`span`) and after (`new_span`).
+        """
+        order, tokens, spans = iter(cameras), self._image_tokens(visual_tokens), []
 
         def expand(match: re.Match) -> str:
             camera = next(order)
             before = match[0][: -len(IMAGE_TOKEN)]
-            text = before + ("" if match[1] == camera else f"{camera}:") + expanded
+            text = before + ("" if match[1] == camera else f"{camera}:") + tokens
             start = match.start() + (spans[-1]["new_span"][1] - spans[-1]["span"][1] if spans else 0)
             spans.append({"span": match.span(), "new_span": (start, start + len(text))})
             return text
 
-        return _PLACEHOLDER.sub(expand, prompt), pairs, spans
+        return _PLACEHOLDER.sub(expand, prompt), spans
 
     def _image_tokens(self, visual_tokens: int | None) -> str:
         tokens = IMAGE_TOKEN * self._check_budget(visual_tokens)
@@ -399,7 +437,7 @@ class SmolDriverProcessor(ProcessorMixin):
             raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
-        """Placeholder tokens of pictures of the given sizes (height, width), as serving engines ask for them."""
+        """Placeholder tokens of pictures of the given sizes (height, width); serving engines call it."""
         count = len(image_sizes or [])
         tokens = self._check_budget(kwargs.get("visual_tokens")) + 3  # with the three tokens around a picture
         return MultiModalData(num_image_tokens=[tokens] * count, num_image_patches=[1] * count)

@@ -1,8 +1,8 @@
-"""SmolDriver's resampler: elastic queries that read any patch grid, one set of weights a camera.
+"""SmolDriver's resampler: elastic queries that read any patch grid, with one set of weights per camera.
 
-Follows the Matryoshka Query Transformer (arXiv:2405.19315) in its cross-attention from learned queries, and departs
-from it where a raster prefix of queries would drop the lower part of the picture: a smaller budget is the same query
-grid at a coarser resolution.
+The cross-attention from learned queries is that of the Matryoshka Query Transformer (arXiv:2405.19315). Its smaller
+budgets are a prefix of the queries, which in raster order would drop the lower part of the picture. Here a smaller
+budget is the same query grid at a coarser resolution.
 """
 
 import torch
@@ -29,8 +29,8 @@ def resize_grid(grid: torch.Tensor, side: int) -> torch.Tensor:
 def grid_positions(side: int, reference_side: int, channels: int, like: torch.Tensor) -> torch.Tensor:
     """Sine-cosine positions `(side * side, channels)` of the cell centres of a square grid.
 
-    Coordinates are those of the reference grid whatever the resolution, so that equal places in the picture get equal
-    positions at every budget and every patch grid.
+    Coordinates are always those of the reference grid: equal places in the picture get equal positions at every budget
+    and on every patch grid.
     """
     centres = (torch.arange(side, device=like.device, dtype=torch.float32) + 0.5) * (reference_side / side)
     frequencies = torch.arange(channels // 4, device=like.device, dtype=torch.float32) / (channels // 4)
@@ -49,7 +49,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class CameraLinear(nn.Module):
-    """One linear layer a camera, applied to views grouped by camera in a single batched product."""
+    """One linear layer per camera, applied to views grouped by camera in a single batched product."""
 
     def __init__(self, cameras: int, width: int):
         super().__init__()
@@ -57,13 +57,13 @@ class CameraLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(cameras, width))
 
     def forward(self, hidden: torch.Tensor, cameras: torch.Tensor | None) -> torch.Tensor:
-        """`hidden` `(present cameras, tokens, width)`; `cameras` the ids of those present, None for all of them."""
+        """`hidden` `(present cameras, tokens, width)`; `cameras` are the ids of those present, None for all."""
         weight, bias = (self.weight, self.bias) if cameras is None else (self.weight[cameras], self.bias[cameras])
         return torch.baddbmm(bias[:, None], hidden, weight.transpose(1, 2))
 
 
 class CameraLayerNorm(nn.Module):
-    """Layer normalisation with its own scale and shift a camera."""
+    """Layer normalisation with its own scale and shift per camera."""
 
     def __init__(self, cameras: int, width: int, eps: float):
         super().__init__()
@@ -95,7 +95,7 @@ class SmolDriverResampler(nn.Module):
         self.v_proj = CameraLinear(cameras, width)
         self.out_proj = CameraLinear(cameras, width)
         self.output_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
-        self._reused: tuple[int, dict] | None = None  # (of which weights, attention by grid and dtype)
+        self._reused: tuple[int, dict] | None = None  # (fingerprint of the weights, attention by grid and dtype)
 
     def forward(self, features: torch.Tensor, camera_ids: torch.Tensor, side: int) -> torch.Tensor:
         """
@@ -107,7 +107,9 @@ class SmolDriverResampler(nn.Module):
         Returns:
             `torch.Tensor` of shape `(views, side * side, channels)`, in raster order, dtype of `features`.
         """
-        groups, slots, cameras = self._group(features, camera_ids)  # (camera, views a camera, height, width, channels)
+        groups, slots, cameras = self._group(
+            features, camera_ids
+        )  # (camera, views per camera, height, width, channels)
         count, per_camera, patch_side = groups.shape[:3]
         patches, channels = patch_side * patch_side, groups.shape[-1]
 
@@ -123,7 +125,7 @@ class SmolDriverResampler(nn.Module):
         else:
             output = torch.matmul(self._fixed_attention(side, patch_side, cameras, features)[:, None], value)
             output = output.transpose(2, 3)
-        output = output.reshape(count, -1, channels)  # (camera, views a camera * queries, channels)
+        output = output.reshape(count, -1, channels)  # (camera, views per camera * queries, channels)
         output = self.out_proj(output, cameras)
         if self.config.resampler_residual:
             aligned = resize_grid(groups.reshape(count * per_camera, patch_side, patch_side, channels), side)
@@ -156,8 +158,9 @@ class SmolDriverResampler(nn.Module):
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Cross-attention of each view's queries to its patches.
 
-        `query` `(camera, queries, channels)`, `key` `(camera, views a camera * patches, channels)`, `value` `(camera,
-        views a camera, heads, patches, head_dim)` -> `(camera * views a camera, queries, heads, head_dim)`.
+        `query` `(camera, queries, channels)`, `key` `(camera, views per camera * patches, channels)`, `value`
+        `(camera, views per camera, heads, patches, head_dim)` -> `(camera * views per camera, queries, heads,
+        head_dim)`.
         """
         count, per_camera, _, patches, _ = value.shape
         key = key.view(count, per_camera, patches, self.num_heads, self.head_dim).transpose(2, 3)
@@ -176,8 +179,8 @@ class SmolDriverResampler(nn.Module):
     ) -> torch.Tensor:
         """Attention of position keys, `(camera, heads, queries, patches)`: the same for every picture.
 
-        At inference it is computed once a budget and patch grid, for all cameras, and kept until a weight changes:
-        two bytes a weight in bfloat16, 100 MB at the full budget of SmolVLM2-2.2B's dimensions.
+        At inference it is computed once per budget and patch grid, for all cameras, and kept until a weight changes.
+        In bfloat16 that takes 100 MB at the full budget of SmolVLM2-2.2B's dimensions.
         """
         if self.training or torch.is_grad_enabled():
             self._reused = None

@@ -1,7 +1,7 @@
-"""One scene, many questions: the shared part of the prompt is encoded once, and every question reads it where it lies.
+"""One frame, many questions: the shared part of the prompt is encoded once, and every question reads it.
 
-Question and answer of each question form a row of a batch with a small cache of its own; attention joins that cache
-with the scene's, which is never copied. Greedy, sampling and beam search are transformers' own `generate`.
+Each question with its answer is one row of a batch and has a small cache of its own. Attention joins that cache with
+the frame's, which is never copied. Greedy search, sampling and beam search are transformers' own `generate`.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ NOT_OFFERED = {
     "num_return_sequences": 1,
     "return_dict_in_generate": False,
 }
-"""Options of `generate` that would see the question without its scene, or return something else than one answer a
-question; and their values that ask for nothing."""
+"""Options of `generate` that would see a question without its frame, or would not return one answer per question; each
+with the value that turns it off."""
 
 
 class SceneCache:
-    """Keys and values of one encoded scene, one pair a layer; made by `model.encode_scene`."""
+    """Keys and values of one encoded frame, one pair per layer; made by `model.encode_scene`."""
 
     def __init__(self, layers: list[tuple[torch.Tensor, torch.Tensor]], token_ids: torch.Tensor, weights: int):
         self.layers = layers  # [(keys, values)], each (key/value heads, length, head_dim)
@@ -43,18 +43,19 @@ class SceneCache:
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
     def free(self):
-        """Let go of the memory; the scene cannot be asked any more."""
+        """Free the memory. The frame cannot be asked any more."""
         self.layers = []
 
 
 def shared_attention(query, shared_key, shared_value, key, value, own_bias, shared_bias=None) -> torch.Tensor:
-    """Attention of branches to their scene's keys and to their own, under one softmax, without copying the scene's.
+    """Attention of branches to their frame's keys and to their own, under one softmax, without copying the frame's.
 
     Args:
-        query (`torch.Tensor` of shape `(scenes, groups, branches, heads a group, queries, head_dim)`): scaled.
+        query (`torch.Tensor` of shape `(scenes, groups, branches, heads per group, queries, head_dim)`): scaled.
         shared_key, shared_value (`torch.Tensor` of shape `(scenes, groups, shared keys, head_dim)`).
         key, value (`torch.Tensor` of shape `(scenes, groups, branches, own keys, head_dim)`).
-        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads a group, queries, own keys)`): added.
+        own_bias (`torch.Tensor`, broadcast to `(scenes, groups, branches, heads per group, queries, own keys)`): added
+            to the own scores.
         shared_bias (`torch.Tensor`, *optional*, broadcast to `(..., shared keys)`): added to the shared scores.
 
     Returns:
@@ -67,7 +68,7 @@ def shared_attention(query, shared_key, shared_value, key, value, own_bias, shar
         shared = shared + shared_bias
     own = torch.matmul(query.reshape(scenes, groups, branches, -1, head_dim), key.transpose(-1, -2))
     own = own.view(*query.shape[:-1], -1) + own_bias
-    # Summed in float32 inside, whatever the dtype; autocast may widen the result.
+    # softmax sums in float32 for every dtype; autocast may widen its result.
     weights = torch.cat([shared, own], dim=-1).softmax(dim=-1).to(value.dtype)
     shared, own = weights.split([shared_key.shape[-2], key.shape[-2]], dim=-1)
     output = torch.matmul(shared.reshape(scenes, groups, branches * heads * queries, -1), shared_value).view(
@@ -110,13 +111,13 @@ class ScenePenalty(LogitsProcessor):
         self.token_ids, self.pad_token_id = token_ids, pad_token_id
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        # The padding before a short question is not there when it is asked alone.
+        # A short question is padded here, but not when it is asked alone: padding counts as a token of the scene.
         seen = input_ids.where(input_ids != self.pad_token_id, self.token_ids[0])
         return self.penalise(torch.cat([self.token_ids.expand(len(seen), -1), seen], dim=1), scores)
 
 
 class SceneAnswerMixin:
-    """`encode_scene` and `answer` for a model with `model.text_model` and `generate`."""
+    """`encode_scene` and `answer`, for one frame and for several; the model has `model.text_model` and `generate`."""
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
         inputs = super().prepare_inputs_for_generation(
@@ -128,18 +129,41 @@ class SceneAnswerMixin:
             inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
         return inputs
 
-    @torch.no_grad()
-    def encode_scene(self, input_ids, attention_mask, pixel_values=None, camera_ids=None) -> list[SceneCache]:
-        """Encode scenes once, to be asked many times.
+    def encode_scene(self, input_ids, attention_mask, pixel_values=None, camera_ids=None) -> SceneCache:
+        """Encode one frame once, to be asked many times.
 
-        Args: the tensors of `processor.encode_scene`; a batch of scenes is padded on the right, a scene without
-            pictures (a text-only control) has neither `pixel_values` nor `camera_ids`.
-
-        Returns:
-            One [`SceneCache`] a scene, each with memory of its own.
+        Args: the tensors of `processor.encode_scene`, one row; a frame without pictures (a text-only control) has
+            neither `pixel_values` nor `camera_ids`.
 
         Raises:
-            ValueError: if a scene fills the model's context, or is padded on the left.
+            ValueError: several rows, or a frame that fills the model's context.
+
+        Example (a tiny model: six pictures, 9 visual tokens per camera, two layers with two key/value heads of 12):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> scene.length, len(scene.layers), tuple(scene.layers[0][0].shape)
+        (156, 2, (2, 156, 12))
+        ```
+        """
+        if len(input_ids) != 1:
+            raise ValueError(
+                f"encode_scene takes one frame, got {len(input_ids)} rows;"
+                " encode_scenes takes several and returns a list"
+            )
+        return self.encode_scenes(input_ids, attention_mask, pixel_values, camera_ids)[0]
+
+    @torch.no_grad()
+    def encode_scenes(self, input_ids, attention_mask, pixel_values=None, camera_ids=None) -> list[SceneCache]:
+        """Encode several frames, each to be asked many times.
+
+        Args: the tensors of `processor.encode_scenes`, padded on the right.
+
+        Returns:
+            One [`SceneCache`] per frame, each with memory of its own.
+
+        Raises:
+            ValueError: a frame that fills the model's context, or a batch padded on the left.
         """
         limit = self.config.text_config.max_position_embeddings
         if input_ids.shape[1] >= limit:
@@ -170,37 +194,80 @@ class SceneAnswerMixin:
             for row, length in enumerate(attention_mask.sum(-1).tolist())
         ]
 
-    @torch.no_grad()
-    def answer(self, scene, processor, questions: list[str], batch_size: int = 64, **generate_kwargs) -> list:
-        """Answers to questions about an encoded scene, equal to those of `generate` on each question alone.
+    def answer(self, scene: SceneCache, processor, questions: list[str], batch_size: int = 64, **generate_kwargs):
+        """Answers to questions about an encoded frame, equal to those of `generate` on each question alone.
 
-        Args:
-            scene: a [`SceneCache`], or the list of them that `encode_scene` returns.
-            processor: the model's processor.
-            questions (`list[str]`): for a list of scenes a list of lists; of one scene, one list will do.
-            batch_size (`int`): questions decoded at a time; similar lengths go together.
-            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`, default False,
-                `repetition_penalty`, which counts the scene's tokens too, ...); with a `generation_config` its
-                values take the defaults' place.
+        Args: see `answer_tokens`.
 
         Returns:
-            A list of str; a list of them where `questions` is a list of lists.
+            `list[str]`: one answer per question, in order, without special tokens.
+
+        Raises:
+            ValueError: see `answer_tokens`.
+
+        Example (a tiny model that has memorised this frame):
+
+        ```python
+        >>> scene = model.encode_scene(**processor.encode_scene(images))
+        >>> model.answer(
+        ...     scene,
+        ...     processor,
+        ...     [
+        ...         "Are there cars to the front of the ego car?",
+        ...         "What is the status of the car that is to the front of the ego car?",
+        ...     ],
+        ... )
+        ['Yes.', 'The car is moving.']
+        ```
+        """
+        tokens = self.answer_tokens(scene, processor, questions, batch_size, **generate_kwargs)
+        return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    def answer_scenes(
+        self,
+        scenes: list[SceneCache],
+        processor,
+        questions: list[list[str]],
+        batch_size: int = 64,
+        **generate_kwargs,
+    ) -> list[list[str]]:
+        """`answer` for several encoded frames: one list of questions per frame, one list of answers per frame.
+
+        Raises:
+            ValueError: another number of lists than of scenes, and see `answer_tokens`.
+        """
+        if len(questions) != len(scenes):
+            raise ValueError(f"{len(questions)} lists of questions for {len(scenes)} scenes; give one list per scene")
+        return [
+            self.answer(scene, processor, asked, batch_size, **generate_kwargs)
+            for scene, asked in zip(scenes, questions, strict=True)
+        ]
+
+    @torch.no_grad()
+    def answer_tokens(
+        self, scene: SceneCache, processor, questions: list[str], batch_size: int = 64, **generate_kwargs
+    ) -> list[list[int]]:
+        """Token ids of the answers to questions about an encoded frame, as `generate` writes them for each alone.
+
+        Args:
+            scene ([`SceneCache`]): of `encode_scene`.
+            processor: the model's processor.
+            questions (`list[str]`): at least one.
+            batch_size (`int`): questions decoded at a time; similar lengths go together.
+            generate_kwargs: for `generate` (`max_new_tokens`, default 32, `num_beams`, `do_sample`, default False,
+                `repetition_penalty`, which counts the scene's tokens too, ...); values of a `generation_config`
+                replace the defaults.
+
+        Returns:
+            The new token ids of each answer in the order of the questions, up to and including its end token. An
+            answer that was cut at `max_new_tokens` has that many tokens and no end.
 
         Raises:
             ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
                 `generate` that would need the scene's tokens (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
-            if len(scene) > 1 or (questions and not isinstance(questions[0], str)):
-                if len(questions) != len(scene):
-                    raise ValueError(
-                        f"{len(questions)} lists of questions for {len(scene)} scenes; give one list a scene"
-                    )
-                return [
-                    self.answer(one, processor, asked, batch_size, **generate_kwargs)
-                    for one, asked in zip(scene, questions, strict=True)
-                ]
-            scene = scene[0]
+            raise ValueError(f"answer takes one scene of encode_scene, got {type(scene)}; answer_scenes takes a list")
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions must be a list with at least one question, got {questions!r}")
         if not scene.layers:
@@ -210,7 +277,8 @@ class SceneAnswerMixin:
         prompts = [processor.question_prompt(question) for question in questions]
         encoded = [processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        answers: list[str] = [""] * len(prompts)
+        answers: list[list[int]] = [[]] * len(prompts)
+        ends = self._end_tokens(generate_kwargs)
         generate_kwargs = self._generate_arguments(scene, processor.tokenizer.pad_token_id, generate_kwargs)
         with self._scene_attention():
             for start in range(0, len(order), batch_size):
@@ -224,10 +292,19 @@ class SceneAnswerMixin:
                 generated = self.generate(
                     input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
                 )
-                texts = processor.batch_decode(generated[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
-                for index, text in zip(batch, texts, strict=True):
-                    answers[index] = text.strip()
+                for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
+                    answers[index] = up_to_end(tokens, ends)
         return answers
+
+    def _end_tokens(self, given: dict) -> set[int]:
+        """The ids at which `generate` ends an answer, given these arguments."""
+        settings = given.get("generation_config") or self.generation_config
+        ends = given.get("eos_token_id", settings.eos_token_id)
+        if ends is None:
+            ends = self.generation_config.eos_token_id  # as `generate` fills in a generation_config without one
+        if ends is None:
+            return set()
+        return set(torch.as_tensor(ends).flatten().tolist())
 
     @contextmanager
     def _scene_attention(self):
@@ -253,6 +330,12 @@ class SceneAnswerMixin:
             arguments["logits_processor"] = LogitsProcessorList([*(given.get("logits_processor") or []), own])
             arguments["repetition_penalty"] = 1.0
         return arguments
+
+
+def up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """The tokens up to and including the first end; all of them where there is none."""
+    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:length]
 
 
 def weights_fingerprint(weights: Iterable[torch.Tensor]) -> int:

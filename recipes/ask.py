@@ -3,8 +3,8 @@
 python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train --frame 0 \
     --picture outputs/sample/answers.png
 
-The model is loaded as any user would: through the Auto classes, with the code saved beside its weights. (This file
-does not import the package, so that the saved code is what runs.)
+The model is loaded through the Auto classes with the code saved beside its weights, as a user would load it. (This
+file does not import the package, so that the saved code runs.)
 """
 
 import argparse
@@ -30,12 +30,12 @@ LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", 
 
 
 def spread_questions(qa: list[dict], count: int) -> list[dict]:
-    """`count` questions of a frame, spread over its list (perception first, behaviour last)."""
+    """`count` questions of a frame, evenly spread over its list (perception first, behaviour last)."""
     return [qa[index * len(qa) // count] for index in range(min(count, len(qa)))]
 
 
 def paint(row: dict, lines: list[tuple[str, str, str | None]], path: Path) -> None:
-    """Six views in their places, the back ones below, and then (question, answer, truth or None)."""
+    """Paint the six views, the back ones below the front ones, and under them (question, answer, truth or None)."""
     figure = plt.figure(figsize=(12, 5.2 + 0.62 * len(lines)))
     views, text = figure.subfigures(2, 1, height_ratios=[5.2, 0.62 * len(lines)])
     for axes, camera in zip(views.subplots(2, 3).flat, sum(LAYOUT, []), strict=True):
@@ -67,9 +67,9 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
     """
     manifest = scenes / "manifest.json"
     if not manifest.is_file():
-        raise FileNotFoundError(f"{scenes} is no folder of prepared scene rows: it has no manifest.json")
+        raise FileNotFoundError(f"{scenes} is not a folder of prepared scene rows: it has no manifest.json")
     if not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
-        raise ValueError(f"the preparation of {scenes} was not finished: run the same command again, it goes on")
+        raise ValueError(f"the preparation of {scenes} was not finished: run the same command again, it resumes")
     shards = sorted(str(path) for path in (scenes / split).glob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"{scenes} has no shards of the split {split!r}")
@@ -108,10 +108,10 @@ def main():
     parser.add_argument("--model", required=True, help="model folder or Hub id")
     parser.add_argument("--scenes", required=True, type=Path, help="folder of prepared scene rows")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--frame", type=int, default=0, help="number of the frame in the split")
+    parser.add_argument("--frame", type=int, default=0, help="number of the frame in the split, from 0")
     parser.add_argument("--questions", nargs="*", help="default: five of the frame's own, with their true answers")
     parser.add_argument(
-        "--visual-tokens", type=whole_number(), help="tokens a camera; default the model's largest budget"
+        "--visual-tokens", type=whole_number(), help="tokens per camera; default the model's largest budget"
     )
     parser.add_argument("--picture", type=Path, help="PNG to write")
     arguments = parser.parse_args()

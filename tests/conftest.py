@@ -8,7 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 import torch
 import transformers
-from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, picture, tiny_config, tiny_model
+from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, inputs_of, picture, tiny_config, tiny_model, without
 
 from modeling_smoldriver import CAMERAS, SmolDriverProcessor
 from recipes.tiny.tiny_base import train_tokenizer
@@ -54,6 +54,30 @@ def model(config):
 @pytest.fixture
 def images():
     return {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
+
+
+@pytest.fixture
+def make_model(tokenizer):
+    """A tiny model, and its processor, by tower and vision options."""
+
+    def make(image_processor, tower="vit", **vision):
+        config = tiny_config(tokenizer, tower, **vision)
+        return tiny_model(config), SmolDriverProcessor.from_config(config, image_processor, tokenizer)
+
+    return make
+
+
+@pytest.fixture
+def inputs(processor, images):
+    """Model inputs of one question about a frame with every camera."""
+    return inputs_of(processor, [images], QUESTIONS[:1])
+
+
+@pytest.fixture
+def frames():
+    """Three frames with different cameras missing."""
+    scenes = [{camera: picture(10 * frame + seed) for seed, camera in enumerate(CAMERAS)} for frame in range(3)]
+    return [scenes[0], without(scenes[1], "CAM_FRONT", "CAM_BACK_RIGHT"), {"CAM_BACK": scenes[2]["CAM_BACK"]}]
 
 
 @pytest.fixture(scope="session")

@@ -220,10 +220,23 @@ def save_smolvlm(folder, tokenizer, **arguments):
     return folder
 
 
+def inputs_of(processor, frames, questions, **kwargs):
+    """Model inputs of one question each about frames given as {camera: picture}."""
+    prompts = [
+        processor.apply_chat_template(processor.scene_messages(frame, question), add_generation_prompt=True)
+        for frame, question in zip(frames, questions, strict=True)
+    ]
+    return processor(images=frames, text=prompts, return_tensors="pt", **kwargs)
+
+
 def prompt_of(processor, images, question):
-    messages = processor.scene_messages(images, question)
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return processor(images=images, text=text, return_tensors="pt")
+    """Model inputs of one question about one frame."""
+    return inputs_of(processor, [images], [question])
+
+
+def without(images, *cameras):
+    """A frame without some of its cameras."""
+    return {camera: image for camera, image in images.items() if camera not in cameras}
 
 
 def write_scenes(folder: Path, frames: list[dict], test: tuple[dict, ...] = (), **options) -> Path:

@@ -1,4 +1,4 @@
-"""Asking a saved model about a frame: bad input is named, and only what has a truth is coloured as right or wrong."""
+"""Asking a saved model about a frame: bad input is named, and only an answer with a truth is coloured."""
 
 import json
 import sys
@@ -18,12 +18,12 @@ def refusal(monkeypatch, *options) -> str:
     return caught.value.code
 
 
-def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
+def test_bad_input_is_reported_in_one_line(monkeypatch, tmp_path):
     scenes = tmp_path / "scenes"
-    told = refusal(monkeypatch, "--model", tmp_path / "none", "--scenes", scenes)
-    assert told == f"ask: there is no model folder {tmp_path}/none"
-    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
-    assert told == f"ask: {scenes} is no folder of prepared scene rows: it has no manifest.json"
+    said = refusal(monkeypatch, "--model", tmp_path / "none", "--scenes", scenes)
+    assert said == f"ask: there is no model folder {tmp_path}/none"
+    said = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert said == f"ask: {scenes} is not a folder of prepared scene rows: it has no manifest.json"
     scenes.mkdir()
     (scenes / "manifest.json").write_text(json.dumps({"complete": False}))
     assert "was not finished: run the same command again" in refusal(
@@ -33,8 +33,8 @@ def test_bad_input_is_told_in_one_line(monkeypatch, tmp_path):
     assert "has no shards of the split 'test'" in refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
     (scenes / "test").mkdir()
     (scenes / "test" / "shard-00000.parquet").write_bytes(b"PAR1 cut short")
-    told = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
-    assert told.startswith("ask: ") and "\n" not in told
+    said = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
+    assert said.startswith("ask: ") and "\n" not in said
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):

@@ -61,7 +61,7 @@ def make_trainer(base, tmp_path):
 def test_prompt_is_smoldrivers_and_pictures_are_the_bases(baseline, processor, images):
     own = baseline[1]
     prompts = [prompt_of(one, images, QUESTIONS[0]) for one in (own, processor)]
-    assert torch.equal(prompts[0]["input_ids"], prompts[1]["input_ids"])  # both take 9 tokens a camera
+    assert torch.equal(prompts[0]["input_ids"], prompts[1]["input_ids"])  # both take 9 tokens per camera
     pixels = prompts[0]["pixel_values"]
     assert pixels.shape == (1, 6, 3, 48, 48)
     assert pixels.max() == pytest.approx(1.0, abs=0.01) and pixels.min() == pytest.approx(-0.4 / 0.6, abs=0.01)
@@ -84,9 +84,7 @@ def test_other_input_sizes_give_their_own_number_of_tokens(tokenizer, tmp_path, 
     model, processor = load_model(save_smolvlm(tmp_path, tokenizer, image_size=64))
     scene = processor.encode_scene(images)
     assert (scene["input_ids"] == processor.image_token_id).sum() == 6 * (64 // 8 // 2) ** 2
-    assert scene["pixel_values"].shape[-1] == 64 and model.encode_scene(**scene)[0].length == len(
-        scene["input_ids"][0]
-    )
+    assert scene["pixel_values"].shape[-1] == 64 and model.encode_scene(**scene).length == len(scene["input_ids"][0])
 
 
 # The model
@@ -103,7 +101,7 @@ def test_logits_are_transformers_own(baseline, plain, images, missing):
     assert not torch.allclose(model(**inputs).logits, own)
 
 
-def test_padding_is_told_by_its_camera_id_not_by_zeros(baseline, plain, images):
+def test_padding_is_known_by_its_camera_id_not_by_zeros(baseline, plain, images):
     """Where a picture happens to be zero everywhere, transformers' SmolVLM drops it."""
     model, processor = baseline
     inputs = prompt_of(processor, images, QUESTIONS[0])
@@ -236,5 +234,5 @@ def test_uniform_grey_pictures_are_pictures(baseline, images):
     model, processor = baseline
     grey = {camera: picture(0).point(lambda value: 128) for camera in images}
     black = {camera: picture(0).point(lambda value: 0) for camera in images}
-    lengths = [model.encode_scene(**processor.encode_scene(seen))[0].length for seen in (images, grey, black)]
+    lengths = [model.encode_scene(**processor.encode_scene(seen)).length for seen in (images, grey, black)]
     assert len(set(lengths)) == 1

@@ -161,7 +161,9 @@ def test_normalisation_that_offline_cannot_be_told_is_not_guessed(monkeypatch, t
         folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
-    with pytest.raises(OSError, match="whether some/tower has a preprocessor_config.json cannot be told: it is not"):
+    with pytest.raises(
+        OSError, match="cannot find out whether some/tower has a preprocessor_config.json: the cache does"
+    ):
         tower_image_processor("some/tower")
     for name in ("preprocessor_config.json", "processor_config.json"):
         (repository / ".no_exist" / commit / name).touch()
@@ -173,7 +175,9 @@ def test_tower_without_a_token_a_patch_is_refused_by_its_name(base, monkeypatch,
     tower = ViTMAEModel(ViTMAEConfig(image_size=32, patch_size=8, **shape))  # which hides three quarters of them
     tower.save_pretrained(tmp_path / "tower")
     arguments = ("--base", base / "vlm", "--tower", tmp_path / "tower", "--tower-image-size", 32)
-    with pytest.raises(SystemExit, match="the tower, a 'vit_mae', gives .* not a token a patch: choose a ViT, DINOv2"):
+    with pytest.raises(
+        SystemExit, match="the tower, a 'vit_mae', gives .* not one token per patch: choose a ViT, DINOv2"
+    ):
         build(monkeypatch, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
 

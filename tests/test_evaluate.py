@@ -100,8 +100,11 @@ class Shown:
             self.images, self.description = images, description
         return {}
 
-    def answer(self, scene, processor, questions, **options) -> list[str]:
-        return ["Yes."] * len(questions)
+    def answer_tokens(self, scene, processor, questions, **options) -> list[list[int]]:
+        return [[1]] * len(questions)
+
+    def batch_decode(self, tokens, skip_special_tokens) -> list[str]:
+        return ["Yes."] * len(tokens)
 
 
 def test_pictures_of_another_scene_stand_behind_the_frames_own_description(tmp_path):

@@ -451,7 +451,7 @@ def test_unknown_camera_is_refused_with_the_names(processor, images):
 
 
 @pytest.mark.contract
-def test_doubled_camera_is_refused_by_name(processor, images):
+def test_duplicated_camera_is_refused_by_name(processor, images):
     prompt = prompt_of(processor, images).replace("CAM_BACK:", "CAM_FRONT:")
     refused(processor, "names a camera twice: CAM_FRONT$", images, prompt)
     refused(processor, "names a camera twice: CAM_FRONT$", list(images.values()), prompt)
@@ -489,7 +489,7 @@ def test_pictures_and_placeholders_must_match(processor, images):
     refused(processor, "0 pictures for 6 <image> placeholders", None, prompt)
     refused(processor, "5 pictures for 6 <image> placeholders", [*five.values(), None], prompt)
     refused(processor, "either all <image> placeholders carry", images, prompt.replace("CAM_BACK:", ""))
-    refused(processor, "1 scenes of pictures for 2 prompts", [images], [prompt, prompt])
+    refused(processor, "1 frames of pictures for 2 prompts", [images], [prompt, prompt])
     refused(processor, "text is required", images)
 
 
@@ -597,7 +597,7 @@ def test_opened_but_truncated_picture_is_refused_by_camera(processor, images):
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_what_is_no_picture_is_refused_by_camera(processor, images, broken):
+def test_what_is_not_a_picture_is_refused_by_camera(processor, images, broken):
     refused(
         processor,
         "^CAM_BACK: the picture cannot be read: ",

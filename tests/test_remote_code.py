@@ -1,4 +1,4 @@
-"""A saved folder works alone: where our package cannot be imported, on transformers 4.57 and 5.x, and across them."""
+"""A saved folder works without our package, on transformers 4.57 and 5.x, also when the other version saved it."""
 
 import ast
 import json

@@ -1,10 +1,8 @@
-"""One scene, many questions: answers from the shared cache are those of `generate` on each question alone."""
-
-from types import SimpleNamespace
+"""One frame, many questions: answers from the shared cache equal those of `generate` on each question alone."""
 
 import pytest
 import torch
-from fakes import LENGTH, QUESTIONS, generated, picture, tiny_config, tiny_model, up_to_end
+from fakes import LENGTH, QUESTIONS, generated, picture, tiny_config, tiny_model
 from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
@@ -20,21 +18,9 @@ MANY = [
 ]
 
 
-def token_texts(processor):
-    """A processor whose decoded answers are token ids, so that answers are compared token by token."""
-
-    def decode(rows, **_):
-        return [" ".join(map(str, row)) for row in rows.tolist()]
-
-    return SimpleNamespace(
-        question_prompt=processor.question_prompt, tokenizer=processor.tokenizer, batch_decode=decode
-    )
-
-
 def answered(model, scene, processor, questions, **kwargs):
     """Token ids of each answer up to its end."""
-    texts = model.answer(scene, token_texts(processor), questions, **{"max_new_tokens": LENGTH, **kwargs})
-    return [up_to_end([int(token) for token in text.split()], model) for text in texts]
+    return model.answer_tokens(scene, processor, questions, **{"max_new_tokens": LENGTH, **kwargs})
 
 
 def encode(model, processor, images, *args, **kwargs):
@@ -67,7 +53,7 @@ def test_answers_equal_generate_with_any_grouping_of_heads(tokenizer, processor,
     config.text_config.num_key_value_heads = key_value_heads
     model = tiny_model(config, seed=3)
     scene = encode(model, processor, images)
-    assert scene[0].layers[0][0].shape[0] == key_value_heads
+    assert scene.layers[0][0].shape[0] == key_value_heads
     expected = [generated(model, processor, images, question, min_new_tokens=LENGTH) for question in MANY]
     assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH) == expected
 
@@ -108,16 +94,16 @@ def test_answers_are_texts_without_special_tokens_in_the_order_of_the_questions(
         for question in MANY
     ]
     assert texts == expected
-    assert model.answer(scene[0], processor, MANY[1:3], max_new_tokens=LENGTH) == expected[1:3]
+    assert model.answer(scene, processor, MANY[1:3], max_new_tokens=LENGTH) == expected[1:3]
 
 
 def test_scene_asked_again_later_answers_the_same(model, processor, images, scene):
     first = answered(model, scene, processor, MANY)
-    before = [(keys.clone(), values.clone()) for keys, values in scene[0].layers]
+    before = [(keys.clone(), values.clone()) for keys, values in scene.layers]
     encode(model, processor, dict(zip(CAMERAS, map(picture, range(20, 26)), strict=True)))
     generated(model, processor, images, QUESTIONS[0])
     assert answered(model, scene, processor, list(reversed(MANY))) == first[::-1]
-    for (keys, values), (old_keys, old_values) in zip(scene[0].layers, before, strict=True):
+    for (keys, values), (old_keys, old_values) in zip(scene.layers, before, strict=True):
         assert torch.equal(keys, old_keys) and torch.equal(values, old_values)
 
 
@@ -129,22 +115,25 @@ def test_batch_of_scenes_answers_as_each_scene_alone(model, processor):
         answered(model, encode(model, processor, frame), processor, asked, min_new_tokens=LENGTH)
         for frame, asked in zip(frames, questions, strict=True)
     ]
-    batch = processor.encode_scene(frames)
-    scenes = model.encode_scene(**batch)
+    batch = processor.encode_scenes(frames)
+    scenes = model.encode_scenes(**batch)
     assert [scene.length for scene in scenes] == batch["attention_mask"].sum(-1).tolist()
-    texts = model.answer(scenes, token_texts(processor), questions, max_new_tokens=LENGTH, min_new_tokens=LENGTH)
-    assert [[[int(token) for token in text.split()] for text in asked] for asked in texts] == alone
+    options = {"max_new_tokens": LENGTH, "min_new_tokens": LENGTH}
+    pairs = list(zip(scenes, questions, strict=True))
+    assert [answered(model, scene, processor, asked, **options) for scene, asked in pairs] == alone
+    texts = model.answer_scenes(scenes, processor, questions, **options)
+    assert texts == [model.answer(scene, processor, asked, **options) for scene, asked in pairs]
     with pytest.raises(ValueError, match="2 lists of questions for 3 scenes"):
-        model.answer(scenes, processor, questions[:2])
+        model.answer_scenes(scenes, processor, questions[:2])
     batch["attention_mask"] = batch["attention_mask"].flip(1)
     with pytest.raises(ValueError, match="padded on the right"):
-        model.encode_scene(**batch)
+        model.encode_scenes(**batch)
 
 
 def test_processor_takes_a_list_of_scenes(processor, images):
     some = {camera: images[camera] for camera in ("CAM_BACK", "CAM_FRONT")}
     scenes, descriptions = [images, some, list(images.values())], [None, DESCRIPTION, DESCRIPTION]
-    batch = processor.encode_scene(scenes, descriptions, visual_tokens=4)
+    batch = processor.encode_scenes(scenes, descriptions, visual_tokens=4)
     for row, (scene, description) in enumerate(zip(scenes, descriptions, strict=True)):
         alone = processor.encode_scene(scene, description, visual_tokens=4)
         length, views = alone["input_ids"].shape[1], alone["camera_ids"].shape[1]
@@ -153,8 +142,8 @@ def test_processor_takes_a_list_of_scenes(processor, images):
         assert torch.equal(batch["pixel_values"][row, :views], alone["pixel_values"][0])
         assert batch["camera_ids"][row].tolist() == alone["camera_ids"][0].tolist() + [-1] * (6 - views)
     for wrong in (DESCRIPTION, [DESCRIPTION]):
-        with pytest.raises(ValueError, match="2 scenes need a list of as many descriptions; got"):
-            processor.encode_scene(scenes[:2], wrong)
+        with pytest.raises(ValueError, match="2 frames need a list of as many descriptions; got"):
+            processor.encode_scenes(scenes[:2], wrong)
 
 
 def test_scene_without_pictures_can_be_asked(model, processor):
@@ -168,21 +157,44 @@ def test_scene_without_pictures_can_be_asked(model, processor):
     ]
 
 
-def test_list_of_scenes_without_pictures_is_a_batch(model, processor):
-    batch = processor.encode_scene([None, None], [DESCRIPTION, None])
+def test_scenes_without_pictures_are_a_batch(model, processor):
+    batch = processor.encode_scenes([None, None], [DESCRIPTION, None])
     assert len(batch["input_ids"]) == 2 and "pixel_values" not in batch
-    alone = answered(model, encode(model, processor, None, DESCRIPTION), processor, MANY[:2])
-    texts = model.answer(model.encode_scene(**batch), token_texts(processor), [MANY[:2], MANY[:1]], max_new_tokens=10)
-    assert [up_to_end([int(token) for token in text.split()], model) for text in texts[0]] == alone
-    with pytest.raises(ValueError, match="0 pictures without camera names"):
-        processor.encode_scene([])
+    scenes = model.encode_scenes(**batch)
+    for scene, description in zip(scenes, (DESCRIPTION, None), strict=True):
+        alone = answered(model, encode(model, processor, None, description), processor, MANY[:2])
+        assert answered(model, scene, processor, MANY[:2]) == alone
+    with pytest.raises(ValueError, match="a list with at least one frame, got \\[\\]"):
+        processor.encode_scenes([])
 
 
-def test_list_of_one_scene_takes_a_list_of_lists_too(model, processor, scene):
-    plain = model.answer(scene, processor, MANY[:2], max_new_tokens=4)
-    assert model.answer(scene, processor, [MANY[:2]], max_new_tokens=4) == [plain]
-    with pytest.raises(ValueError, match="2 lists of questions for 1 scenes"):
-        model.answer(scene, processor, [MANY[:2], MANY[2:]])
+def test_one_frame_and_several_have_methods_of_their_own(model, processor, images, scene):
+    """One shape in, one shape out: the wrong one names the right method."""
+    both = [images, {"CAM_BACK": images["CAM_BACK"]}]
+    with pytest.raises(ValueError, match="encode_scenes takes a list of them"):
+        processor.encode_scene(both)
+    with pytest.raises(ValueError, match="takes a list with at least one frame, got {'CAM_FRONT_LEFT'"):
+        processor.encode_scenes(images)
+    with pytest.raises(ValueError, match="got 2 rows; encode_scenes takes several and returns a list"):
+        model.encode_scene(**processor.encode_scenes(both))
+    with pytest.raises(ValueError, match="answer_scenes takes a list"):
+        model.answer([scene], processor, MANY[:1])
+    assert len(model.encode_scenes(**processor.encode_scene(images))) == 1
+
+
+def test_answer_tokens_end_with_the_end_token_whichever_it_is(model, processor, images, scene):
+    """A row that ends early is padded by `generate`; the padding is not part of the answer."""
+    own = model.generation_config.eos_token_id
+    end = generated(model, processor, images, MANY[0], min_new_tokens=LENGTH)[4]
+    model.generation_config.eos_token_id = end
+    expected = [generated(model, processor, images, question, max_new_tokens=24) for question in MANY]
+    assert 24 > min(len(tokens) for tokens in expected) < max(len(tokens) for tokens in expected)
+    assert answered(model, scene, processor, MANY, max_new_tokens=24) == expected
+    model.generation_config.eos_token_id = own
+    for ends in (end, [end]):
+        assert answered(model, scene, processor, MANY, max_new_tokens=24, eos_token_id=ends) == expected
+        settings = GenerationConfig(max_new_tokens=24, eos_token_id=ends)
+        assert model.answer_tokens(scene, processor, MANY, generation_config=settings) == expected
 
 
 def test_generation_config_is_not_overridden_by_the_defaults(model, processor, scene):
@@ -190,7 +202,7 @@ def test_generation_config_is_not_overridden_by_the_defaults(model, processor, s
     drawn = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        drawn.append(model.answer(scene, token_texts(processor), MANY[:1], generation_config=settings)[0].split())
+        drawn.append(model.answer_tokens(scene, processor, MANY[:1], generation_config=settings)[0])
     assert [len(tokens) for tokens in drawn] == [40, 40] and drawn[0] != drawn[1]
 
 
@@ -202,14 +214,14 @@ def test_sampling_repeats_with_a_seed_and_differs_without(model, processor, scen
     assert sample(0) == sample(0) != sample(1)
 
 
-def test_tower_runs_once_a_scene_and_tokens_are_prefix_plus_branches(model, processor, images):
+def test_tower_runs_once_per_frame_and_tokens_are_prefix_plus_branches(model, processor, images):
     towers, tokens = [], []
     model.model.vision_model.tower.register_forward_hook(lambda *_: towers.append(1))
     model.model.text_model.layers[0].input_layernorm.register_forward_hook(
         lambda module, arguments, output: tokens.append(output.shape[0] * output.shape[1])
     )
     scene = encode(model, processor, images)
-    assert sum(tokens) == scene[0].length
+    assert sum(tokens) == scene.length
     tokens.clear()
     questions = [MANY[0]] * 5
     answered(model, scene, processor, questions, max_new_tokens=4, min_new_tokens=4)
@@ -223,14 +235,14 @@ def test_scene_memory_is_keys_and_values_of_the_prefix_alone(model, processor, s
     config = model.config.text_config
     head_dim = config.hidden_size // config.num_attention_heads
     per_token = config.num_hidden_layers * 2 * config.num_key_value_heads * head_dim * 4
-    assert scene[0].nbytes == per_token * scene[0].length
+    assert scene.nbytes == per_token * scene.length
     answered(model, scene, processor, MANY)
-    assert scene[0].nbytes == per_token * scene[0].length
+    assert scene.nbytes == per_token * scene.length
 
 
 def test_scenes_of_a_batch_have_memory_of_their_own(model, processor, images):
     """So that freeing one of them gives its memory back."""
-    scenes = model.encode_scene(**processor.encode_scene([images, {"CAM_BACK": images["CAM_BACK"]}]))
+    scenes = model.encode_scenes(**processor.encode_scenes([images, {"CAM_BACK": images["CAM_BACK"]}]))
     for scene in scenes:
         storages = {tensor.untyped_storage().data_ptr(): tensor for layer in scene.layers for tensor in layer}
         assert sum(tensor.untyped_storage().nbytes() for tensor in storages.values()) == scene.nbytes
@@ -240,7 +252,7 @@ def test_bfloat16_answers_agree_with_generate_but_for_near_ties(model, processor
     """Rounding to 8 bits decides where two tokens are nearly as likely, and what follows differs then."""
     model.to(torch.bfloat16)
     scene = encode(model, processor, images)
-    assert all(tensor.dtype == torch.bfloat16 for layer in scene[0].layers for tensor in layer)
+    assert all(tensor.dtype == torch.bfloat16 for layer in scene.layers for tensor in layer)
     answers = answered(model, scene, processor, MANY, min_new_tokens=LENGTH)
     expected = [generated(model, processor, images, question, min_new_tokens=LENGTH) for question in MANY]
     assert [len(tokens) for tokens in answers] == [LENGTH] * 7
@@ -367,8 +379,8 @@ def test_training_mode_alone_does_not_spoil_a_scene(model, processor, scene):
 
 
 def test_freed_scene_is_refused_and_holds_no_memory(model, processor, scene):
-    scene[0].free()
-    assert scene[0].nbytes == 0
+    scene.free()
+    assert scene.nbytes == 0
     refused(model, scene, processor, "the scene was freed; encode it again")
 
 
@@ -390,7 +402,7 @@ def test_prefix_longer_than_the_context_is_refused_with_both_lengths(tokenizer, 
     length = processor.encode_scene(images)["input_ids"].shape[1]
     with pytest.raises(ValueError, match=rf"the scene takes {length} tokens, the model's context is 120"):
         encode(model, processor, images)
-    assert encode(model, processor, images, visual_tokens=1)[0].length < 120
+    assert encode(model, processor, images, visual_tokens=1).length < 120
 
 
 def test_budget_that_the_model_lacks_is_refused(model, processor, images):

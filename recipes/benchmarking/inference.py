@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from modeling_smoldriver.scene_smoldriver import SceneCache
 from recipes.benchmarking.counts import Counter, LimitProbe, Phase, seconds_of
 from recipes.benchmarking.models import (
     Size,
@@ -191,7 +190,7 @@ class InferenceBench:
         """One more token for each of `rows` questions behind the scene."""
         inputs = self.scenes[self.full]
         prefix, question = inputs["input_ids"].shape[1], max(len(ids) for ids in self.encoded)
-        (scene,) = self.smoldriver.encode_scene(**inputs)
+        scene = self.smoldriver.encode_scene(**inputs)
         cache = DynamicCache()
 
         @torch.no_grad()
@@ -274,7 +273,7 @@ class InferenceBench:
         asked = sorted(self._by_distance_from_mean()[:count])
 
         def run():
-            scene: list[SceneCache] = self.smoldriver.encode_scene(**scene_inputs)
+            scene = self.smoldriver.encode_scene(**scene_inputs)
             self.smoldriver.answer(
                 scene,
                 self.processor,

@@ -55,23 +55,6 @@ def control_images(images: dict, control: str | None) -> dict | None:
     return images
 
 
-class CutCounter:
-    """A processor that counts, as it decodes them, answers of `limit` tokens whose last is no end."""
-
-    def __init__(self, processor, limit: int, generation_config):
-        self.processor, self.limit, self.cut = processor, limit, 0
-        ends = generation_config.eos_token_id
-        self.ends = {generation_config.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
-
-    def __getattr__(self, name: str):
-        return getattr(self.processor, name)
-
-    def batch_decode(self, token_ids: torch.Tensor, **options) -> list[str]:
-        if token_ids.shape[1] == self.limit:
-            self.cut += sum(last not in self.ends for last in token_ids[:, -1].tolist())
-        return self.processor.batch_decode(token_ids, **options)
-
-
 class ModelAnswers:
     """Answers of a model, or of a model under a control, to questions about rows.
 
@@ -97,12 +80,18 @@ class ModelAnswers:
             torch.cuda.synchronize()
         encoded = time.perf_counter()
         limit = self.arguments.max_new_tokens
-        counting = CutCounter(self.processor, limit, self.model.generation_config)
-        answers = self.model.answer(scene, counting, questions, max_new_tokens=limit, batch_size=256)
+        tokens = self.model.answer_tokens(scene, self.processor, questions, max_new_tokens=limit, batch_size=256)
+        answers = [text.strip() for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
         answered = time.perf_counter()
         seconds = {"encode": encoded - started, "answer": (answered - encoded) / len(questions)}
-        self.measured = {**seconds, "cut": counting.cut}
+        self.measured = {**seconds, "cut": sum(self._is_cut(answer) for answer in tokens)}
         return answers
+
+    def _is_cut(self, tokens: list[int]) -> bool:
+        """Whether an answer has as many tokens as it may have, and its last one is no end."""
+        settings = self.model.generation_config
+        ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        return len(tokens) == self.arguments.max_new_tokens and tokens[-1] not in {settings.pad_token_id, *ends}
 
 
 class MajorityAnswers:
