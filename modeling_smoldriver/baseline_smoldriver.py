@@ -25,6 +25,7 @@ from smoldriver_common.whole_files import write_json, written_whole
 
 from .modeling_smoldriver import SmolDriverHeadMixin, added_mask, view_indices
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
+from .scene_smoldriver import attend_to_scenes
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -88,6 +89,10 @@ class SmolVLMSceneModel(SmolVLMModel):
 
     SmolVLM itself drops a view whose pixels are all zero as padding; a uniform picture may have such pixels too.
     """
+
+    def __init__(self, config):
+        super().__init__(config)
+        attend_to_scenes(self.text_model)
 
     def forward(
         self,

@@ -38,7 +38,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
 from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResampler
-from .scene_smoldriver import SceneAnswerMixin, SceneCache
+from .scene_smoldriver import SceneAnswerMixin, SceneCache, attend_to_scenes
 
 
 def view_indices(camera_ids: torch.LongTensor) -> torch.LongTensor:
@@ -50,6 +50,25 @@ def view_indices(camera_ids: torch.LongTensor) -> torch.LongTensor:
 def added_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A bool mask in the form that eager attention takes: values that are added to the scores."""
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def own_mask(attention_mask: torch.Tensor | None, tokens: torch.Tensor, seen: int, dtype: torch.dtype) -> torch.Tensor:
+    """The mask over the rows' own keys behind a scene, of which all of them see everything.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(rows, seen + queries)`, *optional*): 0 for padding.
+        tokens (`torch.LongTensor` of shape `(rows, queries)`): the last tokens of the rows.
+        seen (`int`): tokens of each row that came before.
+
+    Returns:
+        `(rows, 1, queries, seen + queries)`, added to the scores: a token sees what is before it, and no padding.
+    """
+    rows, queries = tokens.shape
+    if attention_mask is None:
+        attention_mask = tokens.new_ones(rows, seen + queries)
+    place = torch.arange(seen + queries, device=tokens.device)
+    allowed = attention_mask[:, None, None].bool() & (place <= place[seen:, None])
+    return added_mask(allowed, dtype)
 
 
 class SmolDriverConnector(nn.Module):
@@ -226,6 +245,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         self.vision_model = SmolDriverVisionModel._from_config(config.vision_config)
         self.connector = SmolDriverConnector(config)
         self.text_model = AutoModel.from_config(config.text_config)
+        attend_to_scenes(self.text_model)
         self.post_init()
 
     def get_input_embeddings(self):
@@ -396,6 +416,8 @@ class SmolDriverHeadMixin(SceneAnswerMixin):
         """
         if scene is not None:
             kwargs["scene"] = scene
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            attention_mask = own_mask(attention_mask, input_ids, seen, self.get_input_embeddings().weight.dtype)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

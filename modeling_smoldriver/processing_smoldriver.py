@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ GLOBAL_IMAGE_TOKEN = "<global-img>"
 END_OF_TURN = "<end_of_utterance>"
 SPECIAL_TOKENS = ("<|im_start|>", IMAGE_TOKEN, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, END_OF_TURN)
 """SmolVLM's tokens that the prompt is made of; the tokenizer must know each as one token."""
+
+_TOKENIZING = threading.Lock()
+"""A fast tokenizer keeps the padding of a call as a state of its own, which calls in other threads would take over."""
 
 _PLACEHOLDER = re.compile(rf"(?:(\w+):)?{re.escape(IMAGE_TOKEN)}")
 _ROLES = ("User", "Assistant", "System")
@@ -167,7 +171,7 @@ class SmolDriverProcessor(ProcessorMixin):
         for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.update(kwargs.pop(modality, None) or {})
         return_spans = kwargs.pop("return_text_replacement_offsets", False)
-        encoded = self.tokenizer(prompts if not isinstance(text, str) else prompts[0], **kwargs)
+        encoded = self._tokenize(prompts if not isinstance(text, str) else prompts[0], **kwargs)
         features = dict(encoded)
         if isinstance(text, str):
             features = {name: [value] for name, value in features.items()}
@@ -243,9 +247,23 @@ class SmolDriverProcessor(ProcessorMixin):
         Raises:
             ValueError: for an empty question or one that holds a special token.
         """
-        if self._tail is None or self._tail[0] != self.chat_template:
-            self._tail = (self.chat_template, self._template_parts([], None)[1])
-        return _QUESTION + self._clean(question, "question") + self._tail[1]
+        tail = self._tail  # another thread may replace it
+        if tail is None or tail[0] != self.chat_template:
+            tail = self._tail = (self.chat_template, self._template_parts([], None)[1])
+        return _QUESTION + self._clean(question, "question") + tail[1]
+
+    def encode_questions(self, questions: list[str]) -> list[list[int]]:
+        """Token ids of the `question_prompt` of each question.
+
+        Raises:
+            ValueError: see `question_prompt`.
+        """
+        prompts = [self.question_prompt(question) for question in questions]
+        return self._tokenize(prompts, add_special_tokens=False)["input_ids"]
+
+    def _tokenize(self, texts: str | list[str], **options):
+        with _TOKENIZING:
+            return self.tokenizer(texts, **options)
 
     def answer_text(self, answer: str) -> str:
         """What the model learns to write after `question_prompt`."""
@@ -303,7 +321,7 @@ class SmolDriverProcessor(ProcessorMixin):
             self.scene_prompt([camera for camera, _ in frame], description, visual_tokens)
             for frame, description in zip(views, scene_descriptions, strict=True)
         ]
-        encoded = self.tokenizer(
+        encoded = self._tokenize(
             prompts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt"
         )
         return BatchFeature({**encoded, **self.encode_images(views, visual_tokens)})

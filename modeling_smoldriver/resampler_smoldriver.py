@@ -185,10 +185,10 @@ class SmolDriverResampler(nn.Module):
         if self.training or torch.is_grad_enabled():
             self._reused = None
             return self._position_attention(side, patch_side, cameras, like)
-        weights = weights_fingerprint(self.parameters())
-        if self._reused is None or self._reused[0] != weights:
-            self._reused = weights, {}
-        kept, which = self._reused[1], (side, patch_side, like.dtype)
+        weights, reused = weights_fingerprint(self.parameters()), self._reused  # another thread may replace it
+        if reused is None or reused[0] != weights:
+            reused = self._reused = (weights, {})
+        kept, which = reused[1], (side, patch_side, like.dtype)
         if which not in kept:
             kept[which] = self._position_attention(side, patch_side, None, like)
         return kept[which] if cameras is None else kept[which][cameras]

@@ -4,13 +4,13 @@ Each question with its answer is one row of a batch and has a small cache of its
 the frame's, which is never copied. Greedy search, sampling and beam search are transformers' own `generate`.
 """
 
+import copy
 from collections.abc import Iterable
-from contextlib import contextmanager
+from functools import cache
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SCENE_ATTENTION = "smoldriver_scene"
@@ -81,7 +81,7 @@ def scene_attention_forward(module, query, key, value, attention_mask, scaling, 
     """Attention of each row's tokens to the scene's shared cache and to the row's own keys.
 
     Shapes: `query` `(rows, heads, queries, head_dim)`, `key` and `value` `(rows, key/value heads, keys, head_dim)`,
-    `attention_mask` additive over the row's own keys. Returns `(rows, queries, heads, head_dim)`.
+    `attention_mask` `(rows, 1, queries, keys)`, added to the own scores. Returns `(rows, queries, heads, head_dim)`.
     """
     scene_key, scene_value = scene.layers[module.layer_idx]
     rows, heads, queries, head_dim = query.shape
@@ -93,14 +93,50 @@ def scene_attention_forward(module, query, key, value, attention_mask, scaling, 
         scene_value.unsqueeze(0),
         key.transpose(0, 1).unsqueeze(0),
         value.transpose(0, 1).unsqueeze(0),
-        own_bias=attention_mask[:, :, :, : key.shape[2]].unsqueeze(1).transpose(0, 1).unsqueeze(0),
+        own_bias=attention_mask.unsqueeze(1).transpose(0, 1).unsqueeze(0),
     )
     output = output[0].transpose(0, 1).reshape(rows, heads, queries, head_dim)
     return output.transpose(1, 2), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, scene_attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, eager_mask)
+
+
+class SceneAttention:
+    """Mixed into the attention layers of a text model: a call with a scene attends to it, other calls are unchanged.
+
+    transformers chooses the attention by a name in the config, which all calls share. A call with a scene therefore
+    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change.
+    """
+
+    def forward(self, *args, scene: SceneCache | None = None, **kwargs):
+        if scene is None:
+            return super().forward(*args, **kwargs)
+        layer = copy.copy(self)
+        layer.config = copy.copy(self.config)
+        layer.config._attn_implementation = SCENE_ATTENTION
+        return super(SceneAttention, layer).forward(*args, scene=scene, **kwargs)
+
+    def __reduce__(self):
+        return _new_scene_layer, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def _with_scene_attention(layer_class: type) -> type:
+    return type(layer_class.__name__, (SceneAttention, layer_class), {})
+
+
+def _new_scene_layer(layer_class: type) -> SceneAttention:
+    """A layer without its attributes, for copies and pickles: they cannot find a class that is made at run time."""
+    layer_class = _with_scene_attention(layer_class)
+    return layer_class.__new__(layer_class)
+
+
+def attend_to_scenes(text_model: PreTrainedModel) -> None:
+    """Give the attention layers of a transformers language model [`SceneAttention`]."""
+    for module in text_model.modules():
+        if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
+            module.__class__ = _with_scene_attention(type(module))
 
 
 class ScenePenalty(LogitsProcessor):
@@ -274,26 +310,24 @@ class SceneAnswerMixin:
             raise ValueError("the scene was freed; encode it again")
         if scene.weights != weights_fingerprint(self.parameters()):
             raise ValueError("the model was changed or moved after the scene was encoded; encode the scene again")
-        prompts = [processor.question_prompt(question) for question in questions]
-        encoded = [processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-        answers: list[list[int]] = [[]] * len(prompts)
+        encoded = processor.encode_questions(questions)
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+        answers: list[list[int]] = [[]] * len(encoded)
         ends = self._end_tokens(generate_kwargs)
         generate_kwargs = self._generate_arguments(scene, processor.tokenizer.pad_token_id, generate_kwargs)
-        with self._scene_attention():
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                rows = processor.tokenizer.pad(
-                    {"input_ids": [encoded[index] for index in batch]},
-                    padding=True,
-                    padding_side="left",
-                    return_tensors="pt",
-                ).to(self.device)
-                generated = self.generate(
-                    input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
-                )
-                for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
-                    answers[index] = up_to_end(tokens, ends)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            rows = processor.tokenizer.pad(
+                {"input_ids": [encoded[index] for index in batch]},
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            ).to(self.device)
+            generated = self.generate(
+                input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
+            )
+            for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
+                answers[index] = up_to_end(tokens, ends)
         return answers
 
     def _end_tokens(self, given: dict) -> set[int]:
@@ -305,16 +339,6 @@ class SceneAnswerMixin:
         if ends is None:
             return set()
         return set(torch.as_tensor(ends).flatten().tolist())
-
-    @contextmanager
-    def _scene_attention(self):
-        config = self.model.text_model.config
-        before = config._attn_implementation
-        config._attn_implementation = SCENE_ATTENTION
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
 
     def _generate_arguments(self, scene: SceneCache, pad_token_id: int, given: dict) -> dict:
         settings = given.get("generation_config") or self.generation_config

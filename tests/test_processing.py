@@ -5,6 +5,7 @@ import io
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -427,6 +428,28 @@ def test_text_alone_needs_no_picture(processor):
     messages = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert set(processor(text=prompt)) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.contract
+def test_threads_do_not_take_over_each_others_padding(processor):
+    """A fast tokenizer keeps it as a state: unguarded, a few of a thousand calls failed or got another's padding."""
+
+    def frames():
+        return processor.encode_scenes([None, None], [DESCRIPTION, None])["input_ids"].tolist()
+
+    def prompts():
+        return processor(text=["Why?", QUESTIONS[0]])["input_ids"]
+
+    def questions():
+        return processor.encode_questions(QUESTIONS)
+
+    def repeated(call, expected):
+        return sum(call() == expected for _ in range(300))
+
+    calls = [frames, prompts, questions, frames]
+    expected = [call() for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        assert list(pool.map(repeated, calls, expected)) == [300] * 4
 
 
 # Bad input

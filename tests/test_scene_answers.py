@@ -1,8 +1,13 @@
 """One frame, many questions: answers from the shared cache equal those of `generate` on each question alone."""
 
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from fakes import LENGTH, QUESTIONS, generated, picture, tiny_config, tiny_model
+from fakes import LENGTH, QUESTIONS, generated, picture, prompt_of, tiny_config, tiny_model, without
 from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
@@ -309,6 +314,64 @@ def test_attention_is_restored_after_an_answer_and_after_an_error(model, process
         model.answer(scene, processor, MANY[:1], max_new_tokens=2, logits_processor=[stop])
     assert attentions(model) == before
     assert torch.equal(model(**processor.encode_scene(images)).logits, logits)
+
+
+# Several threads on one model, as in a web demo
+
+
+def in_threads(*calls, rounds=4):
+    """Each call's results, of calls that run at the same time, `rounds` times each."""
+    start = threading.Barrier(len(calls))
+
+    def repeat(call):
+        start.wait(timeout=60)
+        return [call() for _ in range(rounds)]
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [job.result() for job in [pool.submit(repeat, call) for call in calls]]
+
+
+@pytest.mark.parametrize("keys", ["content", "position"])
+def test_threads_get_the_answers_of_one_thread(make_model, image_processor, images, keys):
+    model, processor = make_model(image_processor, resampler_keys=keys)
+    other = {camera: picture(20 + seed) for seed, camera in enumerate(CAMERAS)}
+    prompts = [prompt_of(processor, other, MANY[0]), prompt_of(processor, images, MANY[3])]
+
+    def ask(frame, questions):
+        return lambda: answered(model, encode(model, processor, frame), processor, questions, min_new_tokens=LENGTH)
+
+    def generate(inputs):
+        return lambda: model.generate(**inputs, max_new_tokens=LENGTH, do_sample=False).tolist()
+
+    def batched():
+        pair = [images, without(other, "CAM_BACK")]
+        return [scene.layers[1][0].sum().item() for scene in model.encode_scenes(**processor.encode_scenes(pair))]
+
+    calls = [ask(images, MANY[:4]), ask(other, MANY[2:]), generate(prompts[0]), generate(prompts[1]), batched]
+    alone = [call() for call in calls]
+    assert in_threads(*calls) == [[result] * 4 for result in alone]
+    assert [call() for call in calls] == alone
+
+
+def test_a_call_that_begins_within_an_answer_is_like_one_before_it(model, processor, images, scene):
+    """Also where the answer ends first: the model is not left with its attention."""
+    inputs = prompt_of(processor, images, MANY[0])
+    options = {"max_new_tokens": LENGTH, "do_sample": False}
+    expected, within = model.generate(**inputs, **options), []
+
+    def interrupt(input_ids, scores):
+        within.append((attentions(model), model.generate(**inputs, **options)))
+        return scores
+
+    answered(model, scene, processor, MANY[:1], max_new_tokens=2, logits_processor=[interrupt])
+    assert within and all(torch.equal(tokens, expected) for _, tokens in within)
+    assert {name for names, _ in within for name in names} == {"sdpa"}
+
+
+def test_a_model_can_be_pickled_and_copied(model, processor, images, scene):
+    expected = answered(model, scene, processor, MANY[:2])
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert answered(copied, encode(copied, processor, images), processor, MANY[:2]) == expected
 
 
 # Refusals

@@ -195,16 +195,15 @@ class InferenceBench:
 
         @torch.no_grad()
         def step(tokens: int, seen: int):
-            with self.smoldriver._scene_attention():
-                self.smoldriver(
-                    input_ids=torch.ones(rows, tokens, dtype=torch.long, device=self.device),
-                    attention_mask=torch.ones(rows, seen + tokens, dtype=torch.long, device=self.device),
-                    position_ids=torch.arange(prefix + seen, prefix + seen + tokens, device=self.device)[None],
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                    scene=scene,
-                )
+            self.smoldriver(
+                input_ids=torch.ones(rows, tokens, dtype=torch.long, device=self.device),
+                attention_mask=torch.ones(rows, seen + tokens, dtype=torch.long, device=self.device),
+                position_ids=torch.arange(prefix + seen, prefix + seen + tokens, device=self.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                scene=scene,
+            )
 
         step(question, 0)
 
