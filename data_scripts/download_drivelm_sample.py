@@ -9,7 +9,7 @@ nuScenes' terms of use (non-commercial): fetch them for yourself, do not pass th
 
 Written: `train_sample.json` (questions and answers in the official nesting), `test_eval.json` (the challenge's tagged
 questions), `output.json` (the answers of the challenge's baseline), `nuscenes/samples/<camera>/*.jpg`. Each file
-appears whole or not at all, and is not fetched again where it is there.
+appears whole or not at all. Files that are there are not fetched again.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def download_sample(base_url: str, folder: Path) -> tuple[int, int]:
 
     Raises:
         OSError: the address cannot be reached or has no such file.
-        ValueError: what came is not the JSON or image that it should be.
+        ValueError: a file is not the JSON or image that it should be.
     """
     checks = {
         QUESTIONS: _questions,
@@ -67,14 +67,14 @@ def _questions(data: bytes) -> list[dict]:
 
 
 def _fetch(url: str, path: Path, check: Callable[[bytes], object]) -> None:
-    """Fetch one file, unless it is there; `check` raises ValueError for bytes that are not what they should be."""
+    """Fetch one file, unless it is there; `check` raises ValueError for wrong bytes."""
     if path.is_file():
         return
     try:
         with urlopen(url, timeout=TIMEOUT) as response:
             data = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise OSError(f"cannot fetch {url}: {error}. Is there a network? Run it again, it continues") from None
+        raise OSError(f"cannot fetch {url}: {error}. Is there a network? Run it again, it resumes") from None
     try:
         check(data)
     except ValueError as error:

@@ -2,19 +2,19 @@
 
     python data_scripts/prepare_captions.py --world outputs/demo/world --output-dir outputs/compare/captions
 
-What a small base VLM is pretrained on, in the place of the pictures and captions of the web that SmolVLM2 saw: one
-picture or several, and questions in other words than DriveLM's. Source: the world's `captions.json` (see
-`world_captions.py`), drawn by the project itself. A frame with captions gives up to two rows (`schema.py`), one with
-a single picture:
+A small base VLM is pretrained on them, where SmolVLM2 saw pictures and captions from the web: one picture or several,
+and questions in other words than DriveLM's. Source: the world's `captions.json` (see `world/captions.py`), made by the
+project itself. A frame with captions gives up to two rows (`schema.py`), one with a single picture:
 
     {"scene_token": "f0f1...", "frame_token": "4a07.../CAM_BACK", "CAM_BACK": {"bytes": b"<JPEG>", ...}, others None,
      "qa": [{"task": "general", "question": "What does the picture show?", "answer": "Two moving cars."},
             {"task": "general", "question": "Does the picture show a moving truck?", "answer": "No."}, ...]}
 
-and, unless the number drawn is one, another with up to `--most-views` of them, whose questions say which they ask
-about, by its camera or in words: "What does CAM_BACK show?", "What does the picture to the back of the ego car show?".
-Both ask to repeat two sentences of DriveLM's questions and answers, drawn at random. So the base knows the words and
-which camera looks where, as SmolVLM2 can tell from its name, and none of DriveLM's questions about a picture.
+and, unless the number drawn is one, another row with up to `--most-views` pictures. Its questions name the picture
+that they ask about, by its camera or in words: "What does CAM_BACK show?", "What does the picture to the back of the
+ego car show?". Both rows ask to repeat two sentences of DriveLM's questions and answers, drawn at random. So the base
+knows the words, and which camera looks where (SmolVLM2 knows that from the names), but none of DriveLM's questions
+about a picture.
 
 Scenes go to train, eval and test as in `prepare_drivelm.py`, so that a base never sees a scene that is tested on.
 """
@@ -33,12 +33,12 @@ from data_scripts.sources.camera_images import UnusableImage, read_image_file, u
 from data_scripts.sources.drivelm_json import read_drivelm
 from data_scripts.world.captions import NUMBERS
 from data_scripts.world.folder import read_json, read_world
-from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS
+from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
 from smoldriver_common.command_line import whole_number
 
 FORMAT = 6  # raised when the same input would give other rows
 SINGULARS = {plural: kind for kind, plural in PLURALS.items()}
-# SmolVLM2 understands a question in whichever words; a tiny base that has read one wording knows only that one.
+# SmolVLM2 understands a question in any words. A tiny base that has read one wording knows only that one.
 IS_IT_THERE = (
     "Does {view} show {one}?",
     "Is there {one} in {view}?",
@@ -88,8 +88,9 @@ def general_questions(
 ) -> list[dict]:
     """Scene rows' `qa` about one view: its caption, what it does and does not show, how many, and what they do.
 
-    As many questions are answered with yes as with no. What is not there is drawn as often as the camera usually shows
-    it (`usual`, see [`things_shown`]), so that the words of a question alone do not tell its answer.
+    As many questions are answered with yes as with no. A thing that is not there is drawn as often as the camera
+    usually shows it (`usual`, see [`things_shown`]), so that the words of a question alone do not give away its
+    answer.
     """
     shown = [(number, attribute, SINGULARS.get(noun, noun)) for number, attribute, noun in items]
     there = named(items)
@@ -115,7 +116,7 @@ def general_questions(
 
 
 def names_of(camera: str, views: int) -> list[str]:
-    """What questions may call a camera's picture among so many."""
+    """What questions may call a camera's picture, among so many pictures."""
     return ["the picture"] if views == 1 else [camera, f"the picture to the {DIRECTIONS[camera]} of the ego car"]
 
 
@@ -128,7 +129,7 @@ def repetitions(sentences: list[str], rng: random.Random) -> list[dict]:
 
 
 def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dict]:
-    """Rows to be, in the order of the world's frames, and the sha256 of the files that they come from.
+    """Planned rows, in the order of the world's frames, and the sha256 of their source files.
 
     Raises:
         FileNotFoundError, ValueError: the folder holds no finished world of this version.
@@ -187,7 +188,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
         source={"json sha256": digests, "world": str(arguments.world)},
         options={"format": FORMAT, "most_views": arguments.most_views, "seed": arguments.seed},
         workers=arguments.workers,
-        frames_a_shard=1024,
+        frames_per_shard=1024,
     )
 
 
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--world", type=Path, required=True, help="folder of data_scripts/synthesize_world.py")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--most-views", type=int, choices=range(1, 7), default=6, help="pictures of a row")
+    parser.add_argument("--most-views", type=int, choices=range(1, 7), default=6, help="pictures per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=whole_number(), default=os.cpu_count() or 1, help="reading threads")
     arguments = parser.parse_args(argv)

@@ -5,17 +5,18 @@
 
 Source: DriveLM (https://github.com/OpenDriveLab/DriveLM, language data CC BY-NC-SA 4.0) on the key frames of nuScenes
 (https://www.nuscenes.org, non-commercial terms). `--image-root` is the folder that holds `samples/CAM_FRONT/...`. The
-challenge's test files are read too; under `--split test` their questions are kept where the answer is missing. The
-paper's two data sets on the Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them.
+challenge's test files are read too: `--split test` keeps questions without an answer. The paper's two data sets on the
+Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them.
 
-One source row (see `drivelm_json.py` for the nesting) is one key frame; see `schema.py` for the row that is written. A
-scene goes to train, eval or test by the hash of its token, so that no scene is in two splits. Only the JSON's text is
-read whole (some GB of memory for the full training set's 500 MB); images stream, a few tens of frames at a time.
+One source row (see `sources/drivelm_json.py` for the nesting) is one key frame; see `schema.py` for the row that is
+written. A scene goes to train, eval or test by the hash of its token, so that no scene is in two splits. Only the
+JSON's text is read whole (some GB of memory for the full training set's 500 MB); images stream, a few tens of frames
+at a time.
 
 Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte. A camera whose
-image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead); a frame without any
-image is dropped. Shards with such cameras are made again when the same command is given again, as more images may have
-come; of the others the images are not read again, so delete the folder where images were replaced.
+image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead). A frame without any
+image is dropped. The same command makes shards with such cameras again, as more images may have come. It does not read
+the images of other shards again: delete the folder if you replaced images.
 """
 
 import argparse
@@ -38,7 +39,7 @@ FORMAT = 1  # raised when the same input would give other rows, so that an old h
 def frame_row(
     frame: dict, read_image: Callable[[dict, str], bytes], image_height: int | None, strict: bool
 ) -> tuple[dict | None, dict]:
-    """One scene row and what there is to report about it.
+    """One scene row, and what to report about it.
 
     Args:
         frame: `scene_token`, `frame_token`, `scene_description`, `image_paths`, `qa`, `dropped`: `read_drivelm`'s.
@@ -87,7 +88,7 @@ def frame_row(
 
 
 def plan_splits(frames: list[dict], split: str) -> dict[str, list[dict]]:
-    """Frames of each split that has any, in order: by the hash of their scene (`auto`), or all in the split named."""
+    """The frames of each split that has any, in order: by the hash of their scene (`auto`), or all in one split."""
     plan = {name: [] for name in SPLITS}
     for frame in frames:
         plan[split_of(frame["scene_token"]) if split == "auto" else split].append(frame)
@@ -127,13 +128,13 @@ def prepare(arguments: argparse.Namespace) -> dict:
             "strict": arguments.strict,
         },
         workers=arguments.workers,
-        frames_a_shard=arguments.shard_size,
+        frames_per_shard=arguments.shard_size,
     )
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="DriveLM questions and nuScenes images -> Parquet shards of scene rows (one row a key frame)."
+        description="DriveLM questions and nuScenes images -> Parquet shards of scene rows (one row per key frame)."
     )
     add = parser.add_argument
     add("--json", type=Path, nargs="+", help="DriveLM files, e.g. v1_1_train_nus.json")
@@ -160,10 +161,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--split",
         choices=("auto", *SPLITS),
         default="auto",
-        help="auto: 8/1/1 by scene; else all frames go to this one",
+        help="auto: 8/1/1 by scene; else all frames go to this split",
     )
     add("--workers", type=whole_number(), default=os.cpu_count() or 1, help="threads that read and check images")
-    add("--shard-size", type=whole_number(), default=256, help="frames a shard (256 at full size: about 200 MB)")
+    add("--shard-size", type=whole_number(), default=256, help="frames per shard (256 at full size: about 200 MB)")
     add("--strict", action="store_true", help="stop at the first image that is missing, cut or too large")
     arguments = parser.parse_args(argv)
     if bool(arguments.from_paper_hub) == bool(arguments.json or arguments.image_root):

@@ -21,26 +21,38 @@ QUESTION_TYPES = (
     "other",
 )
 
-# <c1,CAM_FRONT,1043.2,82.2>: x and y in pixels of a 1600 x 900 picture
-OBJECT_TAG = re.compile(r"<c\d+,CAM_[A-Z_]+,[^<>]*>")
+# <c1,CAM_FRONT,1043.2,82.2>: x and y in pixels of a 1600 x 900 picture. Other data sets and language models write it
+# with blanks, in lower case, or with another camera (<c1, CAM_F0, 10.5, 20.5>).
+OBJECT_TAG = re.compile(r"<\s*c\d+\s*,\s*CAM_\w+\s*,[^<>]*>", re.IGNORECASE)
 
-# The first pattern that is found decides, so the narrow ones stand first. "Are <c1,..> and <c2,..> traffic signs?"
-# looks closed and is not: DriveLM answers "Only one of the boxes is a traffic sign.".
+# The first pattern that is found decides, so the narrow ones stand first.
+# - Coordinates are questions whose answer names objects by their tags. "Which object is most likely to be occluded by
+#   <c1,..>?" and "What object would consider <c1,..>?" are not: DriveLM answers "None, no, none." and "None.".
+# - "Are <c1,..> and <c2,..> traffic signs?" looks closed and is not: DriveLM answers "Only one of the boxes is a
+#   traffic sign.".
+# - Planning is what the ego vehicle does or should do. The probability of a collision ("Low."), the action of another
+#   object and a comment on the scene are asked under that task too.
 _PATTERNS = tuple(
     (kind, re.compile(pattern, re.IGNORECASE))
     for kind, pattern in (
         ("behavior", r"predict the behavior of the ego vehicle"),
         (
             "coordinates",
-            r"important objects|notice first|\bpriority of\b|relative positioning|which lanes"
-            r"|what object (would|is most likely to) consider|most relevant to its decision"
-            r"|which object is most likely to be occluded|bounding box",
+            r"important objects|notice first|\bpriority of\b|relative positioning|which lanes|bounding box",
+        ),
+        (
+            "other",
+            r"what object (would|is most likely to) consider|most relevant to its decision"
+            r"|which object is most likely to be occluded|\bprobability of (a )?colli"
+            r"|^are .+ and .+ traffic signs\b|what actions (may|might|could|can) <[^<>]*> (take|do)\b",
         ),
         ("counting", r"^how many\b"),
         ("listing", r"^what are (the )?objects (that are )?to the\b"),
         ("status", r"^what(?:'s| is| are) the (?:(?:moving|observed|current|future) )?(?:status|state)s? of\b"),
-        ("description", r"describe the current scene|visual description of"),
-        ("other", r"^are <[^<>]*> and <[^<>]*> traffic signs"),
+        (
+            "description",
+            r"describe the current scene|visual description of|comment on (this|the) scene|affect driving judge?ment",
+        ),
         ("yes_no", r"^(is|are|will|would|does|do|can|was|were)\b"),
     )
 )
@@ -63,5 +75,5 @@ def question_type(question: str, task: str) -> str:
 
 
 def names_object_tag(text: str) -> bool:
-    """Whether the text holds an object tag `<cN,CAM,x,y>`, N a number, x and y in pixels."""
+    """Whether the text holds an object tag `<cN,CAM_X,x,y>`, with or without blanks."""
     return OBJECT_TAG.search(text) is not None

@@ -8,9 +8,10 @@ One row is one key frame, with its images once and all its questions:
              "tag": []}, ...]}
 
 A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
-where the rows came from, with which options, how many there are, and whether the preparation was finished.
+the source of the rows, the options, the counts, and whether the preparation was finished.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -122,7 +123,7 @@ def shard_path(folder: str | os.PathLike, split: str, index: int) -> Path:
 
 @contextmanager
 def open_shard(path: str | os.PathLike) -> Iterator[pq.ParquetWriter]:
-    """Write one shard a table at a time: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
+    """Write one shard, table by table: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
 
     The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
     Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
@@ -135,9 +136,9 @@ def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
     """Write a prepared folder's `manifest.json`, whole or not at all.
 
     Args:
-        manifest: `complete` (bool: are all shards there), `source`, `options` (what the rows depend on), and, when
-            complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that has
-            shards, and `report`.
+        manifest: `complete` (bool: whether all shards are there), `source`, `options` (what the rows depend on), and,
+            when complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that
+            has shards, and `report`.
     """
     write_json(Path(folder) / MANIFEST, manifest, ensure_ascii=False)
 
@@ -146,7 +147,7 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
     """The folder's `manifest.json`, None where there is none.
 
     Raises:
-        ValueError: the file is there and is not a manifest.
+        ValueError: the file is not a manifest.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -159,6 +160,12 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
         raise ValueError(f"{path} is not the manifest of prepared scenes: it has no field 'complete'")
     if manifest["complete"] and not isinstance(manifest.get("splits"), dict):
         raise ValueError(f"{path} is not the manifest of prepared scenes: it has no field 'splits'")
+    for split, count in manifest["splits"].items() if manifest["complete"] else ():
+        if split not in SPLITS:
+            raise ValueError(f"{path}: unknown split {split!r:.80}, expected {', '.join(SPLITS)}")
+        for name in ("frames", "shards"):
+            if not isinstance(count, dict) or type(count.get(name)) is not int or count[name] < 0:
+                raise ValueError(f"{path}: split {split!r} needs a number of {name}, not {count!r:.80}")
     return manifest
 
 
@@ -168,15 +175,16 @@ def load_scenes(
     """Rows of one split of a prepared folder, camera columns decoded to PIL images as they are read.
 
     Args:
-        folder: a folder that a data script has finished, with `manifest.json` and a folder a split.
+        folder: a folder that a data script has finished, with `manifest.json` and one folder per split.
         split: `train`, `eval` or `test`.
-        streaming: read the shards in passing (`datasets.IterableDataset`) and not through a memory-mapped copy in the
-            `datasets` cache.
-        columns: those to read; all of them where it is None.
+        streaming: read the shards one after the other (`datasets.IterableDataset`), without a memory-mapped copy in
+            the `datasets` cache.
+        columns: the columns to read; None reads all.
 
     Raises:
         FileNotFoundError: the folder, its manifest or one of its shards is missing.
-        ValueError: unknown or empty split, unfinished preparation, or a scene that lies in two splits.
+        ValueError: unknown or empty split, unfinished preparation, a scene that lies in two splits, or a picture that
+            is not stored in its row.
     """
     folder = Path(folder)
     if split not in SPLITS:
@@ -189,9 +197,7 @@ def load_scenes(
     if manifest is None:
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is not a folder of prepared scenes")
     if not manifest["complete"]:
-        raise ValueError(
-            f"the preparation of {folder} was not finished: run the same command again, it continues where it stopped"
-        )
+        raise ValueError(f"the preparation of {folder} was not finished: run the same command again, it resumes")
     counts = manifest["splits"]
     if not counts.get(split, {}).get("frames"):
         others = ", ".join(f"{name} ({count['frames']} frames)" for name, count in counts.items() if count["frames"])
@@ -205,8 +211,50 @@ def load_scenes(
                 f"{path} is missing though {MANIFEST} lists it: delete {folder} and prepare it again"
             )
     check_disjoint({name: _scene_tokens(paths) for name, paths in shards.items()})
-    files = [str(path) for path in shards[split]]
-    return load_dataset("parquet", data_files={split: files}, split=split, streaming=streaming, columns=columns)
+    for path in shards[split]:
+        check_shard(path)
+    files = {split: as_patterns(shards[split])}
+    return load_dataset("parquet", data_files=files, split=split, streaming=streaming, columns=columns)
+
+
+def as_patterns(paths: Iterable[Path]) -> list[str]:
+    """The files as `load_dataset` takes them: it reads `[ab]`, `*` and `?` in a path as a pattern, and `::` as a chain
+    of addresses.
+
+    Raises:
+        ValueError: a path holds `::`, which cannot be escaped.
+    """
+    paths = [str(path) for path in paths]
+    for path in paths:
+        if "::" in path:
+            raise ValueError(f"{path} cannot be loaded because of the '::' in it: rename the folder")
+    return [glob.escape(path) for path in paths]
+
+
+def check_shard(path: Path) -> None:
+    """Refuse a shard, perhaps from elsewhere, whose pictures are not stored in it.
+
+    `datasets` opens the path, or fetches the URL, of a picture without bytes: no row may hold one.
+
+    Raises:
+        ValueError: the columns are not those of a scene row, a picture has no bytes, or its path is more than a name.
+    """
+    if Features.from_arrow_schema(pq.read_schema(path)) != SCENE_FEATURES:
+        raise ValueError(f"{path} does not hold scene rows: its columns are not those of data_scripts/schema.py")
+    with pq.ParquetFile(path) as shard:
+        for group in range(shard.num_row_groups):
+            row_group = shard.metadata.row_group(group)
+            leaves = {row_group.column(place).path_in_schema: place for place in range(row_group.num_columns)}
+            for camera in CAMERAS:
+                pictures = shard.read_row_group(group, columns=[f"{camera}.path"])[camera].to_pylist()
+                for name in (picture["path"] for picture in pictures if picture is not None):
+                    if name is not None and "/" in name:
+                        raise ValueError(f"{path}: the path of a {camera} picture is more than a name: {name!r:.80}")
+                statistics = row_group.column(leaves[f"{camera}.bytes"]).statistics
+                if statistics is None or statistics.null_count != pictures.count(None):
+                    raise ValueError(
+                        f"{path}: a picture of {camera} has no bytes in its row: prepare the scenes again"
+                    )
 
 
 def _scene_tokens(shards: Iterable[Path]) -> set[str]:

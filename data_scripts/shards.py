@@ -1,8 +1,8 @@
-"""Planned frames -> shards of scene rows: in parallel, in order, a shard at a time, resumable after a kill -9.
+"""Planned frames -> shards of scene rows: in parallel, in order, shard by shard, resumable after a kill -9.
 
-A shard's rows depend on nothing but the plan and the options, so that a run that was stopped finishes with the very
-bytes of one that was not, whatever the number of workers. Each shard carries its own tally in the Parquet metadata:
-file and tally appear together, and the report of a resumed run counts the shards of the first.
+A shard's rows depend only on the plan and the options. So a run that was stopped and resumed ends with the same bytes
+as one that was not, with any number of workers. Each shard carries its own tally in the Parquet metadata: file and
+tally appear together, and the report of a resumed run counts the earlier shards too.
 """
 
 import json
@@ -19,8 +19,8 @@ from data_scripts.question_types import question_type
 from data_scripts.schema import check_disjoint, open_shard, read_manifest, scene_table, shard_path, write_manifest
 from smoldriver_common.whole_files import sole_writer
 
-ROWS_A_GROUP = 16  # six nuScenes JPEGs are about 1 MB: a reader or writer holds some 16 MB of rows
-MISSING_IMAGES = "missing images"  # group of the notes; a shard that has any is made again: they may be there now
+ROWS_PER_GROUP = 16  # six nuScenes JPEGs are about 1 MB, so a reader or writer holds some 16 MB of rows
+MISSING_IMAGES = "missing images"  # group of the notes; a shard that has any is made again, as they may have come
 _TALLY = b"smoldriver_tally"
 
 Row = dict
@@ -35,19 +35,19 @@ def write_splits(
     source: dict,
     options: dict,
     workers: int,
-    frames_a_shard: int,
+    frames_per_shard: int,
 ) -> dict:
-    """Write every split of the plan and the manifest; go on where an earlier run of the same plan stopped.
+    """Write every split of the plan, and the manifest; resume an earlier run of the same plan.
 
     Args:
         folder: the output folder, new or begun with the same source and options.
-        plan: the frames of each split; never the images, they are read by `make_row`.
+        plan: the frames of each split, without their images: `make_row` reads those.
         make_row: frame -> (row or None where the frame is dropped, notes); called in threads (image decoders and file
             reads release the GIL). At most some tens of rows are held at once.
-        source: what the rows are made from, and its hashes.
+        source: the source of the rows, and its hashes.
         options: everything else that the rows depend on.
         workers: number of threads.
-        frames_a_shard: planned frames a shard.
+        frames_per_shard: planned frames per shard.
 
     Returns:
         The manifest as written; see `schema.write_manifest`.
@@ -59,11 +59,11 @@ def write_splits(
     identity = json.loads(json.dumps({"source": source, "options": options}))
     _refuse_other_work(folder, identity)
     with sole_writer(folder):
-        return _write_splits(folder, plan, make_row, identity, workers, frames_a_shard)
+        return _write_splits(folder, plan, make_row, identity, workers, frames_per_shard)
 
 
 def _write_splits(
-    folder: Path, plan: dict[str, list], make_row: Callable, identity: dict, workers: int, frames_a_shard: int
+    folder: Path, plan: dict[str, list], make_row: Callable, identity: dict, workers: int, frames_per_shard: int
 ) -> dict:
     write_manifest(folder, {"complete": False, **identity})
 
@@ -71,9 +71,9 @@ def _write_splits(
     progress = tqdm(total=sum(len(frames) for frames in plan.values()), unit=" frames", desc="preparing")
     with progress, ThreadPoolExecutor(workers) as pool:
         for split, frames in plan.items():
-            for start in range(0, len(frames), frames_a_shard):
-                path = shard_path(folder, split, start // frames_a_shard)
-                chunk = frames[start : start + frames_a_shard]
+            for start in range(0, len(frames), frames_per_shard):
+                path = shard_path(folder, split, start // frames_per_shard)
+                chunk = frames[start : start + frames_per_shard]
                 tally = _finished_tally(path)
                 if tally is None:
                     tally = _write_shard(path, _in_order(pool, make_row, chunk), progress)
@@ -115,7 +115,7 @@ def _in_order(pool: Executor, make_row: Callable, frames: list) -> Iterator[tupl
     """`pool.map` that runs ahead by one row group only: the results of a whole shard would not fit in memory."""
     waiting = deque()
     for frame in frames:
-        if len(waiting) == ROWS_A_GROUP:
+        if len(waiting) == ROWS_PER_GROUP:
             yield waiting.popleft().result()
         waiting.append(pool.submit(make_row, frame))
     while waiting:
@@ -139,7 +139,7 @@ def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progre
                 tally["questions by task"][item["task"]] += 1
                 tally["questions by type"][question_type(item["question"], item["task"])] += 1
             rows.append(row)
-            if len(rows) == ROWS_A_GROUP:
+            if len(rows) == ROWS_PER_GROUP:
                 shard.write_table(scene_table(rows))
                 rows = []
         if rows:  # `datasets` cannot read an empty row group, but a shard without any
@@ -177,14 +177,14 @@ def _summary(tallies: dict[str, list[dict]]) -> dict:
     }
 
 
-def format_report(manifest: dict, names_a_group: int = 20) -> str:
-    """The closing report of a finished manifest as text, long groups (file names) cut to `names_a_group` lines."""
+def format_report(manifest: dict, names_per_group: int = 20) -> str:
+    """The closing report of a finished manifest as text, long groups (file names) cut to `names_per_group` lines."""
     lines = ["split    scenes   frames  questions"]
     for split, count in manifest["splits"].items():
         lines.append(f"{split:<6}{count['scenes']:9}{count['frames']:9}{count['questions']:11}")
     for group, counts in manifest["report"].items():
         lines.append(f"{group}: {sum(counts.values())}")
-        lines += [f"  {count:8}  {name}" for name, count in list(counts.items())[:names_a_group]]
-        if len(counts) > names_a_group:
-            lines.append(f"  ... and {len(counts) - names_a_group} more, all in manifest.json")
+        lines += [f"  {count:8}  {name}" for name, count in list(counts.items())[:names_per_group]]
+        if len(counts) > names_per_group:
+            lines.append(f"  ... and {len(counts) - names_per_group} more, all in manifest.json")
     return "\n".join(lines)

@@ -4,16 +4,16 @@ included.
     python data_scripts/synthesize_world.py --output-dir outputs/demo/world --scenes 400 --seed 0
 
 The same seed gives the same bytes, with any number of workers; a world of more scenes begins with the scenes of a
-smaller one. An interrupted run goes on when it is started again with the same options. The folder then holds
+smaller one. An interrupted run resumes when it is started again with the same options. The folder then holds
 
-    v1.0-mini/*.json      nuScenes' tables (see world_nuscenes.py)
-    samples/CAM_*/*.jpg   the pictures (see world_render.py)
+    v1.0-mini/*.json      nuScenes' tables (see world/nuscenes.py)
+    samples/CAM_*/*.jpg   the pictures (see world/render.py)
     maps/empty.png        nuScenes' devkit wants a map mask; this one is empty
-    drivelm.json          questions and answers in DriveLM's nesting (see world_questions.py)
-    captions.json         what each single view shows (see world_captions.py)
+    drivelm.json          questions and answers in DriveLM's nesting (see world/questions.py)
+    captions.json         what each single view shows (see world/captions.py)
     world.json            version, options, counts and the balance of the answers; written last
 
-The pictures and texts are made up by this program: no data set is needed, and no licence but the project's applies.
+The program makes up the pictures and texts: no data set is needed, and only the project's licence applies.
 """
 
 import argparse
@@ -24,28 +24,25 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.captions import captions
+from data_scripts.world.drivelm import drivelm_scene
 from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION, read_json
-from data_scripts.world.nuscenes import (
-    MAP_FILE,
-    SCENE_TABLES,
-    VERSION,
-    image_file,
-    scene_tables,
-    shared_tables,
-    token,
-)
-from data_scripts.world.questions import Seen, View, scene_questions, view_of
-from data_scripts.world.render import CAMERAS, GroundMap, Renderer, to_jpeg
+from data_scripts.world.ground import GroundMap
+from data_scripts.world.nuscenes import MAP_FILE, SCENE_TABLES, VERSION, image_file, scene_tables, shared_tables, token
+from data_scripts.world.questions import scene_questions
+from data_scripts.world.render import Renderer, to_jpeg
 from data_scripts.world.report import (
     add_statistics,
     balance_of,
@@ -55,6 +52,7 @@ from data_scripts.world.report import (
     statistics,
     write_preview,
 )
+from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 from smoldriver_common.command_line import whole_number
 from smoldriver_common.processes import die_with_parent
@@ -63,7 +61,23 @@ from smoldriver_common.whole_files import LOCK, sole_writer, written_whole
 WORK = "work"  # finished scenes of an unfinished world
 MAX_SCENES, MAX_SEED = 100_000, 9_999
 MIN_WIDTH, MAX_WIDTH, MIN_HEIGHT, MAX_HEIGHT = 64, 1600, 36, 900
-QUESTION_DEFAULTS = {"C": None, "con_up": None, "con_down": None, "cluster": None, "layer": None}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a world's bytes depend on."""
+
+    scenes: int
+    seed: int
+    image_size: tuple[int, int]  # width, height
+    frames_every: int
+
+    def as_json(self) -> dict:
+        return {"version": WORLD_VERSION, **vars(self), "image_size": list(self.image_size)}
+
+    def times(self) -> range:
+        """The moments of a scene that become key frames."""
+        return range(0, SAMPLES_PER_SCENE, self.frames_every)
 
 
 def main() -> None:
@@ -75,7 +89,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"synthesize_world: {error}")
     except (KeyboardInterrupt, BrokenProcessPool):
-        sys.exit("synthesize_world: interrupted, or a worker was killed; the same command goes on where it stopped")
+        sys.exit("synthesize_world: interrupted, or a worker was killed; the same command resumes it")
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,7 +102,7 @@ def parse_args() -> argparse.Namespace:
         "--frames-every",
         type=whole_number(1, 8),
         default=3,
-        help="keep each N-th of the 40 moments of a scene (2 Hz) as a key frame: neighbours look alike",
+        help="keep every N-th of the 40 moments of a scene (2 Hz) as a key frame: neighbours look alike",
     )
     parser.add_argument("--preview", type=Path, help="also write this PNG: four frames of the world, boxes and names")
     parser.add_argument("--workers", type=whole_number(1, 256), default=os.cpu_count() or 1)
@@ -113,13 +127,7 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
         ValueError: the folder holds something else: a world of other options or version, or other files.
         OSError: the disk is full, the folder cannot be written, or another process is writing it.
     """
-    options = {
-        "version": WORLD_VERSION,
-        "scenes": scenes,
-        "seed": seed,
-        "image_size": list(size),
-        "frames_every": every,
-    }
+    options = Options(scenes, seed, size, every)
     finished = check_folder(folder, options)
     if finished:
         shutil.rmtree(folder / WORK, ignore_errors=True)
@@ -129,39 +137,39 @@ def synthesize(folder: Path, scenes: int, seed: int, size: tuple[int, int], ever
         return make_world(folder, options, workers)
 
 
-def make_world(folder: Path, options: dict, workers: int) -> dict:
-    """`synthesize`, of a folder that is this process's."""
-    scenes, seed, size, every = (options[name] for name in ("scenes", "seed", "image_size", "frames_every"))
+def make_world(folder: Path, options: Options, workers: int) -> dict:
+    """`synthesize`, with the folder held by this process."""
     (folder / WORK).mkdir(exist_ok=True)
-    write_bytes(folder / WORK / "options.json", json.dumps(options).encode())
+    write_bytes(folder / WORK / "options.json", json.dumps(options.as_json()).encode())
     for camera in CAMERAS:
         (folder / "samples" / camera).mkdir(parents=True, exist_ok=True)
+    scenes = options.scenes
     missing = [index for index in range(scenes) if not scene_file(folder, index).exists()]
     begun, rendering = time.perf_counter(), 0.0
     with tqdm(total=scenes, initial=scenes - len(missing), unit=" scenes", desc="world", disable=None) as bar:
-        for spent in made_scenes(folder, missing, seed, size, every, workers):
+        for spent in made_scenes(folder, options, missing, workers):
             rendering += spent
             bar.update()
     seconds = time.perf_counter() - begun
     world = assemble(folder, options)
-    frames = len(missing) * len(range(0, SAMPLES_PER_SCENE, every))
+    frames = len(missing) * len(options.times())
     if missing:
         print(
-            f"made {frames} key frames in {seconds:.1f} s: {frames / seconds:.0f} a second with {workers} worker(s); "
-            f"rendering alone: {frames / rendering:.0f} a second of one core's time"
+            f"made {frames} key frames in {seconds:.1f} s: {frames / seconds:.0f} per second with {workers} "
+            f"worker(s); rendering alone: {frames / rendering:.0f} per second of one core's time"
         )
     print_report(world)
     return world
 
 
-def check_folder(folder: Path, options: dict) -> dict | None:
-    """The finished world of these options that the folder holds, or None where it may be made there."""
+def check_folder(folder: Path, options: Options) -> dict | None:
+    """`world.json` of a finished world of these options; None where the folder is free, or holds a part of it."""
     for path in (folder / WORLD_FILE, folder / WORK / "options.json"):
         if not path.exists():
             continue
         found = read_json(path)
         old = found.get("options", found)
-        for name, value in options.items():
+        for name, value in options.as_json().items():
             if old.get(name) != value:
                 raise ValueError(
                     f"{folder} holds a world with {name} {old.get(name)}, not {value}: "
@@ -185,16 +193,15 @@ def scene_file(folder: Path, index: int) -> Path:
     return folder / WORK / f"scene-{index:05d}.txt"
 
 
-def made_scenes(folder: Path, missing: list[int], seed: int, size, every: int, workers: int):
+def made_scenes(folder: Path, options: Options, missing: list[int], workers: int) -> Iterator[float]:
     """Make the missing scenes; yields the processor seconds spent on the pictures of each."""
-    jobs = [(folder, index, seed, size, every) for index in missing]
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield make_scene(job)
+    make = partial(make_scene, folder, options)
+    if workers == 1 or len(missing) < 2:
+        yield from map(make, missing)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, initializer=die_with_parent) as pool:
-        yield from pool.map(make_scene, jobs)
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, initializer=die_with_parent) as pool:
+        yield from pool.map(make, missing)
 
 
 @cache
@@ -202,103 +209,71 @@ def renderer_of(width: int, height: int) -> Renderer:
     return Renderer(width, height)
 
 
-def make_scene(job: tuple) -> float:
+def make_scene(folder: Path, options: Options, index: int) -> float:
     """Render one scene and write its pictures, then its file in the work folder, which says that it is whole.
 
     Returns the processor seconds it took to render and compress the pictures. The file holds one line for each table:
     its name, a tab and the rows as JSON without the brackets around them.
     """
-    folder, index, seed, size, every = job
-    renderer = renderer_of(*size)
-    scene = simulate_scene(seed, index)
+    renderer = renderer_of(*options.image_size)
+    scene = simulate_scene(options.seed, index)
     ground = GroundMap(scene)
-    views, rendering = [], 0.0
-    for t in range(0, SAMPLES_PER_SCENE, every):
+    frames, rendering = [], 0.0
+    for t in options.times():
         begun = time.process_time()
         images, look = renderer.render(scene, ground, t)
         files = [to_jpeg(image) for image in images]
         rendering += time.process_time() - begun
-        views.append(view_of(scene, t, look))
+        frames.append(frame_of(scene, t, look))
         for camera, data in zip(CAMERAS, files, strict=True):
-            (folder / image_file(seed, index, t, camera)).write_bytes(data)
-    questions = scene_questions(scene, views)
-    lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in scene_tables(scene, views, *size).items()]
-    lines.append(f"drivelm\t{json.dumps(drivelm_scene(scene, views, questions))[1:-1]}")
-    seen = {token("sample", scene.seed, scene.index, view.t): captions(scene, view) for view in views}
-    lines.append(f"captions\t{json.dumps(seen)[1:-1]}")
-    lines.append(f"statistics\t{json.dumps(statistics(views, questions))}")
+            (folder / image_file(options.seed, index, t, camera)).write_bytes(data)
+    questions = scene_questions(scene, frames)
+    tables = scene_tables(scene, frames, *options.image_size)
+    tables["drivelm"] = drivelm_scene(scene, frames, questions)
+    tables["captions"] = {token("sample", scene.seed, index, frame.t): captions(scene, frame) for frame in frames}
+    lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in tables.items()]
+    lines.append(f"statistics\t{json.dumps(statistics(frames, questions))}")
     write_bytes(scene_file(folder, index), "\n".join(lines).encode())
     return rendering
 
 
-def drivelm_scene(scene, views: list[View], questions) -> dict:
-    """{scene token: scene} in DriveLM's nesting."""
-    frames = {}
-    for view, asked in zip(views, questions, strict=True):
-        frames[token("sample", scene.seed, scene.index, view.t)] = {
-            "key_object_infos": {o.tag: object_info(o) for o in view.seen if o.tag},
-            "QA": {
-                task: [{"Q": question, "A": answer, **QUESTION_DEFAULTS} for question, answer in pairs]
-                for task, pairs in asked.items()
-            },
-            "image_paths": {
-                camera: f"../nuscenes/{image_file(scene.seed, scene.index, view.t, camera)}" for camera in CAMERAS
-            },
-        }
-    return {token("scene", scene.seed, scene.index): {"scene_description": scene.description, "key_frames": frames}}
-
-
-def object_info(o: Seen) -> dict:
-    category = {"traffic light": "Traffic element", "pedestrian": "Pedestrian"}.get(o.kind, "Vehicle")
-    if o.kind in ("traffic cone", "barrier"):
-        category = "Traffic element"
-    status = None if not o.status else "Moving" if o.status == "moving" else "Stationary"
-    return {
-        "Category": category,
-        "Status": status,
-        "Visual_description": f"{o.named.capitalize()}.",
-        "2d_bbox": list(o.box),
-    }
-
-
-def assemble(folder: Path, options: dict) -> dict:
+def assemble(folder: Path, options: Options) -> dict:
     """Join the scenes' files to the world's; `world.json` is written last, and then the work folder goes."""
-    version_folder = folder / VERSION
-    version_folder.mkdir(exist_ok=True)
-    (folder / MAP_FILE).parent.mkdir(exist_ok=True)
+    (folder / VERSION).mkdir(exist_ok=True)
     mask = io.BytesIO()
     Image.new("L", (64, 64)).save(mask, "PNG")
     write_bytes(folder / MAP_FILE, mask.getvalue())
+    total = join_scenes(folder, options.scenes)
+    for name, rows in shared_tables(options.seed, options.scenes, *options.image_size).items():
+        write_bytes(folder / VERSION / f"{name}.json", json.dumps(rows, indent=0).encode())
+    world = {"options": options.as_json(), "counts": counts_of(total), "balance": balance_of(total)}
+    write_bytes(folder / WORLD_FILE, json.dumps(world, indent=1).encode())
+    shutil.rmtree(folder / WORK)
+    return world
 
+
+def join_scenes(folder: Path, scenes: int) -> dict:
+    """Write the tables, `drivelm.json` and `captions.json` of all scenes; returns their statistics, added up."""
     brackets = dict.fromkeys(SCENE_TABLES, "[]") | {"drivelm": "{}", "captions": "{}"}
-    paths = {name: version_folder / f"{name}.json" for name in SCENE_TABLES}
+    paths = {name: folder / VERSION / f"{name}.json" for name in SCENE_TABLES}
     paths |= {name: folder / f"{name}.json" for name in ("drivelm", "captions")}
-    total, first = empty_statistics(), True
+    total = empty_statistics()
     with ExitStack() as stack:
         files = {}
         for name, path in paths.items():
             aside = stack.enter_context(written_whole(path))
             files[name] = stack.enter_context(aside.open("w", encoding="utf-8"))
             files[name].write(brackets[name][0])
-        for index in range(options["scenes"]):
+        for index in range(scenes):
             for line in scene_file(folder, index).read_text(encoding="utf-8").split("\n"):
                 name, _, rows = line.partition("\t")
                 if name == "statistics":
                     add_statistics(total, json.loads(rows))
                 else:
-                    files[name].write(("" if first else ",\n") + rows)
-            first = False
+                    files[name].write((",\n" if index else "") + rows)
         for name, file in files.items():
             file.write(brackets[name][1] + "\n")
-    shared = shared_tables(*options["image_size"])
-    logs = [token("log", options["seed"], index) for index in range(options["scenes"])]
-    shared["map"] = [{"token": token("map"), "log_tokens": logs, "category": "semantic_prior", "filename": MAP_FILE}]
-    for name, rows in shared.items():
-        write_bytes(version_folder / f"{name}.json", json.dumps(rows, indent=0).encode())
-    world = {"options": options, "counts": counts_of(total), "balance": balance_of(total)}
-    write_bytes(folder / WORLD_FILE, json.dumps(world, indent=1).encode())
-    shutil.rmtree(folder / WORK)
-    return world
+    return total
 
 
 if __name__ == "__main__":

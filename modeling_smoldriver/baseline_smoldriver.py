@@ -23,7 +23,13 @@ from transformers.utils import cached_file
 
 from smoldriver_common.whole_files import write_json, written_whole
 
-from .modeling_smoldriver import SmolDriverHeadMixin, added_mask, view_indices
+from .modeling_smoldriver import (
+    SmolDriverHeadMixin,
+    added_mask,
+    compute_dtype,
+    quantize_language_model_only,
+    view_indices,
+)
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
 from .scene_smoldriver import attend_to_scenes
 
@@ -145,7 +151,8 @@ class SmolVLMSceneModel(SmolVLMModel):
         real = camera_ids >= 0
         hidden = self.vision_model(pixel_values=pixel_values[real].to(self.vision_model.dtype)).last_hidden_state
         # A trained vision model may have a wider dtype than a frozen connector.
-        tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
+        dtype = compute_dtype(self.connector.modality_projection.proj, self.get_input_embeddings().weight.dtype)
+        tokens = self.connector(hidden.to(dtype))
         if frame_index is not None:
             views = view_indices(camera_ids)[frame_index]
             tokens = tokens[views[views >= 0]]
@@ -159,6 +166,13 @@ class SmolVLMForScenes(SmolDriverHeadMixin, SmolVLMForConditionalGeneration):
         super().__init__(config)
         self.model = SmolVLMSceneModel(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike, *args, **kwargs):
+        """As in transformers, but a `quantization_config` without a list of modules to skip is that of the language
+        model alone, as for SmolDriver."""
+        kwargs["quantization_config"] = quantize_language_model_only(kwargs.get("quantization_config"))
+        return super().from_pretrained(source, *args, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, under the name of transformers' own class."""

@@ -1,7 +1,7 @@
-"""Scene rows -> training batches: one question a sequence, or a frame's questions packed behind its pictures.
+"""Scene rows -> training batches: one question per sequence, or a frame's questions packed behind its pictures.
 
-A packed sequence is the scene's shared prefix followed by branches, one a question with its answer. A branch sees the
-prefix and itself, and its positions continue from the prefix, so that each question is computed as if it stood alone.
+A pack is the frame's shared prefix followed by branches, each one question with its answer. A branch sees the prefix
+and itself, and its positions continue from the prefix, so that each question is computed as if it stood alone.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ def camera_asked(question: str) -> str | None:
 
 
 def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None:
-    """Refuse scenes without a question about one direction; it reads up to the first one, of a stream too.
+    """Refuse scenes without a question about one direction. It reads up to the first such question, also of a stream.
 
     Raises:
-        ValueError: names `most_views`, which asks no other.
+        ValueError: names `most_views`, which asks no other questions.
     """
     if not any(camera_asked(qa["question"]) for row in scenes.select_columns(["qa"]) for qa in row["qa"]):
         raise ValueError(
@@ -54,49 +54,40 @@ def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None
         )
 
 
-def group_questions(
-    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
-) -> Dataset | IterableDataset:
-    """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
+@dataclass(frozen=True)
+class QuestionGroups:
+    """How the questions of a frame are split into groups, each a row of its own; see [`group_questions`]."""
 
-    The groups of a frame are drawn by `seed` and its token alone, so that they are the same in every process and after
-    a restart. Pictures are read when a row is taken, never copied a question. Frames without a question are left out.
+    questions_per_scene: int
+    seed: int
+    most_views: int = 0
 
-    With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
-    rows of their own: with one to `most_views` pictures, not decoded yet, its own and others that are drawn a row.
-
-    Raises:
-        ValueError: see [`check_directions`]; a stream, which may have no end, is not looked through here.
-    """
-    if most_views:
-        for name, feature in (scenes.features or {}).items():
-            if isinstance(feature, ImageFeature):
-                scenes = scenes.cast_column(name, ImageFeature(decode=False))
-
-    def draw(row: dict) -> list[tuple[list[str], list[int]]]:
-        """The groups of one frame: the cameras that are shown, all if none is named, and places in its `qa`."""
+    def draw(self, row: dict) -> list[tuple[list[str], list[int]]]:
+        """The groups of one frame: the cameras that are shown (none named: all) and places in its `qa`."""
         order = list(range(len(row["qa"])))
-        rng = random.Random(f"{seed}-{row['frame_token']}")
+        rng = random.Random(f"{self.seed}-{row['frame_token']}")
         rng.shuffle(order)
-        together = [(None, order)]
-        if most_views:
-            of_camera = defaultdict(list)
-            for index in order:
-                of_camera[camera_asked(row["qa"][index]["question"])].append(index)
-            of_camera.pop(None, None)
-            together = sorted(of_camera.items())
+        together = self._by_camera(row, order) if self.most_views else [(None, order)]
         return [
-            (shown(camera, rng), sorted(chosen[start : start + questions_per_scene]))
+            (self._shown(camera, rng), sorted(chosen[start : start + self.questions_per_scene]))
             for camera, chosen in together
-            for start in range(0, len(chosen), questions_per_scene)
+            for start in range(0, len(chosen), self.questions_per_scene)
         ]
 
-    def shown(camera: str | None, rng: random.Random) -> list[str]:
+    def _by_camera(self, row: dict, order: list[int]) -> list[tuple[str, list[int]]]:
+        of_camera = defaultdict(list)
+        for index in order:
+            of_camera[camera_asked(row["qa"][index]["question"])].append(index)
+        of_camera.pop(None, None)
+        return sorted(of_camera.items())
+
+    def _shown(self, camera: str | None, rng: random.Random) -> list[str]:
         if camera is None:
             return []
         others = [name for name in CAMERAS if name != camera]
-        return [camera, *rng.sample(others, rng.randint(0, most_views - 1))]
+        return [camera, *rng.sample(others, rng.randint(0, self.most_views - 1))]
 
+    @staticmethod
     def ask(row: dict, cameras: list[str], group: list[int]) -> dict:
         """A row with one group of its questions."""
         row = row | {"qa": [row["qa"][index] for index in group]}
@@ -104,41 +95,64 @@ def group_questions(
             row |= {name: None for name in CAMERAS if name in row and name not in cameras}
         return row
 
+    def split(self, batch: dict) -> dict:
+        """One streamed frame -> its groups; both as columns."""
+        row = {name: values[0] for name, values in batch.items()}
+        rows = [self.ask(row, *group) for group in self.draw(row)]
+        return {name: [row[name] for row in rows] for name in batch}
+
+
+def group_questions(
+    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
+) -> Dataset | IterableDataset:
+    """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
+
+    The groups of a frame are drawn by `seed` and its token alone, so that they are the same in every process and after
+    a restart. Pictures are read when a row is taken, never copied per question. Frames without questions are left out.
+
+    With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
+    rows of their own: with one to `most_views` pictures, still encoded, its own and others drawn for each row.
+
+    Raises:
+        ValueError: see [`check_directions`]; a stream, which may have no end, is not searched here.
+    """
+    if most_views:
+        for name, feature in (scenes.features or {}).items():
+            if isinstance(feature, ImageFeature):
+                scenes = scenes.cast_column(name, ImageFeature(decode=False))
+    groups = QuestionGroups(questions_per_scene, seed, most_views)
     if isinstance(scenes, IterableDataset):
-
-        def split(batch: dict) -> dict:
-            row = {name: values[0] for name, values in batch.items()}
-            rows = [ask(row, *group) for group in draw(row)]
-            return {name: [row[name] for row in rows] for name in batch}
-
-        return scenes.map(split, batched=True, batch_size=1)
-
+        return scenes.map(groups.split, batched=True, batch_size=1)
     if most_views:
         check_directions(scenes, most_views)
-    frames, cameras, groups = [], [], []
-    for index, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
-        for views, group in draw(row):
-            frames.append(index)
-            cameras.append(views)
-            groups.append(group)
+    return _indexed(scenes, groups)
+
+
+def _indexed(scenes: Dataset, groups: QuestionGroups) -> Dataset:
+    """The groups of all frames as rows of indices, which become frames when they are taken."""
+    index = {"frame": [], "cameras": [], "questions": []}
+    for number, row in enumerate(scenes.select_columns(["frame_token", "qa"])):
+        for cameras, questions in groups.draw(row):
+            for name, value in zip(index, (number, cameras, questions), strict=True):
+                index[name].append(value)
 
     def take(batch: dict) -> dict:
         columns = scenes[batch["frame"]]
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [ask(*chosen) for chosen in zip(rows, batch["cameras"], batch["questions"], strict=True)]
+        rows = [groups.ask(*chosen) for chosen in zip(rows, batch["cameras"], batch["questions"], strict=True)]
         return {name: [row[name] for row in rows] for name in columns}
 
-    return Dataset.from_dict({"frame": frames, "cameras": cameras, "questions": groups}).with_transform(take)
+    return Dataset.from_dict(index).with_transform(take)
 
 
 def draw_budget(budgets: list[int], seed: int, batch: str) -> int:
-    """One of the budgets, by the seed and by what tells a batch from others."""
+    """One of the budgets, by the seed and by a text that only this batch has."""
     digest = hashlib.sha256(f"{seed}-{batch}".encode()).digest()
     return budgets[int.from_bytes(digest[:8], "big") % len(budgets)]
 
 
 class RowsDoNotFit(ValueError):
-    """Scene rows of which no batch can be made within the limits of length."""
+    """Scene rows that cannot become a batch within the limits of length."""
 
 
 @dataclass
@@ -148,14 +162,14 @@ class SmolDriverCollator:
     Args:
         processor ([`SmolDriverProcessor`]): the model's processor.
         scene_packing (`bool`): pack a row's questions into one sequence; otherwise each question is a sequence.
-        max_pack_length (`int`, *optional*): most tokens a sequence may have, prefix included; a row that needs more
-            becomes several sequences of about equal length. Rows of a batch are split further where that saves
-            padding: a sequence costs as much as the longest one beside it.
+        max_pack_length (`int`, *optional*): most tokens of a sequence, prefix included; a row that needs more becomes
+            several sequences of about equal length. Rows of a batch are split further where that saves padding: a
+            sequence costs as much as the longest one beside it.
         context_length (`int`, *optional*): positions that the language model has, for a prefix with one question.
-        visual_tokens (`list[int]`, *optional*): tokens a camera to draw from, one a batch; default: the full budget.
+        visual_tokens (`list[int]`, *optional*): budgets to draw from, one per batch; default: the full one.
         use_scene_description (`bool`): put the clip's human summary into the prompt.
         seed (`int`): for the draws, which depend on it and on the batch alone.
-        teacher ([`SmolDriverCollator`], *optional*): of a model that reads the same questions behind a prefix of its
+        teacher ([`SmolDriverCollator`], *optional*): for a model that reads the same questions behind a prefix of its
             own; its processor has the same tokenizer.
     """
 
@@ -173,11 +187,11 @@ class SmolDriverCollator:
         """
         Returns:
             `input_ids`, `position_ids`, `labels` `(sequences, length)`; `loss_weights` `(sequences, length)` float32,
-            one over the number of answer tokens of a question at each of them; `pixel_values`, `camera_ids` (see the
-            processor), one entry a frame; `frame_index` `(sequences,)` int64, the frame that each sequence shows, only
-            where some frame has several sequences; `segment_ids` `(sequences, length)` for packed sequences, else
-            `attention_mask`; `frame_tokens`, one a sequence; with a teacher `teacher`, its batch of the same
-            sequences, answer tokens in the same order.
+            at each answer token 1 / (answer tokens of its question); `pixel_values`, `camera_ids` (see the processor),
+            one entry per frame; `frame_index` `(sequences,)` int64, the frame that each sequence shows, only where
+            some frame has several sequences; `segment_ids` `(sequences, length)` for packs, else `attention_mask`;
+            `frame_tokens`, one per sequence; with a teacher `teacher`, its batch of the same sequences, answer tokens
+            in the same order.
 
         Raises:
             RowsDoNotFit: no question is left, or a prefix leaves no room in `max_pack_length` or in the model's
@@ -230,7 +244,7 @@ class SmolDriverCollator:
         return self._batch(prefixes, packs, views, None)
 
     def _batch(self, prefixes: list[list[int]], packs: list[list[list]], views, visual_tokens: int | None) -> dict:
-        """One sequence a pack of each frame, with the frames' pictures."""
+        """One sequence per pack of each frame, with the frames' pictures."""
         frame_index = [frame for frame, of_frame in enumerate(packs) for _ in of_frame]
         batch = self._pad([(prefixes[frame], pack) for frame, of_frame in enumerate(packs) for pack in of_frame])
         batch.update(self.processor.encode_images(views, visual_tokens))
@@ -252,7 +266,7 @@ class SmolDriverCollator:
         return self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _branches(self, row: dict, prefix: int) -> list[tuple[list[int], list[int]]]:
-        """(question tokens, answer tokens) of a row's questions that fit behind a prefix of so many tokens."""
+        """(question tokens, answer tokens) of a row's questions that fit behind a prefix of `prefix` tokens."""
         questions = self._tokens([self.processor.question_prompt(qa["question"]) for qa in row["qa"]])
         answers = self._tokens([self.processor.answer_text(qa["answer"]) for qa in row["qa"]])
         branches = list(zip(questions, answers, strict=True))
@@ -316,7 +330,7 @@ def _length(branches: list) -> int:
 
 
 def _split(branches: list, packs: int) -> list[list]:
-    """So many packs of about equal length: the longest branch first, to the emptiest pack."""
+    """`packs` packs of about equal length: the longest branch first, to the emptiest pack."""
     lengths = [_length([branch]) for branch in branches]
     chosen, filled = [[] for _ in range(packs)], [0] * packs
     for index in sorted(range(len(branches)), key=lambda index: -lengths[index]):
@@ -327,7 +341,7 @@ def _split(branches: list, packs: int) -> list[list]:
 
 
 def _balance(branches: list, room: int) -> list[list]:
-    """The fewest packs that `_split` makes without one above `room`, which every branch fits into."""
+    """The fewest packs that `_split` makes of at most `room` tokens each; every single branch fits."""
     count = max(1, -(-_length(branches) // room))
     while max(map(_length, packs := _split(branches, count))) > room:
         count += 1
@@ -337,8 +351,8 @@ def _balance(branches: list, room: int) -> list[list]:
 def _packs(frames: list[tuple[int, list]], limit: int | None) -> list[list[list]]:
     """Packs of each frame, given as (tokens of its prefix, branches), with little padding in the batch.
 
-    From the fewest packs that `limit` allows, the frame with the longest sequence is split once more at a time, as
-    long as that can make the batch, every sequence padded to the longest, smaller.
+    It begins with the fewest packs that `limit` allows. The frame with the longest sequence is split once more as long
+    as that can make the batch smaller, every sequence padded to the longest.
     """
     packs = [_balance(branches, (limit or math.inf) - prefix) for prefix, branches in frames]
     best, fewest = packs, math.inf

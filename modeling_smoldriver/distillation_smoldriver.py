@@ -1,4 +1,4 @@
-"""Stage 1: SmolDriver's vision model learns to give what the base VLM's own vision tower gives.
+"""Knowledge transfer: SmolDriver's vision model learns the features of the base VLM's own vision tower.
 
 The language model is loaded but never run, so that each checkpoint is a whole SmolDriver.
 """
@@ -6,11 +6,9 @@ The language model is loaded but never run, so that each checkpoint is a whole S
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +19,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from smoldriver_common.whole_files import write_json, written_whole
+
 from .collator_smoldriver import draw_budget
 from .inputs_smoldriver import to_rgb
+from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
-from .trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, freeze_parts
+from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, train_parts
 
 STATISTICS = "teacher_statistics.safetensors"
 EXPLAINED_VARIANCE = "explained_variance.json"
@@ -34,25 +35,16 @@ DEFINITION = (
     " teacher's features pooled to the budget's grid; mean: of each channel over the training views. Predicting that"
     " mean is 0 by definition."
 )
-NO_EFFECT = (
-    *("train_connector", "train_language_model"),
-    *("scene_packing", "questions_per_scene", "most_views", "max_pack_length", "use_scene_description"),
-    *("packed_attention", "loss_mode", "teacher_model", "distillation_weight", "distillation_temperature"),
-    *("sample_steps", "sample_questions"),
-)
-"""Options of SmolDriverSFTConfig for the connector, the language model or questions, which take no part here."""
 
 
 @dataclass
-class VisionDistillationConfig(SmolDriverSFTConfig):
-    """SmolDriverSFTConfig plus the terms of the loss; connector and language model stay as they are.
+class VisionDistillationConfig(SmolDriverTrainingConfig):
+    """SmolDriverTrainingConfig plus the terms of the loss; connector and language model stay as they are.
 
     Raises:
-        ValueError: a value of `NO_EFFECT` other than its default, or one out of range.
+        ValueError: a value out of range.
     """
 
-    train_connector: bool = field(default=False, metadata={"help": "Always false here."})
-    train_language_model: bool = field(default=False, metadata={"help": "Always false here."})
     frozen_tower_steps: int = field(
         default=0, metadata={"help": "Steps at the beginning in which projection and resamplers learn alone."}
     )
@@ -66,12 +58,6 @@ class VisionDistillationConfig(SmolDriverSFTConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for option in fields(self):
-            name, value = option.name, getattr(self, option.name)
-            if name in NO_EFFECT and value != option.default:
-                raise ValueError(f"{name}={value}: knowledge transfer trains the vision model only; leave {name} out")
-        if not self.train_vision:
-            raise ValueError("train_vision=False leaves nothing to train; leave train_vision out")
         for name, least in (("frozen_tower_steps", 0), ("statistics_frames", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
@@ -84,9 +70,9 @@ class VisionTeacher(nn.Module):
     """A base VLM's vision tower, frozen, at its own picture size and normalisation.
 
     Args:
-        tower: the VLM's `vision_model`; `forward` gives one feature a patch.
-        image_processor: makes square pictures of the tower's size; gets that size here.
-        name (`str`): where it came from, for manifests.
+        tower: the VLM's `vision_model`; `forward` gives one feature per patch.
+        image_processor: its size is set here to squares of the tower's size.
+        name (`str`): folder or Hub id, for manifests.
     """
 
     def __init__(self, tower: nn.Module, image_processor, name: str):
@@ -110,7 +96,7 @@ class VisionTeacher(nn.Module):
         if not hasattr(config, "vision_config"):
             raise ValueError(f"the teacher {base} is a {config.model_type}: give a SmolVLM, which has a vision tower")
         arguments = {"dtype": "auto", "output_loading_info": True}
-        if transformers.__version__.startswith("4."):  # whose key_mapping does not reach into a part of a checkpoint
+        if transformers.__version__.startswith("4."):  # its key_mapping does not reach into a part of a checkpoint
             vlm, info = AutoModelForImageTextToText.from_pretrained(base, **arguments)
             tower = vlm.model.vision_model
             missing = [name for name in info["missing_keys"] if ".vision_model." in name]
@@ -123,7 +109,7 @@ class VisionTeacher(nn.Module):
         return cls(tower, image_processor, str(base))
 
     def _fingerprint(self) -> str:
-        """SHA-256 of the weights as they are stored, so that it is the same on every device and for every dtype."""
+        """SHA-256 of the weights as they are stored: the same on every device and for every dtype."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -131,7 +117,7 @@ class VisionTeacher(nn.Module):
         return digest.hexdigest()
 
     def description(self) -> dict:
-        """What features depend on: a cache is of this teacher if and only if these are equal."""
+        """What the features depend on: a cache is of this teacher if and only if these are equal."""
         processor = self.image_processor
         preprocessing = {
             "image_mean": list(processor.image_mean),
@@ -160,11 +146,10 @@ class VisionDistillationCollator:
     Args:
         processor ([`SmolDriverProcessor`]): the student's.
         teacher ([`VisionTeacher`]): prepares its own pictures.
-        budgets (`list[int]`): tokens a camera; one is drawn a batch, by `seed` and the batch's frames alone; a
+        budgets (`list[int]`): tokens per camera; one is drawn per batch, by `seed` and the batch's frames alone. A
             budget named twice is drawn twice as often.
         seed (`int`): for the draws.
-        cached_features: `(frame_token, camera names) -> (views, grid * grid, width)`, in place of pictures for the
-            teacher.
+        cached_features: `(frame_token, camera names) -> (views, grid * grid, width)`; replaces the teacher's pictures.
         all_budgets (`bool`): every budget in every batch, to evaluate.
     """
 
@@ -179,7 +164,7 @@ class VisionDistillationCollator:
         """
         Returns:
             `camera_ids` `(frames, views)`, -1 for padding; `pixel_values` {side in pixels: `(frames, views, 3, S, S)`}
-            for the student; `budgets` {tokens a camera: side in pixels}; for the teacher, of present views in order,
+            for the student; `budgets` {tokens per camera: side in pixels}; for the teacher, of present views in order,
             `teacher_pixels` `(n, 3, T, T)` or `teacher_features` `(n, grid * grid, width)`; `frame_tokens`.
         """
         views = [
@@ -209,7 +194,7 @@ class VisionDistillationCollator:
 
 
 class RunningMoments:
-    """Mean and variance a channel over all rows seen, in float64."""
+    """Mean and variance per channel over all rows seen, in float64."""
 
     def __init__(self):
         self.count, self.total, self.squares = 0, 0.0, 0.0
@@ -230,41 +215,65 @@ class RunningMoments:
         return (self.squares / self.count - self.mean.square()).clamp_min(1e-12)
 
 
-def student_forward(model, pixel_values, camera_ids, budgets, frozen_tower: bool = False) -> dict[int, torch.Tensor]:
-    """The vision model alone, at several budgets; arguments as of [`VisionDistillationCollator`].
+class VisionStudent(SmolDriverPreTrainedModel):
+    """A SmolDriver whose forward pass is that of its vision model alone.
 
-    Args:
-        frozen_tower (`bool`): give the tower no gradient. It stays among the optimizer's parameters, which pass over
-            those without a gradient: no weight decay, no moments before its phase.
-
-    Returns:
-        {tokens a camera: `(present views, (s k)^2, C)`}
+    Under several processes only a call of the whole model synchronises gradients, so the vision model is called
+    through one. It holds the SmolDriver's own parts under the same names, and is saved as that SmolDriver.
     """
-    vision, real = model.model.vision_model, camera_ids >= 0
-    features = {}
-    for size, pixels in pixel_values.items():
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_tower):
-            patches = vision.tower_features(pixels[real])
-        features[size] = vision.projection(patches)
-    sides = {tokens: model.config.scale_factor * math.isqrt(tokens) for tokens in budgets}
-    return {
-        tokens: vision.resampler(features[size], camera_ids[real], sides[tokens]) for tokens, size in budgets.items()
-    }
+
+    def __init__(self, smoldriver: SmolDriverForConditionalGeneration):
+        super().__init__(smoldriver.config)
+        self.model, self.lm_head = smoldriver.model, smoldriver.lm_head
+        self.generation_config = smoldriver.generation_config
+        self._save_smoldriver = smoldriver.save_pretrained  # a method: as a module its weights would count twice
+
+    @classmethod
+    def from_pretrained(cls, source, *args, output_loading_info: bool = False, **kwargs):
+        smoldriver, info = SmolDriverForConditionalGeneration.from_pretrained(
+            source, *args, output_loading_info=True, **kwargs
+        )
+        return (cls(smoldriver), info) if output_loading_info else cls(smoldriver)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        self._save_smoldriver(save_directory, *args, **kwargs)
+
+    def forward(self, pixel_values, camera_ids, budgets, frozen_tower: bool = False) -> dict[int, torch.Tensor]:
+        """The vision model at several budgets; arguments as of [`VisionDistillationCollator`].
+
+        Args:
+            frozen_tower (`bool`): give the tower no gradient. It stays among the optimizer's parameters, which skips
+                those without a gradient: no weight decay, no moments before its phase.
+
+        Returns:
+            {tokens per camera: `(present views, (s k)^2, C)`}
+        """
+        vision, real = self.model.vision_model, camera_ids >= 0
+        features = {}
+        for size, pixels in pixel_values.items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen_tower):
+                patches = vision.tower_features(pixels[real])
+            features[size] = vision.projection(patches)
+        sides = {tokens: self.config.scale_factor * math.isqrt(tokens) for tokens in budgets}
+        return {
+            tokens: vision.resampler(features[size], camera_ids[real], sides[tokens])
+            for tokens, size in budgets.items()
+        }
 
 
-class VisionDistillationTrainer(SmolDriverSFTTrainer):
-    """SmolDriverSFTTrainer whose target is the teacher's features, not answers.
+class VisionDistillationTrainer(SmolDriverTrainer):
+    """Trains a SmolDriver's vision model towards a teacher's features.
 
-    What it changes, and why: rows are frames without their questions; the model's forward is that of the vision model
-    alone (also for the wrappers of several processes, which see calls of the whole model only); the loss is an error
-    of features; `evaluate` measures explained variance.
+    What it adds to [`SmolDriverTrainer`], and why: rows are frames without their questions; the model is called as a
+    [`VisionStudent`]; the loss is an error of features; `evaluate` measures explained variance.
 
     Args:
+        model ([`SmolDriverForConditionalGeneration`]): loaded.
         teacher ([`VisionTeacher`]): its grid and width must be those of the student.
         cached_features: see [`VisionDistillationCollator`].
 
     Raises:
-        ValueError: a teacher that does not fit the student, or a budget that the student does not have.
+        ValueError: see [`check_model`]; a teacher that does not fit the student.
     """
 
     def __init__(
@@ -278,6 +287,7 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         cached_features=None,
         **kwargs,
     ):
+        check_model(model, args, processing_class)
         vision = model.config.vision_config
         if (teacher.grid_size, teacher.width) != (vision.grid_size, vision.hidden_size):
             raise ValueError(
@@ -286,26 +296,18 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
                 " take the VLM that the student was built from"
             )
         budgets = args.train_visual_tokens or processing_class.visual_token_budgets[:1]
-        for budget in budgets:
-            processing_class._check_budget(budget)
-        freeze_parts(model, args)
-        collator = VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features)
+        train_parts(model, vision=True, connector=False, language_model=False)
         columns = ["frame_token", *processing_class.cameras]
-        # not SmolDriverSFTTrainer's own beginning, which makes sequences of questions
-        super(SmolDriverSFTTrainer, self).__init__(
-            model,
+        super().__init__(
+            VisionStudent(model),
             args=args,
-            data_collator=collator,
+            data_collator=VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features),
             train_dataset=train_dataset.select_columns(columns),
             eval_dataset=None if eval_dataset is None else eval_dataset.select_columns(columns),
             processing_class=processing_class,
             **kwargs,
         )
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        self.model.forward = MethodType(student_forward, self.model)
-        self.teacher = teacher.to(self.args.device, self._activation_dtype())
+        self.teacher = teacher.to(self.args.device, self.args.activation_dtype)
         with self.accelerator.main_process_first():  # the others read what it wrote
             self.statistics = self._statistics()
 
@@ -320,10 +322,7 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
             + self.args.cosine_weight * parts["cosine"]
             + self.args.connector_weight * parts["connector_error"]
         )
-        loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
-        self._check_loss(loss, inputs["frame_tokens"])
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages what was divided by the count of all processes
+        loss = self._mean_loss(losses.sum(), len(losses), num_items_in_batch, inputs["frame_tokens"])
         for name, values in parts.items():
             self._metrics["train"][name].append(self.accelerator.gather(values.detach().mean()).mean().item())
         return (loss, outputs) if return_outputs else loss
@@ -332,14 +331,16 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         """Explained variance of each trained budget and camera on held-out frames, see `DEFINITION`.
 
         Writes `<output_dir>/explained_variance.json`: {"explained_variance": {tokens: {camera or "all": value}},
-        "views": {camera: count}, ...}; a camera that the split does not have is left out.
+        "views": {camera: count}, ...}; cameras that the split lacks are left out.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         collator = replace(self.data_collator, all_budgets=True)
         workers = {"num_workers": self.args.dataloader_num_workers}
         loader = DataLoader(rows, self.args.per_device_eval_batch_size, collate_fn=collator, **workers)
         cameras, budgets = self.processing_class.cameras, sorted(set(collator.budgets), reverse=True)
-        sums = torch.zeros(len(cameras), 1 + 2 * len(budgets), dtype=torch.float64)  # views; error, variance a budget
+        sums = torch.zeros(
+            len(cameras), 1 + 2 * len(budgets), dtype=torch.float64
+        )  # views; error and variance per budget
         training = self.model.training
         self.model.eval()
         for batch in self.accelerator.prepare(loader):
@@ -361,10 +362,7 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
                 "views": {camera: int(count) for camera, count in zip(cameras, sums[:, 0], strict=True) if count},
                 "explained_variance": values,
             }
-            path = Path(self.args.output_dir) / EXPLAINED_VARIANCE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".tmp").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            os.replace(path.with_suffix(".tmp"), path)
+            write_json(Path(self.args.output_dir) / EXPLAINED_VARIANCE, result)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -393,11 +391,11 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
         return resize_grid(target, self.model.config.scale_factor * math.isqrt(tokens)).flatten(1, 2)
 
     def _errors(self, student: torch.Tensor, target: torch.Tensor, tokens: int) -> dict[str, torch.Tensor]:
-        """Terms of the loss, `(views,)` each; 1 is what predicting the mean feature gets."""
+        """Terms of the loss, `(views,)` each; predicting the mean feature gets 1."""
         mean, deviation = self.statistics["mean"], self.statistics[f"deviation.{tokens}"]
         wanted = (self._pooled(target, tokens) - mean) / deviation
         given = (student.float() - mean) / deviation
-        # The connector is linear: the error after it is what it makes of the error.
+        # The connector is linear: the error after it is the connector of the error.
         after = self._connector((given - wanted) * deviation)
         return {
             "mse": (given - wanted).square().mean((1, 2)),
@@ -415,7 +413,7 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
 
     @torch.no_grad()
     def _statistics(self) -> dict[str, torch.Tensor]:
-        """Of the teacher's features over a sample of training frames; kept in the run's folder and read again.
+        """Statistics of the teacher's features over some training frames; kept in the run's folder and read again.
 
         `mean` `(width,)`, and for each budget `deviation.<tokens>` `(width,)` and `connector_variance.<tokens>` `()`.
         """
@@ -448,21 +446,19 @@ class VisionDistillationTrainer(SmolDriverSFTTrainer):
             statistics[f"deviation.{tokens}"] = features[tokens].variance.sqrt()
             statistics[f"connector_variance.{tokens}"] = connected[tokens].variance.mean()
         statistics = {name: tensor.float() for name, tensor in statistics.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(statistics, path.with_suffix(".tmp"), metadata=kept)
-        os.replace(path.with_suffix(".tmp"), path)
+        with written_whole(path) as aside:
+            save_file(statistics, aside, metadata=kept)
         return {name: tensor.to(self.args.device) for name, tensor in statistics.items()}
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        # see SmolDriverSFTTrainer's
-        views = sum(((batch["camera_ids"] >= 0).sum() for batch in batch_samples), torch.tensor(0)).to(device)
-        if self.args.average_tokens_across_devices:
-            views = self.accelerator.gather(views.reshape(1)).sum()
-        return views
+    def _items(self, batch: dict) -> torch.Tensor:
+        return (batch["camera_ids"] >= 0).sum()
 
 
 def explained_variance(sums: torch.Tensor, cameras: list[str], budgets: list[int]) -> dict[str, dict[str, float]]:
-    """{tokens: {camera or "all": value}}; `sums` `(cameras, 1 + 2 * budgets)`: views, error and variance a budget."""
+    """`sums` `(cameras, 1 + 2 * budgets)`: views, then error and variance per budget.
+
+    -> {tokens: {camera or "all": value}}
+    """
     values = {}
     for number, tokens in enumerate(budgets):
         error, variance = sums[:, 1 + 2 * number], sums[:, 2 + 2 * number]

@@ -26,6 +26,7 @@ Words, the same in the whole project:
 Weight names follow SmolVLM's where the part is SmolVLM's (`model.connector.*`, `model.text_model.*`, `lm_head.*`).
 """
 
+import copy
 import inspect
 import math
 from dataclasses import dataclass
@@ -35,10 +36,36 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.quantizers import AutoQuantizationConfig
 
 from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
 from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResampler
 from .scene_smoldriver import SceneAnswerMixin, SceneCache, attend_to_scenes
+
+UNQUANTIZED = ["model.vision_model", "model.connector", "vision_model", "connector", "lm_head"]
+"""What a quantisation leaves as it is unless it says otherwise; the base model's names have no `model.`."""
+
+SKIP_OPTIONS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+"""The names under which transformers' quantisation configs list such modules."""
+
+
+def quantize_language_model_only(quantization_config):
+    """A copy of a quantisation config (object or dict) that leaves `UNQUANTIZED` as it is, unless it has a list."""
+    if quantization_config is None:
+        return None
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(dict(quantization_config))
+    quantization_config = copy.copy(quantization_config)
+    for name in SKIP_OPTIONS:
+        if hasattr(quantization_config, name) and getattr(quantization_config, name) is None:
+            setattr(quantization_config, name, list(UNQUANTIZED))
+    return quantization_config
+
+
+def compute_dtype(layer: nn.Linear, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype for a layer's input: its weight's, or `otherwise` if the weight is quantised (and stored as uint8)."""
+    dtype = layer.weight.dtype
+    return dtype if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else otherwise
 
 
 def view_indices(camera_ids: torch.LongTensor) -> torch.LongTensor:
@@ -119,11 +146,13 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but strict.
+        """As in transformers, but strict, and a `quantization_config` without a list of modules to skip is that of
+        the language model alone: 4 bits cost most where the pictures are read.
 
         Raises:
             ValueError: names every tensor that is missing, unknown or of another shape.
         """
+        kwargs["quantization_config"] = quantize_language_model_only(kwargs.get("quantization_config"))
         kwargs["ignore_mismatched_sizes"] = True  # transformers would raise without saying which
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # transformers 4.57 lists names, 5.x tuples of name and shapes
@@ -293,7 +322,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         side = self.config.scale_factor * math.isqrt(visual_tokens)
         hidden = self.vision_model(pixel_values[real], camera_ids[real], side)
         # A trained vision model may have a wider dtype than a frozen connector.
-        tokens = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
+        dtype = compute_dtype(self.connector.modality_projection.proj, self.get_input_embeddings().weight.dtype)
+        tokens = self.connector(hidden.to(dtype))
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens)
 
     def forward(

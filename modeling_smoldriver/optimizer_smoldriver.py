@@ -11,9 +11,9 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The trainable weights of a model's linear layers, LoRA's among them, but for `lm_head`'s.
+    """The trainable weights of a model's linear layers, LoRA's included, `lm_head`'s excluded.
 
-    What Muon is for; embeddings, queries, convolutions, norms and biases are AdamW's.
+    Muon is for these; AdamW takes embeddings, queries, convolutions, norms and biases.
     """
     return [
         layer.weight
@@ -23,7 +23,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
-    """Float matrices `(n, rows, columns)` -> those with the same singular vectors and all singular values near 1."""
+    """Float matrices `(n, rows, columns)` -> the same singular vectors, all singular values near 1."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -35,22 +35,23 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW, but for parameter groups with `muon: True`: of matrices alone, which take Muon's steps.
+    """AdamW, except for parameter groups with `muon: True`, which hold matrices alone and take Muon's steps.
 
     A step of Muon is the momentum with its singular values evened out, times `0.2 sqrt(max(rows, columns))`, so that
-    an entry changes about as much as by AdamW. `torch.optim.Muon` takes the same steps, always in bfloat16: 10 times
-    as long on a CPU that has to emulate it (measured), so here the dtype is chosen, and equal shapes are done at once.
+    an entry changes about as much as by AdamW. `torch.optim.Muon` takes the same steps, always in bfloat16. A CPU
+    that emulates bfloat16 takes 10 times as long (measured), so here the dtype is chosen, and equal shapes are
+    stacked.
 
     Source: K. Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon; scale and weight decay: J. Liu et al.,
     "Muon is Scalable for LLM Training" (2025), arXiv 2502.16982.
 
     Args:
         params: parameters or groups, as `torch.optim.AdamW` takes them.
-        dtype (`torch.dtype`): that Muon evens out singular values in.
+        dtype (`torch.dtype`): in which Muon evens out singular values.
         kwargs: `torch.optim.AdamW`'s.
 
     Raises:
-        ValueError: a group with `muon: True` has a parameter that is no matrix.
+        ValueError: a group with `muon: True` has a parameter that is not a matrix.
     """
 
     def __init__(self, params, dtype: torch.dtype = torch.float32, **kwargs):
@@ -74,7 +75,7 @@ class MuonAdamW(torch.optim.AdamW):
         return loss
 
     def _muon_step(self, group: dict) -> None:
-        """Moves the group's matrices and drops their gradients, so that AdamW passes them by."""
+        """Move the group's matrices and drop their gradients, so that AdamW skips them."""
         alike = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -84,7 +85,7 @@ class MuonAdamW(torch.optim.AdamW):
             for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.zeros(())  # AdamW expects it of every parameter when a state is loaded
+                    state["step"] = torch.zeros(())  # AdamW expects it for every parameter when a state is loaded
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)

@@ -1,8 +1,8 @@
-"""Attention over packed frames: a shared prefix followed by branches, one a question, that do not see each other.
+"""Attention over packs: a shared prefix followed by branches, one per question, that do not see each other.
 
-Ways to the same numbers: `block_mask` for transformers' own sdpa and eager attention, `flex_block_mask` for its
-flex_attention, and an attention of our own that computes the allowed blocks alone: with 170 prefix tokens and 16
-branches of 40 tokens they are a fifth of all scores.
+Three ways to the same numbers: `block_mask` for transformers' own sdpa and eager attention, `flex_block_mask` for its
+flex_attention, and an attention of our own that computes the allowed blocks alone. With 170 prefix tokens and 16
+branches of 40 tokens those are a fifth of all scores.
 """
 
 from dataclasses import dataclass
@@ -18,17 +18,29 @@ from .scene_smoldriver import shared_attention
 
 PREFIX, PADDING = 0, -1  # segment ids; branches are 1, 2, ...
 PACKED_ATTENTION = "smoldriver_packed"
-BRANCHES_A_GROUP = 4  # that are padded to a common length
+GROUP_SIZE = 4  # branches that are padded to a common length
 
 
 def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Who may attend to whom in packed sequences.
+    """Who may attend to whom in packs.
+
+    Example: three prefix tokens, branches of two tokens each, one token of padding. A row is the token that attends.
+
+        segment   0 0 0 1 1 2 2 -1
+            0     x . . . . . .  .
+            0     x x . . . . .  .
+            0     x x x . . . .  .
+            1     x x x x . . .  .
+            1     x x x x x . .  .
+            2     x x x . . x .  .    branch 2 sees the prefix and itself, not branch 1
+            2     x x x . . x x  .
+           -1     x x x . . . .  x    so that no row is empty; its output is dropped
 
     Args:
         segment_ids (`torch.LongTensor` of shape `(batch, length)`): 0 the prefix, 1, 2, ... the branches, -1 padding.
 
     Returns:
-        Bool `(batch, 1, length, length)`: `length**2` bytes a sequence. Padding sees itself, so that no row is empty.
+        Bool `(batch, 1, length, length)`, `length**2` bytes per pack.
     """
     length = segment_ids.shape[1]
     query, key = segment_ids[:, :, None], segment_ids[:, None, :]
@@ -39,9 +51,9 @@ def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
 
 
 def flex_block_mask(segment_ids: torch.Tensor) -> BlockMask:
-    """`block_mask` for flex_attention, which passes over tiles of 128 x 128 positions that nobody may attend to.
+    """`block_mask` for flex_attention, which skips tiles of 128 x 128 positions that nobody may attend to.
 
-    Kept memory: 16 bytes a tile, about `length**2 / 1000` bytes a sequence. While it is made, `length**2` bytes.
+    It keeps 16 bytes per tile, about `length**2 / 1000` bytes per pack. Making it takes `length**2` bytes.
     """
 
     def mask_mod(batch, head, query, key):
@@ -53,13 +65,13 @@ def flex_block_mask(segment_ids: torch.Tensor) -> BlockMask:
 
 
 def packed_mask(segment_ids: torch.Tensor, attention: str) -> torch.Tensor | BlockMask:
-    """The mask of packed sequences that a model with this `attn_implementation` takes."""
+    """The mask of packs that a model with this `attn_implementation` takes."""
     return flex_block_mask(segment_ids) if attention == "flex_attention" else block_mask(segment_ids)
 
 
 @dataclass
 class BranchGroup:
-    """Branches of about equal length, `branches` of each sequence, padded to the longest."""
+    """Branches of about equal length, `branches` of each pack, padded to the longest."""
 
     branches: int
     branch: int  # tokens
@@ -69,7 +81,7 @@ class BranchGroup:
 
 @dataclass
 class PackedLayout:
-    """Where prefix and branches lie in packed sequences."""
+    """Where prefix and branches lie in packs."""
 
     prefix: int  # tokens of the longest prefix
     groups: list[BranchGroup]
@@ -78,7 +90,7 @@ class PackedLayout:
 
     @classmethod
     def from_segments(cls, segment_ids: torch.Tensor, dtype: torch.dtype) -> "PackedLayout":
-        """Layout of `segment_ids` (see `block_mask`); a sequence is prefix, branches 1, 2, ... in order, padding."""
+        """Layout of `segment_ids` (see `block_mask`); a pack is prefix, branches 1, 2, ... in order, padding."""
         batch, length = segment_ids.shape
         device = segment_ids.device
         segments = torch.arange(int(segment_ids.max()) + 1, device=device)
@@ -90,16 +102,16 @@ class PackedLayout:
         prefix = int(counts[:, 0].max())
         place = row * prefix + position
         rows = batch * prefix
-        # The longest with the longest: padding, computed in vain, is little.
+        # The longest branches go together, so that little is computed for padding.
         by_length = counts[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
         groups = []
-        for chosen in by_length.split(BRANCHES_A_GROUP, dim=1):  # (batch, branches) segment ids
+        for chosen in by_length.split(GROUP_SIZE, dim=1):  # (batch, branches) segment ids
             counted = counts.gather(1, chosen)
             branches, branch = chosen.shape[1], int(counted.max())
             offset = torch.arange(branch, device=device)
-            # Beyond the end of a branch its last token is repeated: seen by later positions only, which nobody reads;
+            # Short branches are padded with their last token. Only other padding sees it, and its output is dropped.
             inside = torch.minimum(offset, (counted[:, :, None] - 1).clamp(min=0))  # (batch, branches, branch)
-            # and a branch that a sequence does not have may begin behind its last token.
+            # A branch that a pack does not have may begin behind the pack's last token.
             in_row = (starts.gather(1, chosen)[:, :, None] + inside).clamp(max=length - 1)
             own_bias = torch.zeros(branch, branch, dtype=dtype, device=device)
             own_bias.masked_fill_(offset[:, None] < offset, float("-inf"))
@@ -120,13 +132,13 @@ class PackedLayout:
 
 
 def prefix_attention(query, key, value, scaling: float) -> torch.Tensor:
-    """Causal attention over `(batch, heads, prefix, head_dim)`, keys and values with fewer heads or as many."""
+    """Causal attention over `(batch, heads, prefix, head_dim)`, keys and values with as many heads or fewer."""
     heads, kv_heads, length = query.shape[1], key.shape[1], query.shape[2]
     if query.device.type != "cpu" or query.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=kv_heads != heads
         )
-    # In bfloat16 the backward pass of the kernel for CPUs takes many times as long as plain products.
+    # On CPUs the kernel's backward pass in bfloat16 takes many times as long as plain products.
     scores = torch.matmul((query * scaling).unflatten(1, (kv_heads, -1)), key[:, :, None].transpose(-1, -2))
     later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
     weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1).to(value.dtype)
@@ -134,7 +146,7 @@ def prefix_attention(query, key, value, scaling: float) -> torch.Tensor:
 
 
 def packed_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, packing=None, **kwargs):
-    """Attention of packed sequences, block by block; sdpa where the batch is not packed.
+    """Attention of packs, block by block; sdpa where the batch is not packed.
 
     Shapes as in transformers: `query` `(batch, heads, length, head_dim)` to `(batch, length, heads, head_dim)`.
     """
@@ -144,7 +156,7 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
         )
     batch, heads, length, head_dim = query.shape
     kv_heads = key.shape[1]
-    # Under autocast, rotary positions leave queries and keys in float32: rounded once here, not in every product.
+    # Under autocast, rotary positions leave queries and keys in float32. Round them once, not in every product.
     query, key = query.to(value.dtype), key.to(value.dtype)
     head = slice(0, packing.prefix)
     prefix_output = prefix_attention(query[:, :, head], key[:, :, head], value[:, :, head], scaling)
@@ -155,7 +167,7 @@ def packed_attention_forward(module, query, key, value, attention_mask, scaling,
         shape = (batch, group.branches, group.branch, kv_heads, -1, head_dim)
         branch_query, branch_key, branch_value = (
             states.index_select(0, group.index).view(shape).permute(0, 3, 1, 4, 2, 5) for states in tokens
-        )  # (batch, key/value heads, branches, heads a key, branch, head_dim)
+        )  # (batch, key/value heads, branches, heads per key, branch, head_dim)
         output = shared_attention(
             branch_query,
             key[:, :, head],

@@ -1,28 +1,39 @@
 """SmolDriver's processor: pictures by camera and a prompt -> model inputs. Nothing else writes image tokens."""
 
+import base64
+import io
 import json
 import os
 import re
 import threading
+import time
+import urllib.request
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_transforms import to_pil_image
-from transformers.image_utils import load_image
 from transformers.processing_utils import MultiModalData
 
 from .configuration_smoldriver import SmolDriverConfig, visual_token_budgets
-from .inputs_smoldriver import CAMERAS, to_rgb
+from .inputs_smoldriver import (
+    CAMERAS,
+    END_OF_TURN,
+    FAKE_IMAGE_TOKEN,
+    GLOBAL_IMAGE_TOKEN,
+    IMAGE_TOKEN,
+    SPECIAL_TOKENS,
+    check_bytes,
+    check_length,
+    check_text,
+    read_picture,
+    shortened,
+)
 
-IMAGE_TOKEN = "<image>"
-FAKE_IMAGE_TOKEN = "<fake_token_around_image>"
-GLOBAL_IMAGE_TOKEN = "<global-img>"
-END_OF_TURN = "<end_of_utterance>"
-SPECIAL_TOKENS = ("<|im_start|>", IMAGE_TOKEN, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN, END_OF_TURN)
-"""SmolVLM's tokens that the prompt is made of; the tokenizer must know each as one token."""
+ALLOW_URLS = "SMOLDRIVER_ALLOW_URLS"
+"""Environment variable: 0 switches the fetching of pictures from URLs off, also where `allow_urls` is True."""
+URL_WAIT = 10  # seconds without a byte
+URL_SECONDS = 30  # for a whole picture
 
 _TOKENIZING = threading.Lock()
 """A fast tokenizer keeps the padding of a call as a state of its own, which calls in other threads would take over."""
@@ -30,6 +41,37 @@ _TOKENIZING = threading.Lock()
 _PLACEHOLDER = re.compile(rf"(?:(\w+):)?{re.escape(IMAGE_TOKEN)}")
 _ROLES = ("User", "Assistant", "System")
 _QUESTION = "\nQuestion: "
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects of http and https, but none from https to http."""
+
+    def redirect_request(self, request, response, code, message, headers, address):
+        allowed = ("https://",) if request.full_url.lower().startswith("https://") else ("https://", "http://")
+        if not address.lower().startswith(allowed):
+            raise ValueError(
+                f"{request.full_url} redirects to {shortened(address)}; only {' and '.join(allowed)} are followed"
+            )
+        return super().redirect_request(request, response, code, message, headers, address)
+
+
+def fetch(address: str) -> bytes:
+    """The bytes behind an http or https URL.
+
+    Raises:
+        ValueError: more than `MAX_FILE_BYTES`, longer than `URL_SECONDS`, or a redirect to another scheme.
+        OSError: the server does not answer, or answers with an error.
+    """
+    request = urllib.request.Request(address, headers={"User-Agent": "smoldriver"})
+    started, data = time.monotonic(), bytearray()
+    with urllib.request.build_opener(Redirects).open(request, timeout=URL_WAIT) as response:
+        check_bytes(int(response.headers.get("Content-Length") or 0))
+        while chunk := response.read1(65536):
+            data += chunk
+            check_bytes(len(data))
+            if time.monotonic() - started > URL_SECONDS:
+                raise ValueError(f"{address} took longer than {URL_SECONDS} s")
+    return bytes(data)
 
 
 class SmolDriverProcessor(ProcessorMixin):
@@ -43,6 +85,8 @@ class SmolDriverProcessor(ProcessorMixin):
         cameras (`list[str]`, *optional*): camera names by camera id; default: nuScenes' six.
         budget_image_sizes (`dict`, *optional*): {tokens per camera: side of the tower's input in pixels} for budgets
             with a size of their own; the others use the image processor's.
+        allow_urls (`bool`): fetch pictures that are given as http or https URLs. False, or 0 in the environment
+            variable `SMOLDRIVER_ALLOW_URLS`, refuses them: for a server whose users must not reach other machines.
     """
 
     if not hasattr(ProcessorMixin, "get_attributes"):  # transformers 4.57; 5.x reads the arguments of __init__
@@ -59,12 +103,14 @@ class SmolDriverProcessor(ProcessorMixin):
         scale_factor: int = 3,
         cameras: list[str] | None = None,
         budget_image_sizes: dict[int, int] | None = None,
+        allow_urls: bool = True,
         **kwargs,
     ):
         if chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
         self.grid_size = grid_size
         self.scale_factor = scale_factor
+        self.allow_urls = allow_urls
         self.cameras = list(CAMERAS if cameras is None else cameras)
         self.visual_token_budgets = visual_token_budgets(grid_size, scale_factor)
         self.budget_image_sizes = {str(tokens): size for tokens, size in (budget_image_sizes or {}).items()}
@@ -130,7 +176,9 @@ class SmolDriverProcessor(ProcessorMixin):
             text (`str` or `list[str]`): prompts of `apply_chat_template`, one `<image>` per picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
             visual_tokens (`int`, *optional*): tokens per camera, of `self.visual_token_budgets`; default the largest.
-            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...).
+            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...). Padding is on the left
+                unless `padding_side` says otherwise, since `generate` continues each row at its right end. Nothing is
+                ever cut: a prompt of more than `max_length` tokens is refused.
 
         Returns:
             `input_ids`, `attention_mask`; with pictures also `pixel_values` `(batch, views, 3, S, S)` float32 and
@@ -138,7 +186,8 @@ class SmolDriverProcessor(ProcessorMixin):
 
         Raises:
             ValueError: an unknown or duplicated camera, a picture that cannot be read (its camera is named), pictures
-                that do not match the `<image>` placeholders, an unknown budget.
+                that do not match the `<image>` placeholders, an unknown budget, a prompt of more than `max_length`
+                tokens or `MAX_CHARACTERS`.
 
         Example (a tiny model with pictures of 48 pixels and budgets of 9, 4 and 1):
 
@@ -162,16 +211,18 @@ class SmolDriverProcessor(ProcessorMixin):
             raise ValueError("text is required: a prompt with one <image> per picture (see apply_chat_template)")
         visual_tokens = self._check_budget(visual_tokens)
         texts = [text] if isinstance(text, str) else list(text)
-        views = [self._pair(text, frame) for text, frame in zip(texts, self._frames(images, texts), strict=True)]
+        for prompt in texts:
+            check_length(prompt, "prompt")
+        views = [self._pair(prompt, frame) for prompt, frame in zip(texts, self._frames(images, texts), strict=True)]
         expanded = [
-            self._expand(text, [camera for camera, _ in frame], visual_tokens)
-            for text, frame in zip(texts, views, strict=True)
+            self._expand(prompt, [camera for camera, _ in frame], visual_tokens)
+            for prompt, frame in zip(texts, views, strict=True)
         ]
         prompts, spans = (list(column) for column in zip(*expanded, strict=True))
         for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
             kwargs.update(kwargs.pop(modality, None) or {})
         return_spans = kwargs.pop("return_text_replacement_offsets", False)
-        encoded = self._tokenize(prompts if not isinstance(text, str) else prompts[0], **kwargs)
+        encoded = self._tokenize_whole(prompts if not isinstance(text, str) else prompts[0], **kwargs)
         features = dict(encoded)
         if isinstance(text, str):
             features = {name: [value] for name, value in features.items()}
@@ -235,7 +286,7 @@ class SmolDriverProcessor(ProcessorMixin):
         """The part of the prompt that all questions about a frame share, image tokens expanded."""
         content = [{"type": "image", "camera": self._check_camera(camera)} for camera in cameras]
         if scene_description:
-            scene_description = self._clean(scene_description, "scene description")
+            scene_description = self._check_text(scene_description, "scene description")
         prefix, _ = self._template_parts(content, scene_description)
         return _PLACEHOLDER.sub(
             lambda match: match[0][: -len(IMAGE_TOKEN)] + self._image_tokens(visual_tokens), prefix
@@ -250,7 +301,7 @@ class SmolDriverProcessor(ProcessorMixin):
         tail = self._tail  # another thread may replace it
         if tail is None or tail[0] != self.chat_template:
             tail = self._tail = (self.chat_template, self._template_parts([], None)[1])
-        return _QUESTION + self._clean(question, "question") + tail[1]
+        return _QUESTION + self._check_text(question, "question") + tail[1]
 
     def encode_questions(self, questions: list[str]) -> list[list[int]]:
         """Token ids of the `question_prompt` of each question.
@@ -261,13 +312,28 @@ class SmolDriverProcessor(ProcessorMixin):
         prompts = [self.question_prompt(question) for question in questions]
         return self._tokenize(prompts, add_special_tokens=False)["input_ids"]
 
+    def _tokenize_whole(self, texts: str | list[str], max_length=None, truncation=None, **options):
+        """As the tokenizer, but too long a prompt is refused: a cut one would lose image tokens or its question."""
+        if options.get("padding") == "max_length":
+            options["max_length"] = max_length
+        encoded = self._tokenize(texts, **{"padding_side": "left", **options})
+        if max_length is not None:
+            masks = [encoded["attention_mask"]] if isinstance(texts, str) else encoded["attention_mask"]
+            longest = max(sum(mask) for mask in masks)
+            if longest > max_length:
+                raise ValueError(
+                    f"the prompt takes {longest} tokens, max_length is {max_length}: choose fewer visual_tokens or a"
+                    " shorter text"
+                )
+        return encoded
+
     def _tokenize(self, texts: str | list[str], **options):
         with _TOKENIZING:
             return self.tokenizer(texts, **options)
 
     def answer_text(self, answer: str) -> str:
         """What the model learns to write after `question_prompt`."""
-        return f" {self._clean(answer, 'answer')}{END_OF_TURN}"
+        return f" {self._check_text(answer, 'answer')}{END_OF_TURN}"
 
     def encode_scene(
         self, images: dict | list | None, scene_description: str | None = None, visual_tokens: int | None = None
@@ -333,16 +399,34 @@ class SmolDriverProcessor(ProcessorMixin):
         prompt = self.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False, scene_description=scene_description
         )
-        prefix, _, tail = prompt.partition(_QUESTION + mark)
+        prefix, _, tail = prompt.rpartition(_QUESTION + mark)
         return prefix, tail
 
-    def _clean(self, text: str, what: str) -> str:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the {what} is empty or not a string: {text!r}")
-        for token in self.tokenizer.all_special_tokens:
-            if token in text:
-                raise ValueError(f"the {what} holds the special token {token}: {text!r}")
-        return text.strip()
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As in transformers, with a keyword `scene_description` for the first user turn.
+
+        Raises:
+            ValueError: a text, role or camera that would write a special token into the prompt (see `check_text`).
+        """
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        for messages in conversation if batched else [conversation]:
+            for message in messages:
+                self._check_message(message)
+        if kwargs.get("scene_description"):
+            self._check_text(kwargs["scene_description"], "scene description")
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def _check_message(self, message: dict) -> None:
+        role = self._check_text(message["role"], "role")
+        content = message["content"]
+        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if item.get("type") == "text" and item["text"] != "":
+                self._check_text(item["text"], f"text of the {role}")
+            if item.get("type") == "image" and item.get("camera"):
+                self._check_camera(item["camera"])
+
+    def _check_text(self, text: str, what: str) -> str:
+        return check_text(text, what, self.tokenizer.all_special_tokens)
 
     def _frames(self, images, texts: list[str]) -> list:
         """The pictures of each prompt: None, a dict by camera, or a list."""
@@ -443,16 +527,24 @@ class SmolDriverProcessor(ProcessorMixin):
 
     def _load(self, camera: str, picture) -> Image.Image:
         try:
-            if isinstance(picture, (str, Path)):
-                picture = Image.open(picture) if os.path.isfile(picture) else load_image(str(picture))
-            elif not isinstance(picture, Image.Image):
-                array = np.asarray(picture)
-                array = array[..., None].repeat(3, axis=-1) if array.ndim == 2 else array  # grey
-                array = array[..., :3] if array.ndim == 3 and array.shape[-1] == 4 else array  # alpha
-                picture = to_pil_image(array)
-            return to_rgb(picture)
+            if isinstance(picture, (str, Path)) and not os.path.isfile(picture):
+                picture = Image.open(io.BytesIO(self._bytes_of(str(picture))))
+            return read_picture(picture)
         except Exception as error:  # decoders and HTTP clients raise errors of every kind
             raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
+
+    def _bytes_of(self, source: str) -> bytes:
+        """A picture's file behind a URL, or within a base64 string."""
+        if source.lower().startswith(("http://", "https://")):
+            if not self.allow_urls or os.environ.get(ALLOW_URLS, "1").lower() in ("0", "false", "no", "off"):
+                raise ValueError(f"URLs are switched off (allow_urls or {ALLOW_URLS}): give the picture or its file")
+            return fetch(source)
+        check_bytes(len(source) * 3 // 4)
+        text = source.partition(",")[2] if source.startswith("data:image/") else source
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            raise ValueError(f"{shortened(source)!r} is not a file, a URL or a base64 string") from None
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
         """Placeholder tokens of pictures of the given sizes (height, width); serving engines call it."""

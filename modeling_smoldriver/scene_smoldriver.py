@@ -159,7 +159,14 @@ class SceneAnswerMixin:
         inputs = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
         )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        limit = self.config.text_config.max_position_embeddings
+        if seen == 0 and input_ids.shape[1] >= limit:
+            raise ValueError(
+                f"the prompt takes {input_ids.shape[1]} tokens, the model's context is {limit}: choose fewer"
+                " visual_tokens or a shorter text"
+            )
+        if seen > 0:
             inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
         if inputs.get("scene") is not None:  # a row's positions continue from the scene
             inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
@@ -299,8 +306,9 @@ class SceneAnswerMixin:
             answer that was cut at `max_new_tokens` has that many tokens and no end.
 
         Raises:
-            ValueError: no question, a freed scene, a scene of a model that was changed or moved since, or an option of
-                `generate` that would need the scene's tokens (`NOT_OFFERED`).
+            ValueError: no question, a question that fills the model's context, a freed scene, a scene of a model that
+                was changed or moved since, or an option of `generate` that would need the scene's tokens
+                (`NOT_OFFERED`).
         """
         if not isinstance(scene, SceneCache):
             raise ValueError(f"answer takes one scene of encode_scene, got {type(scene)}; answer_scenes takes a list")
@@ -311,6 +319,13 @@ class SceneAnswerMixin:
         if scene.weights != weights_fingerprint(self.parameters()):
             raise ValueError("the model was changed or moved after the scene was encoded; encode the scene again")
         encoded = processor.encode_questions(questions)
+        limit = self.config.text_config.max_position_embeddings
+        for question, tokens in zip(questions, encoded, strict=True):
+            if scene.length + len(tokens) >= limit:
+                raise ValueError(
+                    f"the scene takes {scene.length} tokens and the question {question[:80]!r} {len(tokens)}, which"
+                    f" leaves no room for an answer: the model's context is {limit}; ask a shorter question"
+                )
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
         answers: list[list[int]] = [[]] * len(encoded)
         ends = self._end_tokens(generate_kwargs)

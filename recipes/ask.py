@@ -8,6 +8,7 @@ file does not import the package, so that the saved code runs.)
 """
 
 import argparse
+import glob
 import json
 import sys
 import textwrap
@@ -70,7 +71,8 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
         raise FileNotFoundError(f"{scenes} is not a folder of prepared scene rows: it has no manifest.json")
     if not json.loads(manifest.read_text(encoding="utf-8")).get("complete"):
         raise ValueError(f"the preparation of {scenes} was not finished: run the same command again, it resumes")
-    shards = sorted(str(path) for path in (scenes / split).glob("*.parquet"))
+    # load_dataset takes paths for patterns: unescaped, brackets in a folder's name would match other folders.
+    shards = sorted(glob.escape(str(path)) for path in (scenes / split).glob("*.parquet"))
     if not shards:
         raise FileNotFoundError(f"{scenes} has no shards of the split {split!r}")
     rows = load_dataset("parquet", data_files={split: shards}, split=split)

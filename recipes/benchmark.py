@@ -4,14 +4,14 @@ python recipes/benchmark.py --size 256m --json outputs/benchmark.json --plot out
 
 Weights are random, pictures are noise, questions have DriveLM's wording and lengths. Contestants take turns,
 `--repeats` times; the table shows medians, with the fastest and the slowest. SmolVLM2-2.2B's tower, the paper's, is
-measured at every size but the tiny one, beside SmolDriver's vision model of those dimensions. Each row is held against
-the least time that this machine's matrix products and memory traffic allow for its multiply-adds and bytes. Preparing
-pictures and text is not timed. Rows marked `x N` were measured on one question and multiplied.
+measured at every size except the tiny one, beside SmolDriver's vision model of those dimensions. Each row is compared
+with the least time that this machine's matrix products and memory traffic allow for its multiply-adds and bytes.
+Preparing pictures and text is not timed. Rows marked `x N` were measured on one question and multiplied.
 """
 
 import argparse
 import platform
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -19,8 +19,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
-from recipes.benchmarking.counts import LimitProbe, limit_of
+from modeling_smoldriver.training_smoldriver import bfloat16_is_fast
+from recipes.benchmarking.counts import LimitProbe, Limits, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench, take_turns
 from recipes.benchmarking.inference import estimate_bytes as estimate_inference
 from recipes.benchmarking.models import SIZES, Size
@@ -33,7 +33,21 @@ PAPER_SIZE = "2.2b"
 PARTS = ("vision", "prefill", "answers", "training", "limits")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Options of the command line."""
+
+    size: str
+    dtype: str
+    device: str
+    parts: list[str]
+    repeats: int
+    tower_image_size: int | None
+    json: Path | None
+    plot: Path | None
+
+
+def parse_arguments(arguments: list[str] | None = None) -> BenchmarkOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="256m", choices=tuple(SIZES))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what is faster on the device")
@@ -50,18 +64,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--repeats {parsed.repeats} must be at least 1")
     if parsed.tower_image_size is not None and (parsed.tower_image_size < 16 or parsed.tower_image_size % 16):
         parser.error(f"--tower-image-size {parsed.tower_image_size} is not a multiple of 16, the tower's patches")
-    return parsed
+    return BenchmarkOptions(**vars(parsed))
 
 
 def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
 
 
-def finish(row: dict, machine: dict) -> dict:
-    """Hold a row against the machine's limits."""
+def finish(row: dict, limits: Limits) -> dict:
+    """Compare a row with the machine's limits."""
     phases = row.pop("phases")
-    seconds, bound = limit_of(phases, machine)
-    products = 2 * row["macs"] / machine["matmul_flops"]
+    seconds, bound = limit_of(phases, limits)
+    products = 2 * row["macs"] / limits.matmul_flops
     shares = {"limit_seconds": seconds, "limit_share": seconds / row["seconds"], "bound": bound}
     return {**row, **shares, "matmul_share": products / row["seconds"]}
 
@@ -96,10 +110,22 @@ def measure_training(
 
 
 def main(arguments: list[str] | None = None):
-    arguments = parse_arguments(arguments)
-    size, device, dtype = SIZES[arguments.size], arguments.device, getattr(torch, arguments.dtype)
-    if arguments.tower_image_size:
-        size = replace(size, tower_image_size=arguments.tower_image_size)
+    options = parse_arguments(arguments)
+    size = SIZES[options.size]
+    if options.tower_image_size:
+        size = replace(size, tower_image_size=options.tower_image_size)
+    report = measure(options, size)
+    print_report(report)
+    if options.json:
+        write_json(options.json, report)
+    if options.plot:
+        with written_whole(options.plot) as aside:
+            draw(report, aside)
+
+
+def measure(options: BenchmarkOptions, size: Size) -> dict:
+    """The report: {"ratios": {name: value}, "rows": [...], "machine": {...}, "left_out": [reason]}."""
+    device, dtype = options.device, getattr(torch, options.dtype)
     probe = LimitProbe(device, dtype, size.tower_width, 4 * size.tower_width)
     rows, left_out = [], []
 
@@ -109,49 +135,50 @@ def main(arguments: list[str] | None = None):
             left_out.append(f"{what}: about {gigabytes(needed)} of memory needed, {gigabytes(free)} free")
         return needed < free
 
-    inference = [part for part in ("vision", "prefill", "answers") if part in arguments.parts]
+    inference = [part for part in ("vision", "prefill", "answers") if part in options.parts]
     if inference and fits(", ".join(inference), estimate_inference(size, dtype)):
-        rows += measure_inference(size, inference, device, dtype, arguments.repeats, probe)
-    if "training" in arguments.parts:
+        rows += measure_inference(size, inference, device, dtype, options.repeats, probe)
+    if "training" in options.parts:
         chosen = [
             one for one in CONTESTANTS if fits(f"training, {name_of(*one)}", estimate_training(size, one[0], dtype))
         ]
-        trained, stopped = measure_training(size, chosen, device, dtype, arguments.repeats, probe)
+        trained, stopped = measure_training(size, chosen, device, dtype, options.repeats, probe)
         rows += trained
         left_out += stopped
-    rows = [{"size": arguments.size, **row} for row in rows]
+    rows = [{"size": options.size, **row} for row in rows]
     paper = SIZES[PAPER_SIZE].without_language_model()
-    if "vision" in arguments.parts and arguments.size not in ("tiny", PAPER_SIZE):
+    if "vision" in options.parts and options.size not in ("tiny", PAPER_SIZE):
         if fits(f"vision at {PAPER_SIZE} dimensions", estimate_inference(paper, dtype)):
-            at_papers = measure_inference(paper, ["vision"], device, dtype, arguments.repeats, probe)
+            at_papers = measure_inference(paper, ["vision"], device, dtype, options.repeats, probe)
             rows += [{"size": PAPER_SIZE, **row} for row in at_papers]
-    while len(probe.copies) < max(3, arguments.repeats):
+    while len(probe.copies) < max(3, options.repeats):
         probe.probe()
 
-    machine = describe(arguments, size, probe)
-    rows = [finish(row, machine) for row in rows]
-    report = {"ratios": ratios(rows, arguments.size), "rows": rows, "machine": machine, "left_out": left_out}
-    print_table(rows)
+    limits = probe.result()
+    rows = [finish(row, limits) for row in rows]
+    machine = describe(options, size, limits)
+    return {"ratios": ratios(rows, options.size), "rows": rows, "machine": machine, "left_out": left_out}
+
+
+def print_report(report: dict) -> None:
+    machine = report["machine"]
+    print_table(report["rows"])
     print(
-        f"limits of {machine['device']}: {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s in {arguments.dtype} products"
+        f"limits of {machine['device']}: {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s in {machine['dtype']} products"
         f" of {machine['matmul_shape']}, {machine['memory_bytes_per_second'] / 1e9:.1f} GB/s"
     )
     for name, value in report["ratios"].items():
         print(f"  {name:34s} {value:8.3g}")
-    for reason in left_out:
+    for reason in report["left_out"]:
         print(f"left out: {reason}")
-    if arguments.json:
-        write_json(arguments.json, report)
-    if arguments.plot:
-        with written_whole(arguments.plot) as aside:
-            draw(report, aside)
 
 
-def describe(arguments: argparse.Namespace, size: Size, probe: LimitProbe) -> dict:
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+def describe(options: BenchmarkOptions, size: Size, limits: Limits) -> dict:
+    """What was measured, with what and where, for the report."""
+    name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "size": arguments.size,
-        "dtype": arguments.dtype,
+        "size": options.size,
+        "dtype": options.dtype,
         "device": name,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -160,7 +187,7 @@ def describe(arguments: argparse.Namespace, size: Size, probe: LimitProbe) -> di
         "full_budget": size.budgets[0],
         "small_budget": size.small_budget,  # the "9" of the ratios' names
         "tower_image_size": size.tower_image_size,
-        **probe.result(),
+        **asdict(limits),
     }
 
 

@@ -2,21 +2,21 @@
 
 accelerate launch recipes/distill_vision.py --config recipes/configs/tiny/compare_distill.yaml
 
-The teacher is the tower of `teacher`, frozen, run as it goes or read from a cache (`feature_cache`, made by
-recipes/teacher_features.py). The tower of the student stays frozen for `frozen_tower_steps`, then learns too. It ends
-with the explained variance on the scenes of `eval_split`, by budget and camera; `reference` names another run to show
-beside it, e.g. that of a model built with `--resampler-keys position --no-resampler-residual`, the paper's resampler.
-A run that was stopped goes on from its last checkpoint when the same command is given again.
+The teacher is the frozen tower of `teacher`. Its features are computed during training or read from a cache
+(`feature_cache`, made by recipes/teacher_features.py). The student's tower stays frozen for `frozen_tower_steps`, then
+learns too. At the end the recipe prints the explained variance on the scenes of `eval_split`, by budget and camera.
+`reference` names another run to show beside it, for example that of a model built with `--resampler-keys position
+--no-resampler-residual`, the paper's resampler. A run that was stopped resumes from its last checkpoint when the same
+command is given again.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
 
 # isort: split
-import torch
 from transformers import logging
 from trl import ModelConfig, TrlParser
 
@@ -27,10 +27,9 @@ from modeling_smoldriver.distillation_smoldriver import (
     VisionDistillationConfig,
     VisionDistillationTrainer,
 )
-from recipes.teacher_features import TeacherFeatures, load_teacher
-from recipes.training.loading import base_dtype, keep_loaded_weights, load_base
-from recipes.training.manifest import write_training_manifest
-from recipes.training.run import SettingsKeeper, check_run, checkpoint_to_go_on_from, run_settings, run_training
+from recipes.training.loading import base_dtype, load_base
+from recipes.training.run import TrainingRun
+from recipes.training.teacher_cache import TeacherCache, load_teacher
 from smoldriver_common.command_line import errors_in_one_line
 
 
@@ -45,19 +44,10 @@ class DataArguments:
 
 
 def load(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
-    """-> trainer, training rows, checkpoint to go on from or None"""
-    if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-        raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
-    check_run(training_args, model_args)
+    """-> trainer, training rows"""
     # Models
-    settings = run_settings(data_args, training_args, model_args)
-    checkpoint = checkpoint_to_go_on_from(training_args, settings)
-    dtype = base_dtype(model_args)
-    # A checkpoint's trained weights are in float32; the frozen ones are narrowed again below.
     model = load_base(
-        checkpoint or model_args.model_name_or_path,
-        torch.float32 if checkpoint else dtype,
-        attn_implementation=model_args.attn_implementation,
+        model_args.model_name_or_path, base_dtype(model_args), attn_implementation=model_args.attn_implementation
     )
     processor = SmolDriverProcessor.from_pretrained(model_args.model_name_or_path)
     teacher = load_teacher(data_args.teacher)
@@ -65,7 +55,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
     # Data
     cache = None
     if data_args.feature_cache:
-        cache = TeacherFeatures(data_args.feature_cache, teacher, data_args.scenes)
+        cache = TeacherCache(data_args.feature_cache, teacher, data_args.scenes)
     train, evaluation = (load_scenes(data_args.scenes, split) for split in ("train", data_args.eval_split))
     count = min(data_args.eval_frames or len(evaluation), len(evaluation))
     evaluation = evaluation.select([index * len(evaluation) // count for index in range(count)])
@@ -79,10 +69,7 @@ def load(data_args: DataArguments, training_args: VisionDistillationConfig, mode
         processing_class=processor,
         cached_features=cache,
     )
-    trainer.add_callback(SettingsKeeper(settings))
-    if checkpoint:
-        keep_loaded_weights(trainer, dtype)
-    return trainer, train, checkpoint
+    return trainer, train
 
 
 def read_explained_variance(run: str) -> dict[str, dict[str, float]]:
@@ -90,7 +77,7 @@ def read_explained_variance(run: str) -> dict[str, dict[str, float]]:
 
 
 def table(runs: dict[str, dict]) -> str:
-    """Explained variance in percent, a row a run and budget, a column a camera."""
+    """Explained variance in percent, one row per run and budget, one column per camera."""
     columns = list(dict.fromkeys(name for run in runs.values() for row in run.values() for name in row))
     names = [name.removeprefix("CAM_").lower() for name in columns]
     width = max(len(name) for name in runs)
@@ -103,31 +90,25 @@ def table(runs: dict[str, dict]) -> str:
 
 
 def main(data_args: DataArguments, training_args: VisionDistillationConfig, model_args: ModelConfig):
-    logging.set_verbosity_error()  # what the VLM has beyond its tower is no news
+    logging.set_verbosity_error()  # that the VLM has more than its tower is no news
     with errors_in_one_line("distill_vision"):
-        trainer, train, checkpoint = load(data_args, training_args, model_args)
+        if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+            raise ValueError("knowledge transfer trains the vision model in full: leave use_peft and load_in_4bit out")
+        run = TrainingRun.begin("distill_vision", data_args, training_args, model_args)
+        trainer, train = load(data_args, training_args, model_args)
         runs = {}
         if data_args.reference:
             runs[Path(data_args.reference).name] = read_explained_variance(data_args.reference)
 
     # Training
-    seconds = run_training(trainer, checkpoint, "distill_vision")
+    with run.training(trainer):
+        trainer.train(resume_from_checkpoint=run.checkpoint)
+        trainer.save_model(training_args.output_dir)
     trainer.evaluate()
     if trainer.is_world_process_zero():
         explained = read_explained_variance(training_args.output_dir)
-        manifest = {
-            "base": model_args.model_name_or_path,
-            "teacher": trainer.teacher.description(),
-            "dtype": str(base_dtype(model_args)).removeprefix("torch."),
-            "quantization": None,
-            "scenes": data_args.scenes,
-            "scene_tokens": sorted({row["scene_token"] for row in train.select_columns(["scene_token"])}),
-            "steps": trainer.state.global_step,
-            "seconds": seconds,
-            "explained_variance": explained,
-            "arguments": {**asdict(data_args), **asdict(model_args), **training_args.to_dict()},
-        }
-        write_training_manifest(training_args.output_dir, manifest)
+        manifest = run.manifest(trainer, train, teacher=trainer.teacher.description(), explained_variance=explained)
+        manifest.write(training_args.output_dir)
         print(table({"this run": explained, **runs}))
         print(f"model saved in {training_args.output_dir}")
 

@@ -2,17 +2,15 @@
 
 python recipes/merge_checkpoint.py --adapters outputs/smoldriver-2b-qlora --output-dir outputs/smoldriver-2b-merged
 
-The vision model and the connector that were trained beside the adapters take the base's place. Each weight of the
-language model is W + alpha / r * BA, added in float32 and rounded to --dtype once; a 4-bit W is de-quantised first, so
-what is added to is what the adapters were trained on and not the base's own weight. The merged folder is then asked a
-test prompt beside the adapters, and the difference is printed. It is rounding alone, so it must stay within
-`TOLERANCE`, or nothing is written. It needs 4 bytes a weight of memory and the 4-bit copy: 10 GB for SmolDriver-2.2B.
+The vision model and the connector that were trained beside the adapters replace the base's. Each weight of the
+language model is W + alpha / r * BA, added in float32 and rounded to --dtype once. A 4-bit W is de-quantised first:
+the adapters were trained on that, not on the base's own weight. The merged folder then answers a test prompt beside
+the adapters, and the difference is printed. It is rounding alone: beyond `TOLERANCE` nothing is written. Merging takes
+4 bytes of memory per weight and the 4-bit copy: 10 GB for SmolDriver-2.2B.
 """
 
 import argparse
 import gc
-import os
-import shutil
 from pathlib import Path
 
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
@@ -33,12 +31,13 @@ from recipes.training.loading import (
     load_processor,
     put_adapters,
 )
-from recipes.training.manifest import read_training_manifest, write_training_manifest
+from recipes.training.manifest import TrainingManifest
 from smoldriver_common.command_line import errors_in_one_line
+from smoldriver_common.whole_files import folder_written_whole
 
 # Measured on models of two layers: 1.3e-6, 5e-3, 2.4e-2; rounding adds up over layers.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Largest difference of a logit, as a share of the largest logit; the wider one of what was trained and is written."""
+"""Largest difference of a logit as a share of the largest; of the dtypes trained in and written, the wider counts."""
 
 
 def merge(adapters: Path, dtype: torch.dtype):
@@ -69,18 +68,18 @@ def prompt_logits(folder: Path) -> torch.Tensor:
 
 
 def difference(merged: torch.Tensor, unmerged: torch.Tensor) -> tuple[float, float]:
-    """-> (largest difference of a logit as a share of the largest logit, share of positions of the same next token)"""
+    """-> (largest difference as a share of the largest logit, share of positions with the same next token)"""
     largest = ((merged - unmerged).abs().max() / unmerged.abs().max()).item()
     return largest, (merged.argmax(-1) == unmerged.argmax(-1)).float().mean().item()
 
 
 def merge_checkpoint(adapters: Path, output_dir: Path, dtype: torch.dtype) -> str:
-    """Write the merged folder, whole or not at all -> one line on how far it is from the adapters.
+    """Write the merged folder, whole or not at all -> one line on how much it differs from the adapters.
 
     Raises:
         FileNotFoundError: no such folder, or its base is gone.
         ValueError: no adapters, adapters that do not fit, or a merged model beyond the tolerance.
-        FileExistsError: the output folder is there.
+        FileExistsError: the output folder exists.
     """
     if not adapters.is_dir():
         raise FileNotFoundError(f"there is no folder of adapters {adapters}")
@@ -91,28 +90,26 @@ def merge_checkpoint(adapters: Path, output_dir: Path, dtype: torch.dtype) -> st
     base, _, trained_in = base_of_adapters(adapters)
     unmerged = prompt_logits(adapters)
     gc.collect()  # PEFT's cycles hold the weights
-    aside = output_dir.with_name(f"{output_dir.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model = merge(adapters, dtype)
-    model.save_pretrained(aside)
-    load_processor(base).save_pretrained(aside)
-    del model
-    gc.collect()
+    with folder_written_whole(output_dir) as aside:
+        model = merge(adapters, dtype)
+        model.save_pretrained(aside)
+        load_processor(base).save_pretrained(aside)
+        del model
+        gc.collect()
 
-    largest, same = difference(prompt_logits(aside), unmerged)
-    tolerance = max(TOLERANCE[dtype], TOLERANCE[trained_in])
-    names = [str(one).removeprefix("torch.") for one in (trained_in, dtype)]
-    said = (
-        f"logits differ by at most {largest:.2e} of the largest (tolerance {tolerance:.0e}: trained in {names[0]},"
-        f" written in {names[1]}); the next token is the same at {100 * same:.1f}% of the test prompt"
-    )
-    if not largest <= tolerance:
-        shutil.rmtree(aside)
-        raise ValueError(f"the merged model is not the adapters': {said}; try --dtype float32")
-    merged = {"dtype": names[1], "logit_difference": largest, "tolerance": tolerance}
-    write_training_manifest(aside, {**read_training_manifest(adapters), "merged": merged})
-    os.replace(aside, output_dir)
-    return said
+        largest, same = difference(prompt_logits(aside), unmerged)
+        tolerance = max(TOLERANCE[dtype], TOLERANCE[trained_in])
+        before, after = (str(one).removeprefix("torch.") for one in (trained_in, dtype))
+        measured = (
+            f"logits differ by at most {largest:.2e} of the largest (tolerance {tolerance:.0e}: trained in {before},"
+            f" written in {after}); the next token is the same at {100 * same:.1f}% of the test prompt"
+        )
+        if not largest <= tolerance:
+            raise ValueError(f"the merged model is not the adapters': {measured}; try --dtype float32")
+        manifest = TrainingManifest.from_folder(adapters)
+        manifest.merged = {"dtype": after, "logit_difference": largest, "tolerance": tolerance}
+        manifest.write(aside)
+    return measured
 
 
 def main():
@@ -122,8 +119,8 @@ def main():
     parser.add_argument("--dtype", default="bfloat16", choices=tuple(DTYPES), help="of the merged weights")
     arguments = parser.parse_args()
     with errors_in_one_line("merge_checkpoint"):
-        said = merge_checkpoint(arguments.adapters, arguments.output_dir, DTYPES[arguments.dtype])
-    print(said)
+        measured = merge_checkpoint(arguments.adapters, arguments.output_dir, DTYPES[arguments.dtype])
+    print(measured)
     print(f"merged model in {arguments.output_dir}")
 
 

@@ -16,15 +16,15 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, SmolVLMConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration
-from recipes.build_checkpoint import count_weights, parameter_table, weights_table
 from recipes.training.loading import CLASSES
 from recipes.training.manifest import check_source
+from recipes.training.weights import count_weights, parameter_table, weights_table
 from smoldriver_common.command_line import errors_in_one_line, whole_number
 from smoldriver_common.processes import peak_resident_bytes
 
-TRAINED = 16  # bytes a trained weight takes: float32 weight and gradient, two float32 moments of AdamW
+TRAINED = 16  # bytes per trained weight: float32 weight and gradient, two float32 moments of AdamW
 HALF = 2  # bytes of a frozen bf16 or fp16 weight
-# bytes of an NF4 weight: 4 bits, a constant a block of 64 that is itself kept in 8 bits, a float32 for 256 of those
+# bytes of an NF4 weight: 4 bits; per block of 64 a constant in 8 bits; per 256 of those a float32
 NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LORA_RANK = 16
 TEXT_TOKENS = 70
@@ -47,7 +47,7 @@ def smolvlm_config() -> SmolVLMConfig:
 
 
 def views_patches_tower(config: PretrainedConfig) -> tuple[int, int, PretrainedConfig]:
-    """-> views a frame, patches a view, the tower's configuration"""
+    """-> views per frame, patches per view, the tower's configuration"""
     vision = config.vision_config
     if isinstance(config, SmolDriverConfig):
         tower, size, views = vision.tower_config, vision.tower_image_size, len(vision.cameras)
@@ -73,7 +73,7 @@ def adapter_weights(model: PreTrainedModel) -> int:
 
 
 def qlora_checkpoint_bytes(model: PreTrainedModel) -> int:
-    """Of what QLoRA saves: adapters and the vision model in float32."""
+    """Size of what QLoRA saves: adapters and the vision model in float32."""
     return 4 * (adapter_weights(model) + count_weights(model.model.vision_model))
 
 
@@ -85,7 +85,6 @@ def training_memory(model: PreTrainedModel, tokens: int) -> dict[str, dict[str, 
         tokens: length of the sequence of a step. Activations are estimated for gradient checkpointing: the inputs of
             every layer of tower and text model, and what the larger of their layers keeps for its backward pass.
     """
-
     text = model.model.text_model
     quantized = sum(linear.weight.numel() for linear in adapted_linears(model))
     language = count_weights(text) + model.lm_head.weight.numel() * (not model.config.tie_word_embeddings)
@@ -135,7 +134,7 @@ def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
     """One forward pass of six views and a question, and one answer of 16 tokens, on random weights on the CPU."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
-    model = SmolDriverForConditionalGeneration(config).to(dtype).eval()  # a part's own config may say another
+    model = SmolDriverForConditionalGeneration(config).to(dtype).eval()  # a part's own config may name another
     torch.set_default_dtype(torch.float32)
     vision = config.vision_config
     views, budget, size = len(vision.cameras), config.visual_token_budgets[0], vision.tower_image_size
@@ -162,7 +161,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or Hub id whose configuration to take")
     parser.add_argument("--smolvlm", action="store_true", help="without --model: SmolVLM2-2.2B's dimensions")
-    parser.add_argument("--tokens", type=whole_number(), default=1024, help="tokens a training sequence has")
+    parser.add_argument("--tokens", type=whole_number(), default=1024, help="tokens of a training sequence")
     parser.add_argument("--run", action="store_true", help="run a forward pass and an answer on random weights")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     arguments = parser.parse_args()
@@ -180,7 +179,7 @@ def main():
         model = CLASSES[config.model_type][0](config)
     print(f"parameters\n{parameter_table(model) if ours else smolvlm_table(model)}")
     memory = memory_table(training_memory(model, arguments.tokens))
-    print(f"memory for training on {arguments.tokens} tokens a step\n{memory}")
+    print(f"memory for training on {arguments.tokens} tokens per step\n{memory}")
     print(f"what QLoRA saves, adapters and vision model: {qlora_checkpoint_bytes(model) / 1e6:.1f} MB")
     if arguments.run:
         print(f"random weights in {arguments.dtype}\n{run(config, getattr(torch, arguments.dtype))}")

@@ -4,7 +4,7 @@ python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation 
     --repo-id user/smoldriver --data drivelm --dry-run
 
 The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
-model_card.md, filled from the evaluation's metrics.json, the training manifests and the model's config. A headline
+model_card.md, filled in from the evaluation's metrics.json, the training manifests and the model's config. A headline
 number without its interval or its controls is refused, and so are numbers of other weights.
 """
 
@@ -18,26 +18,27 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
 from recipes.evaluation.model_card import DATA, write_card
+from recipes.evaluation.predictions import read_metrics
 from recipes.evaluation.provenance import training_record, training_stages, weights_digest
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line
 
-# What a user needs to load the model. Whatever else lies in the folder belongs to its training and stays at home.
+# What a user needs to load the model. Everything else in the folder belongs to its training and stays at home.
 MODEL_FILES = (
     *("*.safetensors", "model.safetensors.index.json", "*_smoldriver.py", "chat_template.jinja"),
     *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model"),
 )
-OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # stale ones go with the next push
+OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
 
 
 def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """-> ({name in the repository: path}, names that stay at home).
 
     Raises:
-        FileNotFoundError: no such folder, or a file that the model cannot be loaded without is missing.
-        ValueError: a folder of adapters.
+        FileNotFoundError: no such folder, or a file is missing that loading the model needs.
+        ValueError: a folder of adapters, or a config that names no code.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
@@ -75,14 +76,16 @@ def _is_one(name: str, patterns) -> bool:
 
 
 def slim_manifest(model: Path, stages: list[dict]) -> dict:
-    """What others may know of the training, without paths: its scenes and teachers' scenes, and the names of what
-    left no record, for their own leakage check; and the size of its stages."""
-    manifests, hub_ids, folders, unread = training_record(model, local_files_only=True)
+    """What others may know of the training, without paths.
+
+    For their own leakage check its scenes, its teachers' scenes, and the names of what has no record; and its length.
+    """
+    record = training_record(model, local_files_only=True)
     return {
-        "scene_tokens": sorted({token for one in manifests.values() for token in one.get("scene_tokens", ())}),
+        "scene_tokens": sorted(record.scene_tokens),
         "steps": sum(stage.get("steps", 0) for stage in stages),
         "seconds": sum(stage.get("seconds", 0) for stage in stages),
-        "unrecorded": hub_ids + unread + [Path(folder).name for folder in folders],
+        "unrecorded": record.unrecorded + record.unread + record.gone_names,
     }
 
 
@@ -90,16 +93,15 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
     """-> ({name in the repository: path or content}, names in the model folder that stay at home)
 
     Raises:
-        FileNotFoundError, ValueError: what is missing from either folder, or does not belong together.
+        FileNotFoundError: a file is missing from either folder.
+        ValueError: the evaluation is of other weights, of another format, or lacks what the card must show.
     """
     files, left = model_files(model)
-    if not (evaluation / "metrics.json").is_file():
-        raise FileNotFoundError(f"{evaluation} is no finished evaluation: it has no metrics.json")
-    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
-    if metrics["info"].get("weights_sha256") != weights_digest(model):
+    metrics = read_metrics(evaluation)
+    if metrics.weights_sha256 != weights_digest(model):
         raise ValueError(
-            f"{evaluation} is an evaluation of {metrics['info']['settings']['model']} with other weights than those in"
-            f" {model}: run recipes/evaluate_drivelm.py --model {model} first"
+            f"{evaluation} is an evaluation of {metrics.settings.model} with other weights than those in {model}: run"
+            f" recipes/evaluate_drivelm.py --model {model} first"
         )
     files |= {f"figures/{path.name}": path for path in sorted((evaluation / "figures").glob("*.png"))}
     if (evaluation / "report.html").is_file():
@@ -114,11 +116,11 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
 
 
 def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:
-    """One commit with all files, into a repository that is made if need be -> the commit's address.
+    """One commit with all files; creates the repository if it does not exist -> the commit's address.
 
     Raises:
-        ValueError: the repository is there and is not as private, or as public, as was asked for.
-        ConnectionError: the push broke off.
+        ValueError: the repository exists and is public where a private one was asked for, or the reverse.
+        ConnectionError: the push failed.
     """
     try:
         api.create_repo(repo_id, private=not public, exist_ok=True)
@@ -132,10 +134,10 @@ def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi)
         return api.create_commit(repo_id, operations, commit_message="SmolDriver with its evaluation").commit_url
     except ValueError:
         raise
-    except Exception as error:  # of the client's HTTP library, which differs between its versions
+    except Exception as error:  # also of the client's HTTP library, which differs between its versions
         causes = f"{error} {error.__cause__ or ''}".strip()
         raise ConnectionError(
-            f"the push to {repo_id} broke off: {causes} (a push is one commit: all of it is published or nothing)"
+            f"the push to {repo_id} failed: {causes} (a push is one commit: all of it is published or nothing)"
         ) from error
 
 
@@ -150,9 +152,11 @@ def main():
     parser.add_argument("--model", required=True, type=Path, help="whole model folder, as save_pretrained leaves it")
     parser.add_argument("--evaluation", required=True, type=Path, help="--output-dir of recipes/evaluate_drivelm.py")
     parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
-    parser.add_argument("--data", required=True, choices=list(DATA), help="what it was trained on: gives the licence")
-    parser.add_argument("--public", action="store_true", help="make the repository public; default private")
-    parser.add_argument("--dry-run", action="store_true", help="list what would go, and contact nobody")
+    parser.add_argument(
+        "--data", required=True, choices=list(DATA), help="what it was trained on; decides the licence"
+    )
+    parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
+    parser.add_argument("--dry-run", action="store_true", help="list the files and contact nobody")
     arguments = parser.parse_args()
     with errors_in_one_line("push_to_hub"):
         validate_repo_id(arguments.repo_id)

@@ -3,8 +3,8 @@
 python recipes/score_answers.py --answers output.json --json test_eval.json
 
 `output.json` is a list of `{"id": "<scene token>_<frame token>_<number>", "answer": "..."}`, where the number counts a
-frame's questions from 0 in the order perception, prediction, planning, behavior; other keys are passed over. The
-scores are those of recipes/metrics/drivelm: overall, by question type and by task, and the challenge's own.
+frame's questions from 0 in the order perception, prediction, planning, behavior; other keys are ignored. The scores
+are those of recipes/metrics/drivelm: overall, by question type and by task, and the challenge's own.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from data_scripts.question_types import question_type
 from data_scripts.sources.drivelm_json import TASKS, read_drivelm
 from recipes.evaluation.tables import aligned
-from recipes.metrics.drivelm.drivelm import METRICS, compute_metrics
+from recipes.metrics.drivelm.scores import METRICS, compute_metrics
 from recipes.metrics.drivelm.text_metrics import find_minilm
 from smoldriver_common.command_line import errors_in_one_line
 from smoldriver_common.whole_files import write_json
@@ -24,7 +24,7 @@ def read_answers(path: Path) -> dict[str, str]:
     """Answers by question id.
 
     Raises:
-        ValueError: the file is cut short, is no list of such objects, or has an id twice.
+        ValueError: the file is cut short, is not a list of such objects, or an id is duplicated.
     """
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -39,7 +39,7 @@ def read_answers(path: Path) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(answer, str):
             raise ValueError(f'{path}: entry {number} must be {{"id": text, "answer": text}}, not {item!r:.80}')
         if name in answers:
-            raise ValueError(f"{path}: the id {name!r} is there twice")
+            raise ValueError(f"{path}: the id {name!r} is duplicated")
         answers[name] = answer
     return answers
 
@@ -48,7 +48,7 @@ def read_questions(path: Path) -> dict[str, dict]:
     """Questions with their true answers by id, as arguments of `compute_metrics` name them.
 
     Raises:
-        ValueError: besides `read_drivelm`'s, a question without an answer, or one that is no text.
+        ValueError: as `read_drivelm`; a question without an answer; a frame whose questions cannot be numbered.
     """
     frames, _ = read_drivelm([path], drop_object_tags=False, keep_unlabelled=True)
     questions = {}
@@ -75,20 +75,20 @@ def matched(answers: dict[str, str], questions: dict[str, dict]) -> list[str]:
     """The answers in the order of the questions.
 
     Raises:
-        ValueError: names the first question without an answer, or the first answer to no question.
+        ValueError: names the first question without an answer, or the first answer to an unknown question.
     """
-    for there, here, what in (
+    for ids, others, what in (
         (questions, answers, "questions have no answer"),
-        (answers, questions, "answers are to no question"),
+        (answers, questions, "answers are to unknown questions"),
     ):
-        missing = [name for name in there if name not in here]
+        missing = [name for name in ids if name not in others]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(there)} {what}, the first has the id {missing[0]!r}")
+            raise ValueError(f"{len(missing)} of {len(ids)} {what}, the first has the id {missing[0]!r}")
     return [answers[name] for name in questions]
 
 
 def score_table(scores: dict) -> str:
-    """A line a metric, a column a group."""
+    """One line per metric, one column per group."""
     groups = [name for name in scores if name != "info"]
     lines = [["", *groups], ["questions", *(str(scores[group]["count"]) for group in groups)]]
     for metric in METRICS:
@@ -104,7 +104,7 @@ def main():
     parser.add_argument("--json", required=True, type=Path, help="DriveLM file with the true answers")
     parser.add_argument("--output", type=Path, help="JSON file to write the scores with their intervals to")
     parser.add_argument(
-        "--bertscore-model", default=find_minilm(), help="folder or name of the encoder; default all-MiniLM-L6-v2"
+        "--bertscore-model", default=find_minilm(), help="folder or name of the encoder; default: all-MiniLM-L6-v2"
     )
     arguments = parser.parse_args()
     with errors_in_one_line("score_answers"):

@@ -18,7 +18,7 @@ def killed_with_parent() -> None:
 
 
 def die_with_parent() -> None:
-    """The same for a worker, elsewhere than on Linux too, within a second: it does not wait for work for ever."""
+    """The same for a worker on every system, within a second: an orphan would wait for work without end."""
     parent = os.getppid()
     killed_with_parent()
 

@@ -5,7 +5,7 @@
     PYTHONPATH=. python tests/check_devkit.py outputs/demo/world
 
 The devkit loads the tables, lists scenes and samples, and projects the annotated boxes into the pictures with its own
-functions. Beside it the same frames are rendered again, with the buffer that tells which object each pixel shows: the
+functions. Beside it the same frames are rendered again, with the buffer that names the object of each pixel: the
 picture must equal the file, and the pixels of each object must lie in, and fill, the box that the devkit projects.
 """
 
@@ -22,8 +22,10 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from PIL import Image
 
+from data_scripts.world.cameras import CAMERAS, FULL_HEIGHT, FULL_WIDTH
+from data_scripts.world.ground import GroundMap
 from data_scripts.world.nuscenes import VERSION, token
-from data_scripts.world.render import CAMERAS, FULL_HEIGHT, FULL_WIDTH, GroundMap, Renderer
+from data_scripts.world.render import Renderer
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 
 MARGIN = 6.0  # pixels of 1600: more than one of the id buffer
@@ -121,10 +123,10 @@ def check_boxes(nusc: NuScenes, options: dict, scenes: int) -> None:
                     stored, drawn = np.asarray(file, dtype=float), np.asarray(images[camera], dtype=float)
                 difference = max(difference, float(np.abs(stored - drawn).mean()))
                 boxes = {box.token: box for box in boxes}
-                for n, (what, agent) in enumerate(look["sources"]):
-                    if what != "agent" or look["pixels"][camera, n] < MIN_PIXELS:
+                for n, (what, agent) in enumerate(look.sources):
+                    if what != "agent" or look.pixels[camera, n] < MIN_PIXELS:
                         continue
-                    rows, columns = np.nonzero(look["ids"][camera] == n + 1)
+                    rows, columns = np.nonzero(look.ids[camera] == n + 1)
                     seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) * 5.0
                     box = boxes.get(token("sample_annotation", options["seed"], index, t, agent))
                     if box is None:  # so near that all corners are outside of the picture, or some behind the camera

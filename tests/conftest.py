@@ -5,12 +5,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import datasets
 import pytest
 import torch
 import transformers
-from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, inputs_of, picture, tiny_config, tiny_model, without
+from fakes import NO_SAMPLE, QUESTIONS, SAMPLE, dataset, frame, inputs_of, picture, tiny_config, tiny_model, without
 
 from modeling_smoldriver import CAMERAS, SmolDriverProcessor
+from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.tiny.tiny_base import train_tokenizer
 
 transformers.utils.logging.disable_progress_bar()
@@ -86,3 +88,36 @@ def drivelm_sample():
     if SAMPLE is None:
         pytest.skip(NO_SAMPLE)
     return SAMPLE
+
+
+@pytest.fixture
+def own_datasets_cache(tmp_path, monkeypatch):
+    """What `datasets` unpacks goes to the test's own folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+
+
+@pytest.fixture
+def make_trainer(config, processor, tmp_path):
+    """Each call: the SFT trainer of a tiny model, with `rows` to train on."""
+
+    def make(model=None, rows=(), **options):
+        options = {
+            "output_dir": str(tmp_path / "run"),
+            "report_to": "none",
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            **options,
+        }
+        return SmolDriverSFTTrainer(
+            model or tiny_model(config),
+            SmolDriverSFTConfig(**options),
+            train_dataset=dataset(rows or [frame(0)]),
+            processing_class=processor,
+        )
+
+    return make

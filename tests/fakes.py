@@ -109,6 +109,24 @@ def picture(seed: int, size: tuple[int, int] = (64, 36)) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
+def turned(upright, orientation, format):
+    """A file that stores a picture as a camera does that was held in one of eight ways, and says so in its EXIF."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored.save(buffer, format, exif=exif)
+    return buffer.getvalue()
+
+
 ANSWERS = ["Yes.", "There is one car.", "The car is moving.", "The ego vehicle is going straight."]
 
 
@@ -220,18 +238,27 @@ def save_smolvlm(folder, tokenizer, **arguments):
     return folder
 
 
+def text_of(processor, images, question=QUESTIONS[0], **kwargs):
+    """The prompt of one question about one frame, image tokens not expanded."""
+    messages = processor.scene_messages(images, question)
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **kwargs)
+
+
 def inputs_of(processor, frames, questions, **kwargs):
     """Model inputs of one question each about frames given as {camera: picture}."""
-    prompts = [
-        processor.apply_chat_template(processor.scene_messages(frame, question), add_generation_prompt=True)
-        for frame, question in zip(frames, questions, strict=True)
-    ]
-    return processor(images=frames, text=prompts, return_tensors="pt", **kwargs)
+    texts = [text_of(processor, frame, question) for frame, question in zip(frames, questions, strict=True)]
+    return processor(images=frames, text=texts, return_tensors="pt", **kwargs)
 
 
 def prompt_of(processor, images, question):
     """Model inputs of one question about one frame."""
     return inputs_of(processor, [images], [question])
+
+
+def assert_same_inputs(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        assert torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])), name
 
 
 def without(images, *cameras):
@@ -283,6 +310,16 @@ def frame(number, qa=QA, missing=(), description="The ego vehicle waits at a cro
         },
         "qa": [{"task": "perception", "question": question, "answer": answer, "tag": []} for question, answer in qa],
     }
+
+
+def token_counts(processor, row):
+    """(tokens of the prefix, tokens of each branch)."""
+    present = [camera for camera in CAMERAS if row[camera] is not None]
+    prefix = processor.tokenizer(processor.scene_prompt(present), add_special_tokens=False)["input_ids"]
+    branches = [processor.question_prompt(qa["question"]) + processor.answer_text(qa["answer"]) for qa in row["qa"]]
+    return len(prefix), [
+        len(processor.tokenizer(branch, add_special_tokens=False)["input_ids"]) for branch in branches
+    ]
 
 
 def one_by_one(rows):

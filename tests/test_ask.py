@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from fakes import picture
+from fakes import picture, scene_row, write_scenes
 from PIL import Image
 
 from modeling_smoldriver import CAMERAS
@@ -35,6 +35,13 @@ def test_bad_input_is_reported_in_one_line(monkeypatch, tmp_path):
     (scenes / "test" / "shard-00000.parquet").write_bytes(b"PAR1 cut short")
     said = refusal(monkeypatch, "--model", tmp_path, "--scenes", scenes)
     assert said.startswith("ask: ") and "\n" not in said
+
+
+def test_brackets_in_a_folders_name_are_not_a_pattern(tmp_path):
+    """`set[ab]` as a pattern matches the folder `seta` beside it."""
+    for name, number in (("set[ab]", 0), ("seta", 1)):
+        write_scenes(tmp_path / name, [scene_row(number, 1)])
+    assert ask.read_frame(tmp_path / "set[ab]", "train", 0)["frame_token"] == "frame0"
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):

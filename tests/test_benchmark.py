@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_smoldriver import CAMERAS
 from recipes import benchmark
-from recipes.benchmarking.counts import Counter, Phase, limit_of
+from recipes.benchmarking.counts import Limits, Phase, WorkCounts, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench
 from recipes.benchmarking.models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
 from recipes.benchmarking.training import TrainingBench, peak_of_step
@@ -94,7 +94,7 @@ def test_training_counts_are_torchs(questions, packs):
 
 def test_counts_of_the_real_sizes_by_hand():
     processor, smoldriver, smolvlm = make_processor(SIZES["256m"])
-    counter = Counter(smoldriver, smolvlm, item=2)
+    counter = WorkCounts(smoldriver, smolvlm, item=2)
     layer = 1024 * (4 * 768**2 + 2 * 768 * 3072) + 2 * 1024**2 * 768
     assert counter.siglip_macs() == 6 * (1024 * 3 * 16**2 * 768 + 12 * layer)
     assert counter.text_weights == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
@@ -126,7 +126,7 @@ def test_tokens_of_a_scene_are_its_prefix_once_and_each_question(bench):
 
 
 def test_limit_is_that_of_the_slower_of_products_and_memory():
-    machine = {"matmul_flops": 100.0, "memory_bytes_per_second": 10.0}
+    machine = Limits(matmul_flops=100.0, memory_bytes_per_second=10.0)
     assert limit_of([Phase(macs=100, bytes=1)], machine) == (2.0, "matmul")
     assert limit_of([Phase(macs=100, bytes=1), Phase(macs=1, bytes=50)], machine) == (7.0, "memory")
 

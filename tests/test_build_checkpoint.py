@@ -80,7 +80,7 @@ def test_base_and_tower_arrive_whole(base, monkeypatch, tmp_path, capfd):
     scene = model.encode_scene(**processor.encode_scene({camera: picture(1) for camera in CAMERAS}))
     assert len(model.answer(scene, processor, QUESTIONS, max_new_tokens=3)) == 4
     printed = capfd.readouterr()
-    assert "budgets [9, 4, 1] tokens a camera" in printed.out
+    assert "budgets [9, 4, 1] tokens per camera" in printed.out
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,}" in printed.out
     assert "MISSING" not in printed.err + printed.out and "UNEXPECTED" not in printed.err + printed.out
 
@@ -237,10 +237,10 @@ def test_tower_that_lost_a_tensor_is_refused_by_name(base, monkeypatch, tmp_path
 
 
 @pytest.mark.contract
-@pytest.mark.parametrize("damage, told", [("lost", "lacks"), ("cut", "holds in another shape")])
+@pytest.mark.parametrize("damage, fault", [("lost", "lacks"), ("cut", "holds in another shape")])
 @pytest.mark.parametrize("lends", ["--base", "--language-model"])
 def test_base_that_lost_or_cut_a_tensor_is_refused_by_name(
-    lends, damage, told, base, tokenizer, monkeypatch, tmp_path, capfd
+    lends, damage, fault, base, tokenizer, monkeypatch, tmp_path, capfd
 ):
     """transformers would put random weights there, and say so in a warning that the program hides."""
     if lends == "--base":
@@ -255,7 +255,7 @@ def test_base_that_lost_or_cut_a_tensor_is_refused_by_name(
     if damage == "cut":
         weights[broken] = tensor[:-1].clone()
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(SystemExit, match=f"build_checkpoint.py: the base .*lender {told} .*{broken}"):
+    with pytest.raises(SystemExit, match=f"build_checkpoint.py: the base .*lender {fault} .*{broken}"):
         build(monkeypatch, tmp_path / "out", lends, tmp_path / "lender", "--tower", base / "tower", *arguments)
     assert not (tmp_path / "out").exists()
 
@@ -323,7 +323,7 @@ def test_report_counts_the_weights_and_runs_the_model(base, monkeypatch, tmp_pat
     model_report.main()
     printed = capsys.readouterr().out
     assert re.search(rf"whole model +{model.num_parameters():,}\n", printed)
-    full = re.search(r"full: .*?activations", printed, re.DOTALL)[0]  # 16 bytes a weight
+    full = re.search(r"full: .*?activations", printed, re.DOTALL)[0]  # 16 bytes per weight
     sizes = [float(size) for size in re.findall(r"(?:vision|connector|language model) +([\d.]+)", full)]
     assert sum(sizes) == pytest.approx(16 * model.num_parameters() / 1e9, abs=0.015)
     assert "forward of 6 views, 124 tokens" in printed and "answer of 16 tokens" in printed

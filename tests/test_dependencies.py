@@ -1,7 +1,9 @@
-"""Each extra of pyproject.toml brings what the scripts that it is for import."""
+"""Each extra of pyproject.toml brings what its scripts import; scripts that need no model load no model library."""
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -9,13 +11,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("modeling_smoldriver", "data_scripts", "recipes")
-# come with torch, transformers or datasets, whose interface they are part of
+OURS = ("modeling_smoldriver", "data_scripts", "recipes", "smoldriver_common")
+# installed with torch, transformers or datasets, whose interface they are part of
 BROUGHT = {"jinja2", "pyarrow", "safetensors", "tqdm"}
+MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
+LIGHT_SCRIPTS = (
+    "recipes/score_answers.py",
+    "recipes/tiny/demo.py",
+    "recipes/tiny/compare.py",
+    "recipes/tiny/ablation.py",
+    "data_scripts/prepare_drivelm.py",
+    "data_scripts/download_drivelm_sample.py",
+)
+# Runs a script as `python <script> --help` does, then prints the loaded top-level modules.
+HELP = """
+import runpy, sys
+script = sys.argv[1]
+sys.argv = [script, "--help"]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as ended:
+    assert not ended.code, ended.code
+print("LOADED", *sorted({name.split(".")[0] for name in sys.modules}))
+"""
 
 
 def imported(module: str, seen: set[str]) -> set[str]:
-    """Top-level packages outside the project that a module of it imports as it is loaded, whatever is in between."""
+    """Top-level packages outside the project that a module imports when it is loaded, directly or through others."""
     path = ROOT / f"{module.replace('.', '/')}.py"
     path = path if path.is_file() else path.with_suffix("") / "__init__.py"
     if module in seen or not path.is_file():
@@ -48,12 +70,22 @@ def test_an_extra_brings_what_its_scripts_import(extra, scripts):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = project["dependencies"] + project["optional-dependencies"][extra]
     declared = {re.match(r"[\w-]+", name)[0].replace("-", "_").lower() for name in declared} | BROUGHT
-    distributions = packages_distributions()  # of the standard library it knows none
+    distributions = packages_distributions()  # knows none of the standard library
     for script in scripts:
         needed = {
             name.replace("-", "_").lower()
             for package in imported(f"recipes.{script}", set())
             for name in distributions.get(package, ())
         }
-        assert "torch" in needed or script == "ask"
+        assert "torch" in needed or script in ("ask", "score_answers")
         assert not needed - declared, script
+
+
+@pytest.mark.parametrize("script", LIGHT_SCRIPTS)
+def test_a_script_that_needs_no_model_loads_no_model_library(script):
+    done = subprocess.run([sys.executable, "-c", HELP, script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "usage: " in done.stdout
+    loaded = done.stdout.rpartition("LOADED ")[2].split()
+    assert "json" in loaded and "smoldriver_common" in loaded
+    assert not set(MODEL_LIBRARIES) & set(loaded)

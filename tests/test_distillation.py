@@ -1,4 +1,4 @@
-"""Knowledge transfer: what moves and when, what explained variance means, going on after a kill, feature caches."""
+"""Knowledge transfer: what moves and when, what explained variance means, resuming after a kill, feature caches."""
 
 import json
 import os
@@ -25,9 +25,10 @@ from modeling_smoldriver.distillation_smoldriver import (
 )
 from modeling_smoldriver.resampler_smoldriver import resize_grid
 from recipes import distill_vision, teacher_features
-from recipes.teacher_features import TeacherFeatures, load_teacher, make_cache
+from recipes.teacher_features import make_cache
 from recipes.training.loading import load_model
 from recipes.training.manifest import read_training_manifest
+from recipes.training.teacher_cache import TeacherCache, load_teacher
 
 ROOT = Path(__file__).parents[1]
 TRAINS = "model.vision_model."
@@ -79,6 +80,10 @@ def folders(config, processor, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def options(folders, scenes, tmp_path):
+    return options_of(folders, scenes, tmp_path / "run")
+
+
+def options_of(folders, scenes, output_dir) -> dict:
     return {
         "model_name_or_path": folders / "student",
         "teacher": folders / "teacher",
@@ -86,7 +91,7 @@ def options(folders, scenes, tmp_path):
         "scenes": scenes,
         "frozen_tower_steps": 2,
         "train_visual_tokens": [9, 4],
-        "output_dir": tmp_path / "run",
+        "output_dir": output_dir,
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 5e-3,
@@ -262,7 +267,7 @@ KILLED = killed_recipe("distill_vision", "distillation_smoldriver.VisionDistilla
 
 @pytest.mark.contract
 @pytest.mark.parametrize("killed_at", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 3))])
-def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
+def test_killed_run_that_resumes_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
     """Six steps with a checkpoint every two, the tower frozen for three: the phases do not depend on the break."""
     options |= {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "frozen_tower_steps": 3}
     options |= {"lr_scheduler_type": "cosine"}
@@ -341,9 +346,18 @@ def test_nan_stops_the_run_and_names_the_frames(options, folders, monkeypatch, t
         distil(monkeypatch, {**options, "model_name_or_path": tmp_path / "nan"})
 
 
-def test_a_finished_run_given_again_takes_no_step_more(options, monkeypatch):
+@pytest.fixture(scope="module")
+def finished(folders, scenes, tmp_path_factory):
+    """The options of a run that took both its steps and kept a checkpoint of each, and its trainer."""
+    options = options_of(folders, scenes, tmp_path_factory.mktemp("finished") / "run")
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    trainer, folder = distil(monkeypatch, options), options["output_dir"]
+    with pytest.MonkeyPatch.context() as patch:
+        return options, distil(patch, options)
+
+
+def test_a_finished_run_given_again_takes_no_step_more(finished, monkeypatch):
+    options, trainer = finished
+    folder = options["output_dir"]
     weights, explained = load_file(folder / "model.safetensors"), (folder / "explained_variance.json").read_text()
     again = distil(monkeypatch, options)
     assert losses(again) == losses(trainer) and read_training_manifest(folder)["steps"] == 2
@@ -353,19 +367,17 @@ def test_a_finished_run_given_again_takes_no_step_more(options, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, named",
     [
         ({"teacher": "other"}, "teacher was .*teacher, now .*other"),
         ({"frozen_tower_steps": 1}, "frozen_tower_steps was 2, now 1"),
         ({"train_visual_tokens": [9]}, r"train_visual_tokens was \[9, 4\], now \[9\]"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, folders, monkeypatch):
-    options |= {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    distil(monkeypatch, options)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, named, finished, folders, monkeypatch):
     changed = {name: folders / value if name == "teacher" else value for name, value in changed.items()}
-    with pytest.raises(SystemExit, match=f"distill_vision: .*checkpoint-1 is of a run with other settings .*{told}"):
-        distil(monkeypatch, {**options, **changed})
+    with pytest.raises(SystemExit, match=f"distill_vision: .*checkpoint-2 is of a run with other settings .*{named}"):
+        distil(monkeypatch, {**finished[0], **changed})
 
 
 @pytest.mark.parametrize(
@@ -378,7 +390,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told,
         ({"feature_cache": "no_such_cache"}, "there is no cache of features in no_such_cache"),
         ({"reference": "no_such_run"}, "no_such_run"),
         ({"eval_split": "test"}, "split 'test'"),
-        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint=nowhere is no folder of a whole checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint=nowhere is not the folder of a whole"),
     ],
 )
 def test_bad_options_end_with_one_line(changed, message, options, monkeypatch):
@@ -404,10 +416,14 @@ def test_an_unknown_dtype_in_a_yaml_is_refused(options, monkeypatch, tmp_path):
         {"teacher_model": "vlm", "distillation_weight": 0.5},
     ],
 )
-def test_options_for_the_language_side_are_refused(given, tmp_path):
+def test_options_for_the_language_side_do_not_exist(given, options, tmp_path):
+    parser = TrlParser((distill_vision.DataArguments, VisionDistillationConfig, ModelConfig))
     name, value = next(iter(given.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}: knowledge transfer trains the vision model only; leave"):
-        VisionDistillationConfig(output_dir=str(tmp_path), bf16=False, **given)
+    with pytest.raises(ValueError, match=f"not used by the HfArgumentParser: .*--{name}"):
+        parser.parse_args_and_config(args=command_line({**options, **given}))
+    (tmp_path / "run.yaml").write_text(f"{name}: {str(value).lower()}\n")
+    with pytest.raises(ValueError, match=f"Unknown arguments from config file: .*--{name}"):
+        parser.parse_args_and_config(args=command_line({"config": tmp_path / "run.yaml", **options}))
 
 
 def test_weights_of_the_loss_below_zero_are_refused(tmp_path):
@@ -447,7 +463,7 @@ def test_cached_features_train_the_same_as_those_made_on_the_fly(cache, options,
 
 def test_cache_holds_each_view_under_its_frame_and_camera(cache, folders, scenes):
     teacher = load_teacher(str(folders / "teacher"))
-    features = TeacherFeatures(cache, teacher, scenes)
+    features = TeacherCache(cache, teacher, scenes)
     given = features("frame3", ["CAM_BACK", "CAM_FRONT"])
     assert given.shape == (2, 36, 32) and given.dtype == torch.bfloat16
     wanted = teacher(teacher.pixels([picture(30 + CAMERAS.index(name)) for name in ("CAM_BACK", "CAM_FRONT")]))
@@ -459,7 +475,7 @@ def test_cache_holds_each_view_under_its_frame_and_camera(cache, folders, scenes
 def test_cache_of_another_teacher_or_other_scenes_is_refused(cache, folders, scenes, tmp_path, options, monkeypatch):
     other = load_teacher(str(folders / "other"))
     with pytest.raises(ValueError, match="is of another teacher than .*other: it has weights_sha256"):
-        TeacherFeatures(cache, other, scenes)
+        TeacherCache(cache, other, scenes)
     with pytest.raises(ValueError, match="is of another teacher"):
         make_cache(cache, other, str(scenes), ["train"], torch.device("cpu"))
     with pytest.raises(SystemExit, match="distill_vision: the cache .* is of another teacher"):
@@ -467,16 +483,16 @@ def test_cache_of_another_teacher_or_other_scenes_is_refused(cache, folders, sce
     teacher = load_teacher(str(folders / "teacher"))
     teacher.image_processor.image_mean = [0.1, 0.1, 0.1]
     with pytest.raises(ValueError, match="another teacher .* it has preprocessing"):
-        TeacherFeatures(cache, teacher, scenes)
+        TeacherCache(cache, teacher, scenes)
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["scenes"]["options"] = {"image_height": 225}
     (cache / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="was made from other scenes"):
-        TeacherFeatures(cache, load_teacher(str(folders / "teacher")), scenes)
+        TeacherCache(cache, load_teacher(str(folders / "teacher")), scenes)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "missing"])
-def test_damaged_shard_is_named_and_made_again(damage, cache, folders, scenes):
+def test_damaged_shard_is_named_and_replaced(damage, cache, folders, scenes):
     teacher = load_teacher(str(folders / "teacher"))
     shard = cache / "train" / "shard-00001.safetensors"
     whole = shard.read_bytes()
@@ -484,15 +500,15 @@ def test_damaged_shard_is_named_and_made_again(damage, cache, folders, scenes):
         shard.unlink()
     else:
         shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="shard-00001.safetensors cannot be read .* makes it anew"):
-        TeacherFeatures(cache, teacher, scenes)
+    with pytest.raises(ValueError, match="shard-00001.safetensors cannot be read .* replaces it"):
+        TeacherCache(cache, teacher, scenes)
     others = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors") if path != shard}
     assert make_cache(cache, teacher, str(scenes), ["train", "eval"], torch.device("cpu")) == 1
     assert shard.read_bytes() == whole
     assert others == {path: path.stat().st_mtime_ns for path in others}
 
 
-def test_cache_that_was_stopped_half_way_is_refused_and_goes_on(cache, folders, scenes, monkeypatch):
+def test_cache_that_was_stopped_half_way_is_refused_and_resumes(cache, folders, scenes, monkeypatch):
     teacher = load_teacher(str(folders / "teacher"))
     for shard in (cache / "train").iterdir():
         shard.unlink()
@@ -511,9 +527,9 @@ def test_cache_that_was_stopped_half_way_is_refused_and_goes_on(cache, folders, 
             make_cache(cache, teacher, str(scenes), ["train", "eval"], torch.device("cpu"))
     assert [path.name for path in (cache / "train").iterdir()] == ["shard-00000.safetensors"]
     with pytest.raises(ValueError, match="is unfinished: run the same command again"):
-        TeacherFeatures(cache, teacher, scenes)
+        TeacherCache(cache, teacher, scenes)
     assert make_cache(cache, teacher, str(scenes), ["train", "eval"], torch.device("cpu")) == 2
-    assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+    assert len(TeacherCache(cache, teacher, scenes).shard_of) == 47
 
 
 def test_a_split_that_was_stopped_leaves_the_others_known(cache, folders, scenes, monkeypatch):
@@ -529,9 +545,9 @@ def test_a_split_that_was_stopped_leaves_the_others_known(cache, folders, scenes
     manifest = json.loads((cache / "manifest.json").read_text())
     assert (manifest["shards"], manifest["unfinished"]) == ({"train": 3}, ["eval"])
     with pytest.raises(ValueError, match=r"is unfinished: run the same command again.*\(--splits eval\)"):
-        TeacherFeatures(cache, teacher, scenes)
+        TeacherCache(cache, teacher, scenes)
     assert make_cache(cache, teacher, str(scenes), ["eval"], torch.device("cpu")) == 1
-    assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+    assert len(TeacherCache(cache, teacher, scenes).shard_of) == 47
 
 
 def test_a_cache_without_the_names_of_unfinished_splits_is_read(cache, folders, scenes):
@@ -540,15 +556,15 @@ def test_a_cache_without_the_names_of_unfinished_splits_is_read(cache, folders, 
     manifest = json.loads(path.read_text())
     del manifest["unfinished"]
     path.write_text(json.dumps(manifest))
-    assert len(TeacherFeatures(cache, teacher, scenes).shard_of) == 47
+    assert len(TeacherCache(cache, teacher, scenes).shard_of) == 47
     path.write_text(json.dumps({**manifest, "shards": {}}))
     with pytest.raises(ValueError, match="is unfinished: run the same command again"):
-        TeacherFeatures(cache, teacher, scenes)
+        TeacherCache(cache, teacher, scenes)
 
 
 def test_the_config_is_read_with_the_paths_of_make_compare():
     parser = TrlParser((distill_vision.DataArguments, VisionDistillationConfig, ModelConfig))
-    path = ROOT / "recipes" / "configs" / "compare_distill.yaml"
+    path = ROOT / "recipes" / "configs" / "tiny" / "compare_distill.yaml"
     data, training, model = parser.parse_args_and_config(args=["--config", str(path), "--bf16", "false"])
     paths = [data.scenes, data.teacher, model.model_name_or_path, training.output_dir]
     assert paths == [f"outputs/compare/{name}" for name in ("scenes", "smolvlm", "built", "distilled")]

@@ -1,12 +1,12 @@
-"""The evaluation asks what it says, of the model and of each control, goes on where it stopped, and writes it down."""
+"""The evaluation asks the model and each control what it says, resumes where it stopped, and writes its results."""
 
-import argparse
 import collections
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -19,8 +19,10 @@ from data_scripts.schema import load_scenes
 from data_scripts.sources.drivelm_json import read_drivelm
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
-from recipes.evaluation.comparison import read_run
+from recipes.evaluation import asking
+from recipes.evaluation.comparison import read_evaluation
 from recipes.evaluation.contestants import ModelAnswers
+from recipes.evaluation.predictions import Contestant, Settings, read_metrics
 from recipes.evaluation.provenance import check_leakage
 from recipes.training.manifest import write_training_manifest
 from smoldriver_common.whole_files import LOCK, sole_writer
@@ -28,6 +30,7 @@ from smoldriver_common.whole_files import LOCK, sole_writer
 ROOT = Path(__file__).parents[1]
 CONTROLS = ["majority", "other_scene_images", "text_only", "blank_images", "permuted_cameras"]
 NEW_TOKENS = 6
+SETTINGS = Settings(model="m", name="m", scenes="s", split="train", max_new_tokens=NEW_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +113,8 @@ class Shown:
 def test_pictures_of_another_scene_stand_behind_the_frames_own_description(tmp_path):
     frames = [scene_row(number, 1) | {"scene_description": f"drive {number}"} for number in range(4)]
     rows, shown = load_scenes(write_scenes(tmp_path / "scenes", frames), "train"), Shown()
-    arguments = argparse.Namespace(use_scene_description=True, max_new_tokens=NEW_TOKENS)
-    answer = ModelAnswers(shown, shown, rows, "other_scene_images", arguments, None)
+    settings = replace(SETTINGS, use_scene_description=True)
+    answer = ModelAnswers(Contestant("m", "other_scene_images"), shown, shown, rows, settings)
     for number in range(4):
         answer(number, ["Are there cars to the front of the ego car?"])
         assert shown.description == f"drive {number}"
@@ -119,7 +122,7 @@ def test_pictures_of_another_scene_stand_behind_the_frames_own_description(tmp_p
 
 
 def test_answers_that_were_cut_are_counted(scenes, config, processor):
-    """Of those with as many tokens as there may be, those whose last one is no end."""
+    """Those with as many tokens as allowed and without an end token."""
     model, rows = tiny_model(config), load_scenes(scenes, "train")
     images = {camera: rows[1][camera] for camera in CAMERAS}
     questions = [qa["question"] for qa in rows[1]["qa"]]
@@ -128,10 +131,8 @@ def test_answers_that_were_cut_are_counted(scenes, config, processor):
     model.generation_config.eos_token_id = list(ends)
     uncut = [bool(ends & set(tokens)) for tokens in plain]
     assert uncut[:2] == [True, True] and not all(uncut)
-    arguments = argparse.Namespace(use_scene_description=False, max_new_tokens=NEW_TOKENS)
-    answer = ModelAnswers(model, processor, rows, None, arguments, None)
-    answer(1, questions)
-    assert answer.measured["cut"] == uncut.count(False)
+    answer = ModelAnswers(Contestant("m"), model, processor, rows, SETTINGS)
+    assert answer(1, questions)[1].cut == uncut.count(False)
 
 
 def test_an_answer_with_object_tags_is_not_cut_unless_asked_for(drivelm_sample, monkeypatch):
@@ -164,6 +165,24 @@ def test_results_have_the_agreed_names(arguments, monkeypatch, capsys):
     assert f"{cut['smoldriver']} answers of smoldriver were cut at --max-new-tokens {NEW_TOKENS}" in printed
 
 
+def test_metrics_are_read_as_they_were_measured(arguments, monkeypatch):
+    """With the settings' types, not as text."""
+    arguments |= {"max-frames": 2, "visual-tokens": 4}
+    written_metrics, _ = evaluate(monkeypatch, arguments, "--controls", "majority", "--budgets", "9", "4")
+    metrics = read_metrics(arguments["output-dir"])
+    assert metrics.as_json() == written_metrics
+    assert metrics.settings == Settings(
+        model=str(arguments["model"]),
+        name="smoldriver",
+        scenes=str(arguments["scenes"]),
+        split="train",
+        max_frames=2,
+        visual_tokens=4,
+        max_new_tokens=NEW_TOKENS,
+    )
+    assert list(metrics.budgets) == [9, 4] and metrics.leakage.kind == "unknown"
+
+
 def test_frames_and_questions_can_be_drawn(arguments, monkeypatch):
     arguments |= {"max-frames": 2, "questions-per-frame": 2, "visual-tokens": 4}
     metrics, predictions = evaluate(monkeypatch, arguments, "--controls")
@@ -173,7 +192,7 @@ def test_frames_and_questions_can_be_drawn(arguments, monkeypatch):
 
 def stop_at_frame(monkeypatch, number: int) -> list[int]:
     """Interrupt the evaluation at the n-th frame that is asked about; the frames asked so far."""
-    asked, answer = [], evaluate_drivelm.ModelAnswers.__call__
+    asked, answer = [], ModelAnswers.__call__
 
     def stopping(self, index, questions):
         if len(asked) == number:
@@ -181,14 +200,14 @@ def stop_at_frame(monkeypatch, number: int) -> list[int]:
         asked.append(index)
         return answer(self, index, questions)
 
-    monkeypatch.setattr(evaluate_drivelm.ModelAnswers, "__call__", stopping)
+    monkeypatch.setattr(ModelAnswers, "__call__", stopping)
     return asked
 
 
-def test_stopped_evaluation_goes_on_and_ends_the_same(arguments, monkeypatch, tmp_path):
+def test_stopped_evaluation_resumes_and_ends_the_same(arguments, monkeypatch, tmp_path):
     controls = ("--controls", "text_only")
     metrics, predictions = evaluate(monkeypatch, {**arguments, "output-dir": tmp_path / "whole"}, *controls)
-    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+    monkeypatch.setattr(asking, "CHUNK", 1)
     with monkeypatch.context() as patch:
         asked = stop_at_frame(patch, 6)  # all of the model's, half of the control's
         with pytest.raises(KeyboardInterrupt):
@@ -203,8 +222,8 @@ def test_stopped_evaluation_goes_on_and_ends_the_same(arguments, monkeypatch, tm
     assert left == ["figures", "metrics.json", "predictions.parquet", "report.html"]
 
 
-def test_other_weights_or_settings_do_not_go_on_from_old_answers(arguments, config, processor, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+def test_other_weights_or_settings_do_not_resume_from_old_answers(arguments, config, processor, monkeypatch, tmp_path):
+    monkeypatch.setattr(asking, "CHUNK", 1)
     arguments["model"] = tmp_path / "model"
     processor.save_pretrained(arguments["model"])
     for seed in (0, 1):  # the model is trained on between the two
@@ -239,9 +258,9 @@ def stopped_at_the_first_frame(monkeypatch, arguments: dict) -> bool:
     return asked == [0]
 
 
-def test_scenes_prepared_anew_do_not_go_on_from_old_answers(arguments, monkeypatch, tmp_path):
+def test_scenes_prepared_anew_do_not_resume_from_old_answers(arguments, monkeypatch, tmp_path):
     """Into the same folder, with other options."""
-    monkeypatch.setattr(evaluate_drivelm, "CHUNK", 1)
+    monkeypatch.setattr(asking, "CHUNK", 1)
     frames = [scene_row(number, 2) for number in range(4)]
     arguments["scenes"] = write_scenes(tmp_path / "scenes", frames, object_tags="keep")
     assert stopped_at_the_first_frame(monkeypatch, arguments)
@@ -250,17 +269,16 @@ def test_scenes_prepared_anew_do_not_go_on_from_old_answers(arguments, monkeypat
     assert stopped_at_the_first_frame(monkeypatch, arguments)
 
 
-def test_adapters_on_another_base_do_not_go_on_from_old_answers(tmp_path):
+def test_adapters_on_another_base_do_not_resume_from_old_answers(tmp_path):
     base, adapters = tmp_path / "base", tmp_path / "adapters"
     base.mkdir()
     write_training_manifest(adapters, {"base": str(base), "dtype": "float32", "quantization": None})
     (adapters / "adapter_config.json").write_text("{}")
-    arguments = argparse.Namespace(**dict.fromkeys(evaluate_drivelm.ANSWERS_DEPEND_ON), output_dir=tmp_path)
-    arguments.model, arguments.scenes = str(adapters), str(tmp_path)
+    settings = replace(SETTINGS, model=str(adapters), scenes=str(tmp_path))
     folders = set()
     for content in (b"one", b"other"):
         (base / "model.safetensors").write_bytes(content)
-        folders.add(evaluate_drivelm.unfinished_folder(arguments)[0])
+        folders.add(asking.unfinished_folder(tmp_path, settings))
     assert len(folders) == 2
 
 
@@ -274,8 +292,8 @@ def test_old_scores_never_stand_beside_new_answers(arguments, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(evaluate_drivelm, "write_report", stop)
         evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
-    with pytest.raises(FileNotFoundError, match="is no finished evaluation: it has no metrics.json"):
-        read_run(arguments["output-dir"])
+    with pytest.raises(FileNotFoundError, match="is not a finished evaluation: it has no metrics.json"):
+        read_evaluation(arguments["output-dir"])
 
 
 def test_questions_without_true_answers_are_refused_before_the_model_is_loaded(arguments, monkeypatch, tmp_path):
@@ -308,7 +326,7 @@ def test_one_scene_has_no_pictures_of_another(arguments, monkeypatch, capsys, tm
         ({"model": "nowhere/at/all"}, "evaluate_drivelm: there is no model folder nowhere/at/all"),
         ({"scenes": "nowhere"}, "evaluate_drivelm: there is no folder nowhere"),
         ({"split": "test"}, "evaluate_drivelm: split 'test' of"),
-        ({"budgets": 5}, "evaluate_drivelm: --budgets 5: the model has no such budget; choose of [9, 4, 1]"),
+        ({"budgets": 5}, "evaluate_drivelm: --budgets 5: the model has no such budget; choose from [9, 4, 1]"),
         ({"visual-tokens": 5}, "evaluate_drivelm: visual_tokens=5 is not a budget; choose one of [9, 4, 1]"),
     ],
 )
@@ -359,7 +377,7 @@ def test_one_checkpoint_one_curve(arguments, config, processor, scenes, monkeypa
         assert entry["encode_seconds_per_frame"] > 0 and entry["answer_seconds_per_question"] > 0
         assert (entry["frames"], entry["questions"]) == (4, 10)
     assert {row["model"] for row in predictions} == {"smoldriver", "majority"}  # the curve is the plain model's alone
-    assert "visual tokens a camera" in capsys.readouterr().out
+    assert "visual tokens per camera" in capsys.readouterr().out
     assert (arguments["output-dir"] / "figures" / "elastic.png").is_file()
 
 
@@ -374,7 +392,7 @@ def test_pictures_of_the_training_split_are_not_copied(arguments, monkeypatch, t
     assert copies == {"parquet-test.arrow"}
 
 
-def test_a_run_bears_its_name(arguments, monkeypatch, capsys):
+def test_a_model_has_the_name_that_it_is_given(arguments, monkeypatch, capsys):
     metrics, predictions = evaluate(monkeypatch, {**arguments, "name": "SmolVLM-FT"}, "--controls", "majority")
     assert list(metrics["results"]) == ["SmolVLM-FT", "majority"] and predictions[0]["model"] == "SmolVLM-FT"
     for name in ("text_only", "a/b", "a@4"):
@@ -417,25 +435,32 @@ def test_training_frames_are_called_so_and_others_cleared(trained, arguments, mo
     scenes = write_scenes(tmp_path / "s", frames[:2], frames[2:])
     arguments |= {"model": trained(["scene0"], ["b"]), "scenes": scenes}
     metrics, _ = evaluate(monkeypatch, arguments, "--controls")
-    assert metrics["info"]["leakage"].startswith("TRAINING FRAMES: 1 of the 1 scenes")
+    assert metrics["info"]["leakage"]["kind"] == "training_frames"
+    assert metrics["info"]["leakage"]["line"].startswith("TRAINING FRAMES: 1 of the 1 scenes")
     assert "TRAINING FRAMES" in capsys.readouterr().out
     metrics, _ = evaluate(monkeypatch, {**arguments, "split": "test"}, "--controls")
-    assert metrics["info"]["leakage"].startswith("none: the 1 scenes are not among the 2 training scenes (2 stages)")
+    line = "none: the 1 scenes are not among the 2 training scenes (2 stages)"
+    assert metrics["info"]["leakage"]["kind"] == "none" and metrics["info"]["leakage"]["line"].startswith(line)
 
 
 def test_unknown_training_is_called_unknown(arguments, monkeypatch, capsys):
     metrics, _ = evaluate(monkeypatch, arguments, "--controls")
-    assert metrics["info"]["leakage"].startswith("unknown: ") and "unknown: " in capsys.readouterr().out
+    assert metrics["info"]["leakage"]["kind"] == "unknown" and "unknown: " in capsys.readouterr().out
+    assert metrics["info"]["leakage"]["line"].startswith("unknown: ")
 
 
 @pytest.mark.parametrize("gone", ["folder", "manifest"])
 def test_a_stage_without_a_record_makes_the_training_unknown(gone, trained, tmp_path):
     model = trained(["a"], ["b"])
-    assert check_leakage(model, ["c"], "test") == ("none: the 1 scenes are not among the 2 training scenes (2 stages)")
+    found = check_leakage(model, ["c"], "test")
+    assert str(found) == "none: the 1 scenes are not among the 2 training scenes (2 stages)"
+    assert found.kind == "none"
     (tmp_path / "first" / "training_manifest.json").unlink()
     if gone == "folder":
         shutil.rmtree(tmp_path / "first")
-    assert check_leakage(model, ["c"], "test") == (
+    found = check_leakage(model, ["c"], "test")
+    assert found.kind == "unknown"
+    assert str(found) == (
         "unknown: it learned from first, gone or without training_manifest.json; of the recorded, the 1 scenes are not"
         " among the 1 training scenes (1 stages)"
     )
@@ -454,11 +479,11 @@ def test_scenes_of_a_teacher_or_tower_are_training_scenes(learned_from, trained,
     write_training_manifest(model, manifest | ({"arguments": named} if within else named))
     with pytest.raises(ValueError, match="or of what it learned from \\(the first: c\\)"):
         check_leakage(model, ["c"], "test")
-    assert check_leakage(model, ["d"], "test").startswith(
+    assert str(check_leakage(model, ["d"], "test")).startswith(
         "none: the 1 scenes are not among the 3 training scenes (3 stages)"
     )
     shutil.rmtree(tmp_path / "teacher")
-    assert check_leakage(model, ["c"], "test").startswith("unknown: it learned from teacher, gone or without")
+    assert str(check_leakage(model, ["c"], "test")).startswith("unknown: it learned from teacher, gone or without")
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 import ast
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from recipes.evaluation.contestants import CONTROLS
 from recipes.evaluation.model_card import REQUIRED_CONTROLS, write_card
+from recipes.evaluation.predictions import CONTROLS, Leakage, Metrics, Settings
 
 CONFIG = {
     "vision_config": {"cameras": ["CAM_FRONT", "CAM_BACK"], "tower_config": {"model_type": "vit"}, "grid_size": 6},
@@ -34,22 +35,31 @@ def result(accuracy: float, f1: float, bertscore: float | None) -> dict:
 
 
 @pytest.fixture
-def metrics():
-    """Far above its controls, but for its listings, which the text-only control reaches."""
+def metrics() -> Metrics:
+    """Far above its controls, except in its listings, which the text-only control reaches."""
     results = {"smoldriver": result(0.80, 0.60, 0.97)}
     results |= {name: result(0.50, 0.40, 0.93) for name in REQUIRED_CONTROLS}
     results["text_only"]["listing"]["listing_f1"] = 0.55
-    settings = {"split": "test", "model": "/runs/outputs/model", "use_scene_description": "True"}
-    settings |= {"visual_tokens": "4", "max_frames": "None", "questions_per_frame": "None", "max_new_tokens": "256"}
-    info = {"settings": settings, "left_out_controls": {}}
-    info |= {"interval": "95% bootstrap over scenes", "bertscore_encoder": "all-MiniLM-L6-v2, layer 6"}
-    info |= {"controls": CONTROLS, "leakage": "none: the 9 scenes are not among the 1 training scenes (2 stages)"}
     budget = {"closed_accuracy": 0.79, "yes_no": 0.78, "listing_f1": 0.5, "questions": 90}
     budget |= {"encode_seconds_per_frame": 0.0105, "answer_seconds_per_question": 0.002}
-    return {"results": results, "info": info, "budgets": {"9": budget}}
+    return Metrics(
+        settings=Settings(
+            model="/runs/outputs/model",
+            name="smoldriver",
+            scenes="/runs/scenes",
+            split="test",
+            use_scene_description=True,
+            visual_tokens=4,
+        ),
+        leakage=Leakage(evaluated=9, shared=0, trained=1, stages=2),
+        results=results,
+        interval="95% bootstrap over scenes",
+        bertscore_encoder="all-MiniLM-L6-v2, layer 6",
+        budgets={9: budget},
+    )
 
 
-def card(metrics: dict, stages=STAGES, data: str = "drivelm") -> str:
+def card(metrics: Metrics, stages=STAGES, data: str = "drivelm") -> str:
     return write_card("user/smoldriver", metrics, stages, CONFIG, ["figures/scores.png"], data)
 
 
@@ -94,7 +104,7 @@ def test_table_shows_each_control_under_the_model(metrics):
 
 def test_card_says_how_the_model_was_asked(metrics):
     assert (
-        "Asked with 4 visual tokens a camera, with the scene description in the prompt, all questions of all frames,"
+        "Asked with 4 visual tokens per camera, with the scene description in the prompt, all questions of all frames,"
         " answers of at most 256 tokens."
     ) in card(metrics)
 
@@ -102,20 +112,21 @@ def test_card_says_how_the_model_was_asked(metrics):
 def test_training_that_is_not_wholly_known_is_shown_in_bold(metrics):
     line = "Scenes shared with the training: "
     assert f"{line}none: the 9 scenes" in card(metrics)
-    metrics["info"]["leakage"] = "unknown: it learned from vision, gone or without training_manifest.json"
-    assert f"{line}**{metrics['info']['leakage']}**." in card(metrics)
+    metrics.leakage = replace(metrics.leakage, gone=["vision"])
+    unknown = "unknown: it learned from vision, gone or without training_manifest.json; of the recorded, the 9 scenes"
+    assert f"{line}**{unknown} are not among the 1 training scenes (2 stages)**." in card(metrics)
 
 
 def test_a_number_that_a_control_reaches_is_called_so(metrics):
     """An interval of 0 to 100 percent says nothing either."""
     text = card(metrics)
     line = re.search(
-        r"\*\*Not clearly better than its best control\*\*.*? there is none: (.*)\.$", text, re.MULTILINE
+        r"\*\*Not clearly better than its best control\*\* .*? there is no interval\): (.*)\.$", text, re.MULTILINE
     )[1]
     assert line.split("; ") == ["yes/no accuracy (majority: 50.0)", "listing F1 (text_only: 55.0)"]
     for name in REQUIRED_CONTROLS:
         for group in ("yes_no", "listing"):
-            metrics["results"][name][group] = {"accuracy": -0.1, "listing_f1": 0.1}
+            metrics.results[name][group] = {"accuracy": -0.1, "listing_f1": 0.1}
     assert "Not clearly better" not in card(metrics)
 
 
@@ -123,18 +134,18 @@ def test_headline_without_an_interval_is_refused(metrics):
     """As --bootstrap-samples 0 leaves it, or an evaluation of one scene."""
     for group, metric, name in (("listing", "listing_f1", "listing F1"), ("overall", "bleu", "BLEU")):
         without = copy.deepcopy(metrics)
-        without["results"]["smoldriver"][group][f"{metric}_ci"] = None
+        without.results["smoldriver"][group][f"{metric}_ci"] = None
         with pytest.raises(
             ValueError, match=f"'{name}' lacks its interval: evaluate several scenes, with --bootstrap"
         ):
             card(without)
-    metrics["results"]["smoldriver"]["overall"] |= {"scenes": 1, "accuracy_ci": None}
+    metrics.results["smoldriver"]["overall"] |= {"scenes": 1, "accuracy_ci": None}
     with pytest.raises(ValueError, match="'closed accuracy' lacks its interval"):
         card(metrics)
 
 
 def test_question_type_in_one_scene_is_shown_without_an_interval_and_as_unclear(metrics):
-    metrics["results"]["smoldriver"]["listing"] |= {"scenes": 1, "listing_f1": 0.99, "listing_f1_ci": None}
+    metrics.results["smoldriver"]["listing"] |= {"scenes": 1, "listing_f1": 0.99, "listing_f1_ci": None}
     text = card(metrics)
     assert "| 99.0 (no interval) |" in text
     assert "listing F1 (no interval: all questions are of one scene)." in text
@@ -145,24 +156,24 @@ def test_question_type_in_one_scene_is_shown_without_an_interval_and_as_unclear(
 @pytest.mark.parametrize("control", REQUIRED_CONTROLS)
 def test_headline_without_a_control_is_refused_by_name(control, metrics):
     missing = copy.deepcopy(metrics)
-    del missing["results"][control]
-    missing["info"]["left_out_controls"] = {control: "the split has one scene only"}
+    del missing.results[control]
+    missing.left_out_controls = {control: "the split has one scene only"}
     message = f"'closed accuracy' lacks its control '{control}' \\(left out: the split has one scene only\\): evaluate"
     with pytest.raises(ValueError, match=message):
         card(missing)
-    del metrics["results"][control]["listing"]
+    del metrics.results[control]["listing"]
     with pytest.raises(ValueError, match=f"'listing F1' lacks its control '{control}': evaluate with --controls"):
         card(metrics)
 
 
 def test_evaluation_without_a_headline_or_on_training_frames_is_refused(metrics):
-    for entry in metrics["results"].values():
+    for entry in metrics.results.values():
         del entry["yes_no"], entry["listing"]
         entry["overall"] = {"count": 90, "scenes": 9, "rouge_l": 0.5}
     with pytest.raises(ValueError, match="has none of the headline numbers closed accuracy, yes/no"):
         card(metrics)
-    metrics["info"]["settings"]["split"] = "train"
-    with pytest.raises(ValueError, match="training frames \\(split 'train'\\): a card takes a split held out"):
+    metrics.settings = replace(metrics.settings, split="train")
+    with pytest.raises(ValueError, match="training frames \\(split 'train'\\): a card needs a held-out split"):
         card(metrics)
 
 
@@ -184,7 +195,7 @@ def test_loading_takes_at_most_ten_lines(metrics):
     ast.parse(code)
 
 
-def test_training_is_told_with_its_time_and_hardware_and_without_paths(metrics):
+def test_training_is_shown_with_its_time_and_hardware_and_without_paths(metrics):
     text = card(metrics)
     assert f"| 1 | {BASE} and {TOWER} | 0 | 0 | not recorded | not recorded |" in text
     assert "| 2 | vision | 1 | 11000 | 121 min (7,260 s) | 1 x T4 |" in text

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 REPO = "user/smoldriver"
 CONTROLS = ("majority", "other_scene_images", "text_only")
 
-# Runs on its own, in a folder with a picture a camera: `python -c CLEAN_PROCESS out`. The card's own example loads.
+# Runs on its own, in a folder with one picture per camera: `python -c CLEAN_PROCESS`. The card's example loads.
 CLEAN_PROCESS = (
     HIDE_PROJECT
     + """
@@ -62,7 +62,7 @@ json.dump(result, open("result.json", "w"))
 def trained(config, processor, tmp_path_factory):
     """A model folder with what training leaves in it, and its evaluation on scenes held out."""
     root = tmp_path_factory.mktemp("trained")
-    frames = [scene_row(number, 4) for number in range(8)]
+    frames = [scene_row(number, 4) for number in range(10)]
     scenes = write_scenes(root / "scenes", frames[:4], tuple(frames[4:]))
     tiny_model(config).save_pretrained(root / "base")
     processor.save_pretrained(root / "base")
@@ -160,7 +160,7 @@ def test_push_is_one_commit_into_a_private_repository(published):
 
 def test_what_is_published_is_what_loading_needs_and_what_shows_the_evaluation(published, trained):
     files = published["hub"].files(REPO)
-    roles = ("configuration", "resampler", "scene", "modeling", "processing")
+    roles = ("configuration", "inputs", "resampler", "scene", "modeling", "processing")
     expected = {f"{role}_smoldriver.py" for role in roles}
     expected |= {"README.md", "model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"}
     expected |= {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "training_manifest.json"}
@@ -188,7 +188,9 @@ def test_published_manifest_tells_of_teachers_and_of_what_is_gone_without_paths(
     slim = push_to_hub.slim_manifest(model, training_stages(model, local_files_only=True))
     assert slim == {"scene_tokens": ["scene0", "scene7"], "steps": 7, "seconds": 90, "unrecorded": ["vision"]}
     write_training_manifest(tmp_path / "fetched", slim)
-    assert check_leakage(tmp_path / "fetched", ["scene9"], "test").startswith("unknown: it learned from vision, gone")
+    assert str(check_leakage(tmp_path / "fetched", ["scene9"], "test")).startswith(
+        "unknown: it learned from vision, gone"
+    )
 
 
 def test_card_holds_the_numbers_of_the_evaluation_with_intervals_and_controls(published, trained):
@@ -246,7 +248,7 @@ def test_a_repository_that_could_not_be_looked_at_leaves_the_training_unknown(tm
     for base, line in zip(bases[1:], lines[1:4], strict=True):
         assert line == f"unknown: could not read training_manifest.json of {base}; of the recorded, {found}"
     assert lines[4] == "unknown: could not read training_manifest.json of user/gone"
-    assert check_leakage(folders[0], ["scene9"], "test") == (  # offline, as the tests are
+    assert str(check_leakage(folders[0], ["scene9"], "test")) == (  # offline, as the tests are
         f"unknown: could not read training_manifest.json of user/plain; of the recorded, {found}"
     )
 
@@ -270,12 +272,12 @@ def test_dry_run_lists_the_files_and_contacts_nobody(arguments, hub, monkeypatch
 
 
 @pytest.mark.parametrize("where", ["PUT", "commit"])
-def test_push_that_breaks_off_publishes_nothing_and_can_be_given_again(where, arguments, hub, monkeypatch):
+def test_push_that_fails_publishes_nothing_and_can_be_repeated(where, arguments, hub, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's own tries
     hub.broken = where
     with pytest.raises(SystemExit) as stopped:
         push(monkeypatch, arguments)
-    assert str(stopped.value).startswith("push_to_hub: the push to user/smoldriver broke off: ")
+    assert str(stopped.value).startswith("push_to_hub: the push to user/smoldriver failed: ")
     assert "\n" not in str(stopped.value)
     assert any(method == ("PUT" if where == "PUT" else "POST") for method, _ in hub.requests)
     assert hub.repos[REPO]["commits"] == [] and hub.repos[REPO]["private"]
@@ -319,7 +321,7 @@ def test_public_must_be_asked_for(arguments, hub, monkeypatch, capsys):
 
 def test_wrong_token_ends_with_one_line(arguments, hub, monkeypatch):
     monkeypatch.setattr(push_to_hub, "HfApi", lambda: HfApi(hub.endpoint, token="hf_wrong"))
-    with pytest.raises(SystemExit, match="^push_to_hub: the push to user/smoldriver broke off: .*401") as stopped:
+    with pytest.raises(SystemExit, match="^push_to_hub: the push to user/smoldriver failed: .*401") as stopped:
         push(monkeypatch, arguments)
     assert "\n" not in str(stopped.value) and hub.repos == {}
 
@@ -350,13 +352,18 @@ def no_shard(model: Path, evaluation: Path, config):
 
 def unfinished(model: Path, evaluation: Path, config):
     (evaluation / "metrics.json").unlink()
-    return "is no finished evaluation: it has no metrics.json"
+    return "is not a finished evaluation: it has no metrics.json"
 
 
 def change_metrics(evaluation: Path, change) -> None:
     metrics = json.loads((evaluation / "metrics.json").read_text())
     change(metrics)
     (evaluation / "metrics.json").write_text(json.dumps(metrics))
+
+
+def older_format(model: Path, evaluation: Path, config):
+    change_metrics(evaluation, lambda metrics: metrics.pop("format"))
+    return r"metrics.json has format 1, this version reads format 2: evaluate again with recipes/evaluate_drivelm.py"
 
 
 def no_control(model: Path, evaluation: Path, config):
@@ -370,7 +377,7 @@ def training_frames(model: Path, evaluation: Path, config):
 
 
 @pytest.mark.parametrize(
-    "damage", [other_weights, adapters, no_tokenizer, no_shard, unfinished, no_control, training_frames]
+    "damage", [other_weights, adapters, no_tokenizer, no_shard, unfinished, older_format, no_control, training_frames]
 )
 def test_what_does_not_belong_together_is_refused_before_anybody_is_asked(
     damage, trained, arguments, hub, config, monkeypatch, tmp_path

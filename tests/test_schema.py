@@ -3,6 +3,7 @@
 import io
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -21,10 +22,7 @@ from data_scripts.schema import (
     write_manifest,
 )
 
-
-@pytest.fixture(autouse=True)
-def own_datasets_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def jpeg(color):
@@ -43,7 +41,7 @@ def scene_row(scene="scene-a", frame="frame-a", missing=(), **changes):
 
 
 def write_folder(folder, splits, complete=True):
-    """A prepared folder with one shard a split; `splits`: {split: rows}."""
+    """A prepared folder with one shard per split; `splits`: {split: rows}."""
     counts = {}
     for split, rows in splits.items():
         with open_shard(shard_path(folder, split, 0)) as shard:
@@ -92,7 +90,7 @@ BAD_ROWS = {
     "qa is a dict": (lambda row: row.update(qa={}), "qa must be a list"),
     "qa item without tag": (lambda row: row["qa"][0].pop("tag"), "task, question, answer and tag"),
     "answer is a number": (lambda row: row["qa"][0].update(answer=3), "must be strings"),
-    "tag is no list": (lambda row: row["qa"][0].update(tag=0), "tag must be a list"),
+    "tag is not a list": (lambda row: row["qa"][0].update(tag=0), "tag must be a list"),
     "tag is true": (lambda row: row["qa"][0].update(tag=[True]), "tag must be a list"),
 }
 
@@ -183,4 +181,72 @@ def test_load_scenes_says_what_is_wrong_with_a_folder(tmp_path):
 def test_broken_manifest_is_a_clear_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json"):
+        load_scenes(tmp_path, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["set[ab]", "s*t", "what?", "[!s]eta"])
+def test_a_folder_name_is_not_read_as_a_pattern(tmp_path, name, streaming):
+    for folder in ("seta", "set", "whats", name):
+        write_folder(tmp_path / folder, {"train": [scene_row(frame=folder)]})
+    assert [row["frame_token"] for row in load_scenes(tmp_path / name, "train", streaming=streaming)] == [name]
+
+
+def test_a_folder_name_with_two_colons_is_refused(tmp_path):
+    write_folder(tmp_path / "a::b", {"train": [scene_row()]})
+    with pytest.raises(ValueError, match="rename the folder"):
+        load_scenes(tmp_path / "a::b", "train")
+
+
+def write_foreign(folder, change):
+    """A prepared folder whose rows were written without our checks."""
+    row = scene_row()
+    write_folder(folder, {"train": [row]})
+    change(row)
+    table = pa.Table.from_pylist([scene_row(frame="fine"), row], schema=SCENE_FEATURES.arrow_schema)
+    pq.write_table(table, shard_path(folder, "train", 0))
+    return folder
+
+
+FOREIGN_ROWS = {
+    "a file of this machine": {"bytes": None, "path": "/etc/hostname"},
+    "a file beside": {"bytes": None, "path": "secret.png"},
+    "a URL": {"bytes": None, "path": "http://127.0.0.1:1/a.png"},
+    "a URL and bytes": {"bytes": jpeg((0, 0, 0)), "path": "http://127.0.0.1:1/a.png"},
+    "neither": {"bytes": None, "path": None},
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("picture", FOREIGN_ROWS.values(), ids=FOREIGN_ROWS)
+def test_pictures_outside_of_a_foreign_row_are_refused(tmp_path, picture, streaming):
+    write_foreign(tmp_path / "fine", lambda row: row.update(CAM_BACK=None))
+    assert len(list(load_scenes(tmp_path / "fine", "train", streaming=streaming))) == 2
+    write_foreign(tmp_path / "scenes", lambda row: row.update(CAM_BACK=picture))
+    with pytest.raises(ValueError, match="CAM_BACK.* (has no bytes|more than a name)"):
+        load_scenes(tmp_path / "scenes", "train", streaming=streaming)
+
+
+def test_foreign_rows_of_other_columns_are_refused(tmp_path):
+    features = datasets.Features({**SCENE_FEATURES, "CAM_BACK": datasets.Value("string")})
+    write_folder(tmp_path / "scenes", {"train": [scene_row()]})
+    rows = [{**scene_row(frame=name), "CAM_BACK": "/etc/hostname"} for name in ("one", "two")]
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    pq.write_table(table, shard_path(tmp_path / "scenes", "train", 0))
+    with pytest.raises(ValueError, match="does not hold scene rows"):
+        load_scenes(tmp_path / "scenes", "train")
+
+
+BAD_COUNTS = {
+    "split that climbs out": ({"../../else": {"frames": 1, "shards": 1}}, "unknown split '../../else'"),
+    "absolute split": ({"/tmp": {"frames": 1, "shards": 1}}, "unknown split '/tmp'"),
+    "counts missing": ({"train": None}, "split 'train' needs a number of frames"),
+    "counts as text": ({"train": {"frames": 1, "shards": "1"}}, "split 'train' needs a number of shards"),
+}
+
+
+@pytest.mark.parametrize(("splits", "message"), BAD_COUNTS.values(), ids=BAD_COUNTS)
+def test_manifest_of_wrong_splits_is_refused(tmp_path, splits, message):
+    write_manifest(tmp_path, {"complete": True, "source": {}, "options": {}, "splits": splits})
+    with pytest.raises(ValueError, match=message):
         load_scenes(tmp_path, "train")

@@ -76,8 +76,8 @@ def test_unknown_encoder_is_refused_in_one_line(files, monkeypatch):
     "answers, message",
     [
         ({"s_f_0": "Yes."}, "2 of 3 questions have no answer, the first has the id 's_f_1'"),
-        ({**ANSWERS, "s_f_3": "No."}, "1 of 4 answers are to no question, the first has the id 's_f_3'"),
-        ('[{"id": "s_f_0", "answer": "Yes."}, {"id": "s_f_0", "answer": "No."}]', "the id 's_f_0' is there twice"),
+        ({**ANSWERS, "s_f_3": "No."}, "1 of 4 answers are to unknown questions, the first has the id 's_f_3'"),
+        ('[{"id": "s_f_0", "answer": "Yes."}, {"id": "s_f_0", "answer": "No."}]', "the id 's_f_0' is duplicated"),
         ('[{"id": "s_f_0", "answer": "Ye', "not JSON, perhaps cut short"),
         ('[{"id": "s_f_0"}]', 'entry 0 must be {"id": text, "answer": text}'),
         ('{"s_f_0": "Yes."}', "must be a list of answers, not dict"),

@@ -1,7 +1,8 @@
-"""The recipe trains what it should and nothing else, saves what it trained, goes on after a kill, and stops at NaN."""
+"""The recipe trains what it should and nothing else, saves what it trained, resumes after a kill, and stops at NaN."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,13 +75,17 @@ def base(config, processor, tmp_path_factory):
 
 @pytest.fixture
 def options(base, scenes, tmp_path):
+    return options_of(base, scenes, tmp_path / "run")
+
+
+def options_of(base, scenes, output_dir) -> dict:
     return {
         "model_name_or_path": base,
         "dtype": "float32",
         "scenes": scenes,
         "scene_packing": True,
         "questions_per_scene": 2,
-        "output_dir": tmp_path / "run",
+        "output_dir": output_dir,
         "max_steps": 1,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
@@ -289,7 +294,7 @@ KILLED = killed_recipe("sft_qlora", "trainer_smoldriver.SmolDriverSFTConfig")
 
 @pytest.mark.contract
 @pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 5))])
-def test_killed_run_that_goes_on_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
+def test_killed_run_that_resumes_equals_one_never_killed(killed_at, options, monkeypatch, tmp_path):
     """Steps 1 to 6 with a checkpoint every two, LoRA with dropout, budgets drawn: nothing depends on the break."""
     options |= {
         **LORA,
@@ -358,7 +363,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_going_on(options, monkeypatch, tmp_path):
+def test_float32_weights_beside_a_bfloat16_language_model_survive_saving_and_resuming(options, monkeypatch, tmp_path):
     options |= {"dtype": "bfloat16", "train_language_model": False, "max_steps": 4}
     never, _ = train(monkeypatch, {**options, "output_dir": tmp_path / "never"})
     options |= {"save_strategy": "steps", "save_steps": 2}
@@ -382,7 +387,7 @@ WAYS_TO_TRAIN = {
     "LoRA and vision": {**LORA, "train_connector": False, "save_total_limit": 1},
     "QLoRA": {**LORA, "load_in_4bit": True, "dtype": "bfloat16"},
     "all with Muon": {"muon_learning_rate": 1e-2},
-    "LoRA, of which the first step is the best": {
+    "LoRA with the first step as the best": {
         **LORA,
         **{"learning_rate": 10.0, "eval_split": "train", "eval_strategy": "steps", "eval_steps": 1},
         "load_best_model_at_end": True,
@@ -408,8 +413,18 @@ def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+@pytest.fixture(scope="module")
+def finished(base, scenes, tmp_path_factory):
+    """The options of a run that took both its steps and kept a checkpoint of each."""
+    options = options_of(base, scenes, tmp_path_factory.mktemp("finished") / "run")
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        train(patch, options)
+    return options
+
+
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, named",
     [
         ({"model_name_or_path": "other"}, "model_name_or_path was .*base[0-9]+, now .*other"),
         ({"scenes": "other"}, "scenes was .*scenes[0-9]+, now .*other"),
@@ -421,14 +436,14 @@ def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch
         ({**LORA, "load_in_4bit": True}, "use_peft was False, now True; .*load_in_4bit was False, now True"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, told, options, monkeypatch, tmp_path):
-    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    train(monkeypatch, options)
+def test_a_checkpoint_of_other_settings_is_refused_by_their_names(changed, named, finished, monkeypatch, tmp_path):
     for name in {"model_name_or_path", "scenes"} & changed.keys():
-        shutil.copytree(options[name], tmp_path / "other")
+        shutil.copytree(finished[name], tmp_path / "other")
         changed = {name: tmp_path / "other"}
-    with pytest.raises(SystemExit, match=f"sft_qlora: .*checkpoint-2 is of a run with .*{told}.*another --output_dir"):
-        train(monkeypatch, {**options, **changed})
+    with pytest.raises(
+        SystemExit, match=f"sft_qlora: .*checkpoint-2 is of a run with .*{named}.*another --output_dir"
+    ):
+        train(monkeypatch, {**finished, **changed})
 
 
 def test_scenes_that_were_prepared_in_another_way_are_other_settings(options, scenes, monkeypatch, tmp_path):
@@ -459,22 +474,22 @@ def test_what_a_run_may_change_and_checkpoints_without_settings_do_not_stop_it(o
 
 
 @pytest.mark.parametrize("true", [True, "true"])
-def test_resuming_without_a_name_goes_on_from_the_last_whole_checkpoint(true, options, monkeypatch, capsys):
+def test_resuming_without_a_name_takes_the_last_whole_checkpoint(true, options, monkeypatch, capsys):
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, {**options, "resume_from_checkpoint": true}, Stop(1))  # begins where there is none
     trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": true})
     assert trainer.state.global_step == 2
-    assert f"going on from {options['output_dir'] / 'checkpoint-1'}" in capsys.readouterr().out
+    assert f"resuming from {options['output_dir'] / 'checkpoint-1'}" in capsys.readouterr().out
 
 
 def test_yaml_values_that_no_parser_checks_are_refused(options, monkeypatch, tmp_path):
     config = tmp_path / "run.yaml"
     for line, message in (
         ("dtype: bf16", "dtype='bf16' is unknown; use one of auto, float32, bfloat16, float16"),
-        ("resume_from_checkpoint: nowhere", "resume_from_checkpoint=nowhere is no folder of a whole checkpoint"),
-        (f"resume_from_checkpoint: {tmp_path}", f"resume_from_checkpoint={tmp_path} is no folder of a whole"),
-        ("resume_from_checkpoint: false", "resume_from_checkpoint=False is no folder of a whole checkpoint"),
+        ("resume_from_checkpoint: nowhere", "resume_from_checkpoint=nowhere is not the folder of a whole checkpoint"),
+        (f"resume_from_checkpoint: {tmp_path}", f"resume_from_checkpoint={tmp_path} is not the folder of a whole"),
+        ("resume_from_checkpoint: false", "resume_from_checkpoint=False is not the folder of a whole checkpoint"),
     ):
         config.write_text(line + "\n")
         given = {name: value for name, value in options.items() if not line.startswith(name)}
@@ -532,9 +547,9 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
     options |= {"scene_packing": False, "per_device_train_batch_size": 1, "max_pack_length": 170, "max_steps": 11}
     with pytest.raises(SystemExit) as stopped:
         train(monkeypatch, {**options, "dataloader_num_workers": workers})
-    told = str(stopped.value)
-    assert "no question of the frames ['frame" in told and "fits into max_pack_length=170" in told
-    assert told.startswith("sft_qlora: ") and told.endswith("; no checkpoint was saved") and "\n" not in told
+    message = str(stopped.value)
+    assert "no question of the frames ['frame" in message and "fits into max_pack_length=170" in message
+    assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -549,7 +564,7 @@ def test_question_that_is_too_long_ends_the_run_with_one_line(workers, options, 
         (4, {"save_strategy": "no"}, "no checkpoint was saved"),
     ],
 )
-def test_weights_that_are_no_numbers_are_not_saved(broken_at, options_of_saving, kept, options, monkeypatch):
+def test_weights_that_are_not_finite_are_not_saved(broken_at, options_of_saving, kept, options, monkeypatch):
     """Neither over the last good checkpoint nor as the model; the message names what is there."""
 
     class Break(TrainerCallback):
@@ -648,21 +663,36 @@ PAPER = {
 
 
 def test_both_contestants_train_with_the_papers_values_and_the_same_ones():
-    smoldriver, smolvlm = (
-        yaml.safe_load((ROOT / "recipes" / "configs" / "paper" / f"{name}.yaml").read_text())
-        for name in ("sft_qlora_2b", "smolvlm_ft_2b")
-    )
+    """By the commands in the head of the paper's file, one for each contestant."""
+    path = ROOT / "recipes" / "configs" / "paper" / "sft_qlora_2b.yaml"
+    commands = re.findall(r"accelerate launch(?:.*\\\n)*.*", path.read_text())
+    parsed = []
+    for command in commands:
+        words = command.replace("\\\n#", "").split()
+        words = words[words.index("recipes/sft_qlora.py") + 1 :]
+        assert words[:2] == ["--config", str(path.relative_to(ROOT))]
+        words[1] = str(path)
+        parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))
+        given = parser.parse_args_and_config(args=[*words, "--use_cpu", "true", "--fp16", "false"])
+        parsed.append({name: value for part in given for name, value in vars(part).items()})
+    smoldriver, smolvlm = parsed
     assert {name: smoldriver[name] for name in PAPER} == PAPER
-    assert "lora_target_modules" not in smoldriver  # all linear layers of the language model
-    differing = {name for name in {*smoldriver, *smolvlm} if smoldriver.get(name) != smolvlm.get(name)}
-    assert differing == {"model_name_or_path", "output_dir"}
+    assert smoldriver["lora_target_modules"] is None  # all linear layers of the language model
+    compared = {name for name in smoldriver if smoldriver[name] != smolvlm[name]} - {
+        "logging_dir",
+        "accelerator_config",
+    }
+    assert {name for name in compared if isinstance(smoldriver[name], (str, int, float, list, bool, type(None)))} == {
+        "model_name_or_path",
+        "output_dir",
+    }
 
 
 @pytest.mark.parametrize(
     "name, smolvlm, mode, tokens",
     [
         ("sft_qlora_2b", False, "QLoRA and vision", 640),
-        ("smolvlm_ft_2b", True, "QLoRA and vision", 640),
+        ("sft_qlora_2b", True, "QLoRA and vision", 640),
         ("sft_vision_2b", False, "vision, language model frozen", 1024),
         ("sft_full_2b", False, "full", 1024),
     ],
@@ -673,8 +703,10 @@ def test_head_of_a_paper_config_states_the_memory_that_the_report_computes(name,
     with torch.device("meta"):
         model = CLASSES[config.model_type][0](config)
     size = sum(model_report.training_memory(model, tokens)[mode].values())
-    assert f"# Memory, computed: {size / 1e9:.1f} GB" in text
-    assert ("--smolvlm" in text) == smolvlm and ("--tokens 640" in text) == (tokens == 640)
+    whose, options = (" of the baseline", "--smolvlm ") if smolvlm else ("", "")
+    options += "--tokens 640" if tokens == 640 else ""  # 1024 is the report's default
+    command = re.escape(f"model_report.py {options}".strip())
+    assert re.search(rf"# Memory{whose}, computed: {size / 1e9:.1f} GB[^.]*{command}( prints|\))", text)
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero3"])

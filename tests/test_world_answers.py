@@ -1,7 +1,7 @@
 """The synthetic world's answers are the ground truth's.
 
 What is true is worked out here a second time, from the simulation's arrays and the renderer's id buffer: of
-`world_questions.py` only the limits of visibility are shared. Answers are read as text, as a model sees them. Each
+the code that asks only the limits of visibility are shared. Answers are read as text, as a model sees them. Each
 test counts its cases, so that none passes on questions that are no longer asked.
 """
 
@@ -13,18 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from data_scripts.world import questions as world_questions
-from data_scripts.world.questions import MAX_UNSEEN_PIXELS, MIN_PIXELS, MIN_SHARE, MIN_SLICE
-from data_scripts.world.render import CAMERAS, FULL_WIDTH, ID_AREA, GroundMap, Renderer
-from data_scripts.world.simulation import (
-    EGO_FRONT,
-    MOTOR_VEHICLES,
-    SAMPLES_PER_SCENE,
-    SIZES,
-    Scene,
-    lane_offset,
-    simulate_scene,
-)
+from data_scripts.world.agents import MOTOR_VEHICLES, SIZES
+from data_scripts.world.cameras import CAMERAS, FULL_WIDTH
+from data_scripts.world.ground import GroundMap
+from data_scripts.world.questions import scene_questions
+from data_scripts.world.render import ID_AREA, Look, Renderer
+from data_scripts.world.road import lane_offset
+from data_scripts.world.sight import MAX_UNSEEN_PIXELS, MIN_PIXELS, MIN_SHARE, MIN_SLICE, frame_of
+from data_scripts.world.simulation import SAMPLES_PER_SCENE, Scene, simulate_scene
+from data_scripts.world.traffic import EGO_FRONT
 
 SEED, SCENES, EVERY = 7, 24, 4
 SECOND = 2  # moments of the simulation
@@ -46,7 +43,7 @@ class Piece:
 
 
 @dataclass
-class Frame:
+class AskedFrame:
     scene: Scene
     t: int
     pieces: list[Piece]
@@ -63,15 +60,15 @@ class Frame:
         return s - self.scene.ego_s[self.t], d - self.scene.ego_d[self.t]
 
 
-def pieces_of(scene: Scene, look: dict) -> list[Piece]:
+def pieces_of(scene: Scene, look: Look) -> list[Piece]:
     pieces = []
-    for camera, ids in enumerate(look["ids"]):
-        pixels = np.bincount(ids.ravel(), minlength=len(look["sources"]) + 1)[1:] * ID_AREA
+    for camera, ids in enumerate(look.ids):
+        pixels = np.bincount(ids.ravel(), minlength=len(look.sources) + 1)[1:] * ID_AREA
         for n in np.nonzero(pixels > MAX_UNSEEN_PIXELS)[0]:
-            x0, y0, x1, y1 = look["bounds"][camera, n]
+            x0, y0, x1, y1 = look.bounds[camera, n]
             thin = (x0 <= 0 or x1 >= FULL_WIDTH) and x1 - x0 < MIN_SLICE
             clear = pixels[n] >= max(MIN_PIXELS, MIN_SHARE * (x1 - x0) * (y1 - y0)) and not thin
-            what, index = look["sources"][n]
+            what, index = look.sources[n]
             kind = what if what == "light" else scene.agents[index].kind
             pieces.append(Piece(CAMERAS[camera], kind, index, bool(clear), ((x0 + x1) / 2, (y0 + y1) / 2)))
     return pieces
@@ -84,10 +81,10 @@ def frames():
         scene = simulate_scene(SEED, index)
         ground, times = GroundMap(scene), range(0, SAMPLES_PER_SCENE, EVERY)
         looks = [renderer.render(scene, ground, t)[1] for t in times]
-        views = [world_questions.view_of(scene, t, look) for t, look in zip(times, looks, strict=True)]
-        tasks = world_questions.scene_questions(scene, views)
+        seen = [frame_of(scene, t, look) for t, look in zip(times, looks, strict=True)]
+        tasks = scene_questions(scene, seen)
         for t, look, asked in zip(times, looks, tasks, strict=True):
-            frames.append(Frame(scene, t, pieces_of(scene, look), sum(asked.values(), [])))
+            frames.append(AskedFrame(scene, t, pieces_of(scene, look), sum(asked.values(), [])))
     return frames
 
 
@@ -136,7 +133,7 @@ def test_counted_objects_are_as_many_as_the_camera_shows(frames):
     assert min(cases[0], cases[1]) >= 100 and cases[2] >= 20, cases
 
 
-def test_statuses_are_the_simulation_s(frames):
+def test_statuses_are_the_simulations(frames):
     """One car is parked. One of the cars is moving, and the other is parked. One car is moving, and two are parked."""
     cases = Counter()
     pattern = rf"What is the status of the ([a-z ]+) that (?:is|are) {DIRECTION}\?"
@@ -153,7 +150,7 @@ def test_statuses_are_the_simulation_s(frames):
     assert all(cases[status] >= 30 for status in ("moving", "stopped", "parked", "standing", "several")), cases
 
 
-def test_behaviour_is_how_the_ego_drives_on(frames):
+def test_behaviour_is_what_the_ego_does_next(frames):
     cases = Counter()
     pattern = (
         r"The ego vehicle is (going straight|(slightly )?steering to the (left|right))\. The ego vehicle is (.+)\."
@@ -193,7 +190,7 @@ def test_target_action_is_that_of_the_road_ahead(frames):
     assert len(cases) == 5 and min(cases.values()) >= 8, cases
 
 
-def signals(frame: Frame) -> tuple[list[str], bool]:
+def signals(frame: AskedFrame) -> tuple[list[str], bool]:
     """Colours of the lights clear in the front camera, the nearest first; whether there is one in doubt."""
     heads = [p for p in frame.pieces if p.camera == "CAM_FRONT" and p.kind == "light"]
     clear = {p.index for p in heads if p.clear}
@@ -236,7 +233,7 @@ def test_safe_is_to_stop_at_a_light_or_a_stopped_leader_and_to_slow_down_behind_
     assert len(cases) == 5 and min(cases.values()) >= 5, cases
 
 
-def collision_of(frame: Frame, i: int) -> str:
+def collision_of(frame: AskedFrame, i: int) -> str:
     ahead, left = frame.place(i)
     if abs(left) < 1.5:
         return "Accelerate and go straight." if ahead > 0 else "Back up."

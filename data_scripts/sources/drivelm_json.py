@@ -1,4 +1,4 @@
-"""Reader of DriveLM's JSON: nesting checked, questions filtered, one dict a key frame.
+"""Reader of DriveLM's JSON: nesting checked, questions filtered, one dict per key frame.
 
 The official nesting (`v1_1_train_nus.json`; the challenge's test files have neither `scene_description` nor
 `key_object_infos`, their questions carry a `tag`, and their answers may be empty):
@@ -32,7 +32,7 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
     Args:
         paths: the JSON files.
         drop_object_tags: leave out the questions that name an object tag `<cN,CAM,x,y>` in question or answer.
-        keep_unlabelled: keep a question whose answer is empty or missing, with the answer "" (the challenge's tests).
+        keep_unlabelled: keep questions without an answer, with the answer "" (the challenge's test files).
 
     Returns:
         The frames, each {"scene_token", "frame_token", "scene_description", "image_paths": {camera: path under the
@@ -53,7 +53,7 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
             for frame in parse_drivelm(data, drop_object_tags, keep_unlabelled):
                 token = frame["frame_token"]
                 if token in seen:
-                    raise ValueError(f"frame {token!r} is there twice, first in {seen[token]}")
+                    raise ValueError(f"frame {token!r} is duplicated, first in {seen[token]}")
                 seen[token] = f"{path.name}, scene {frame['scene_token']!r}"
                 frames.append(frame)
         except ValueError as error:
@@ -65,7 +65,7 @@ def parse_drivelm(data: bytes, drop_object_tags: bool, keep_unlabelled: bool) ->
     """Key frames in the text of one DriveLM file; see `read_drivelm`.
 
     Raises:
-        ValueError: anything that is wrong with the text or its nesting.
+        ValueError: the text or its nesting is wrong.
     """
     try:
         scenes = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
@@ -130,7 +130,7 @@ def _questions(qa: object, where: str, drop_object_tags: bool, keep_unlabelled: 
                 raise ValueError(
                     f"{where}: QA.{task}[{number}] has no question 'Q', only {', '.join(item) or 'nothing'}"
                 )
-            tag = item.get("tag") or []
+            tag = [] if item.get("tag") is None else item["tag"]
             if not isinstance(tag, list) or any(
                 type(entry) is not int or entry not in CHALLENGE_TAGS for entry in tag
             ):
@@ -151,18 +151,33 @@ def _image_paths(paths: object, where: str) -> dict[str, str]:
             raise ValueError(f"{where}: unknown camera {camera!r} in image_paths, expected {', '.join(CAMERAS)}")
         if not isinstance(path, str) or "\0" in path or not _is_unicode(path):
             raise ValueError(f"{where}: the image path of {camera} must be a string, not {path!r:.80}")
-        parts = PurePosixPath(path.removeprefix("../nuscenes/")).parts
-        if not parts or parts[0] == "/" or ".." in parts:
-            raise ValueError(f"{where}: the image path of {camera} leaves the nuScenes folder: {path!r:.200}")
-        relative[camera] = "/".join(parts)
+        try:
+            relative[camera] = path_below(path.removeprefix("../nuscenes/"))
+        except ValueError:
+            message = f"{where}: the image path of {camera} leaves the nuScenes folder: {path!r:.200}"
+            raise ValueError(message) from None
     return relative
+
+
+def path_below(path: str) -> str:
+    """A path that a JSON file names, as one below the folder that it is relative to, in its shortest form.
+
+    Everyone who resolves names from a JSON file uses this check.
+
+    Raises:
+        ValueError: the path is empty, absolute (`/a`, `//a`) or climbs out (`..`).
+    """
+    pure = PurePosixPath(path)
+    if not pure.parts or pure.root or ".." in pure.parts:
+        raise ValueError(f"{path!r:.200} is not a path below a folder")
+    return "/".join(pure.parts)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     result = dict(pairs)
     if len(result) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there twice in one object: scenes, frames and cameras must be unique")
+        raise ValueError(f"the key {twice!r} is duplicated in one object: scenes, frames and cameras must be unique")
     return result
 
 

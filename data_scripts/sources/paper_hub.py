@@ -1,25 +1,25 @@
 """Reader of the paper's two data sets on the Hugging Face Hub, or of the same tables as local Parquet.
 
-The question table has one row a question:
+The question table has one row per question:
 
     {"scene_token": "f0f1...", "frame_token": "4a07...", "scene_description": "The ego vehicle ...",
      "task": "perception", "question": "Are there barriers to the front of the ego car?", "answer": "Yes.",
      "nuscenes_index": 17}
 
-The image table has one row a key frame, in six image columns named after the cameras; row `nuscenes_index` of the same
-split belongs to the question. The splits of the tables are not kept: they were not shown to be disjoint by scene, so
-frames are assigned again by the hash of their scene, and a frame that several splits hold becomes one.
+The image table has one row per key frame, in six image columns named after the cameras; row `nuscenes_index` of the
+same split belongs to the question. The splits of the tables are not kept, as nothing shows that they are disjoint by
+scene: frames are assigned again by the hash of their scene, and a frame that several splits hold becomes one.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from datasets import DatasetDict, Image, load_dataset
+from datasets import Dataset, DatasetDict, Image, load_dataset
 
-from data_scripts.schema import CAMERAS
+from data_scripts.schema import CAMERAS, as_patterns
 from data_scripts.sources.camera_images import UnusableImage
 from data_scripts.sources.drivelm_json import filter_question
 
@@ -43,7 +43,7 @@ def open_paper_tables(
         where the table has no image), and the names and digest of the tables.
 
     Raises:
-        ValueError: a column is missing, or a question's picture cannot be told: index out of range, two frames at one
+        ValueError: a column is missing, or a question's picture is uncertain: index out of range, two frames at one
             index, one frame in two scenes.
         OSError: a table cannot be loaded.
     """
@@ -57,19 +57,32 @@ def open_paper_tables(
             raise ValueError(
                 f"{images} has no split {split!r}, which {questions} has; it has {', '.join(image_splits)}"
             )
-        number = 0
-        for batch in table.select_columns(list(QUESTION_COLUMNS)).iter(batch_size=1000):
-            digest.update(json.dumps(batch, sort_keys=True).encode())
-            for values in zip(*(batch[column] for column in QUESTION_COLUMNS), strict=True):
-                item = dict(zip(QUESTION_COLUMNS, values, strict=True))
-                where = f"{questions}, split {split}, row {number}"
-                frame = _frame_of(item, split, len(image_splits[split]), frames, owners, where)
-                _add_question(frame, item, drop_object_tags, keep_unlabelled, where)
-                number += 1
+        for number, item in enumerate(_items(table, digest)):
+            where = f"{questions}, split {split}, row {number}"
+            frame = _frame_of(item, split, len(image_splits[split]), frames, owners, where)
+            _add_question(frame, item, drop_object_tags, keep_unlabelled, where)
+    source = {
+        "questions": questions,
+        "questions sha256": digest.hexdigest(),
+        "images": images,
+        "image table bytes": {split: table.data.nbytes for split, table in image_splits.items()},
+    }
+    in_order = sorted(frames.values(), key=lambda frame: frame["table_row"])
+    return in_order, _image_reader(image_splits), source
 
+
+def _items(table: Dataset, digest) -> Iterator[dict]:
+    """The rows of a question table, added to the digest as they are read."""
+    for batch in table.select_columns(list(QUESTION_COLUMNS)).iter(batch_size=1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+        for values in zip(*(batch[column] for column in QUESTION_COLUMNS), strict=True):
+            yield dict(zip(QUESTION_COLUMNS, values, strict=True))
+
+
+def _image_reader(splits: DatasetDict) -> Callable[[dict, str], bytes]:
     columns = {
         (split, camera): table.select_columns([camera]).cast_column(camera, Image(decode=False))
-        for split, table in image_splits.items()
+        for split, table in splits.items()
         for camera in CAMERAS
     }
 
@@ -80,13 +93,7 @@ def open_paper_tables(
             raise UnusableImage("no image in the table")
         return image["bytes"]
 
-    source = {
-        "questions": questions,
-        "questions sha256": digest.hexdigest(),
-        "images": images,
-        "image table bytes": {split: table.data.nbytes for split, table in image_splits.items()},
-    }
-    return sorted(frames.values(), key=lambda frame: frame["table_row"]), read_image, source
+    return read_image
 
 
 def _load(name: str, columns: tuple[str, ...]) -> DatasetDict:
@@ -94,14 +101,15 @@ def _load(name: str, columns: tuple[str, ...]) -> DatasetDict:
     folder = Path(name)
     try:
         if folder.is_dir():
-            files: dict[str, list[str]] = {}
+            files: dict[str, list[Path]] = {}
             for path in sorted(folder.rglob("*.parquet")):
                 in_folder_of_split = path.parent not in (folder, folder / "data")
                 split = path.parent.name if in_folder_of_split else path.stem.split("-")[0]
-                files.setdefault(split, []).append(str(path))
+                files.setdefault(split, []).append(path)
             if not files:
                 raise FileNotFoundError("the folder has no Parquet file")
-            splits = load_dataset("parquet", data_files=files)
+            patterns = {split: as_patterns(paths) for split, paths in files.items()}
+            splits = load_dataset("parquet", data_files=patterns)
         else:
             splits = load_dataset(name)
     except Exception as error:  # datasets, the Hub's client and Arrow each raise errors of their own

@@ -1,4 +1,4 @@
-"""The folder of a finished synthetic world, as what reads it sees it."""
+"""The folder of a finished synthetic world, for those who read it."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_world(folder: Path) -> dict:
     """
     path = folder / WORLD_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no finished world: make it with data_scripts/synthesize_world.py")
+        raise FileNotFoundError(f"{folder} is not a finished world: make it with data_scripts/synthesize_world.py")
     world = read_json(path)
     version = world.get("options", {}).get("version")
     if version != WORLD_VERSION:
@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict:
     """The object in a JSON file of a world.
 
     Raises:
-        ValueError: it is cut short or broken, or holds no object.
+        ValueError: it is cut short or broken, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

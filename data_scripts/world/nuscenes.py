@@ -3,20 +3,17 @@
 Names of categories and attributes are nuScenes'. Metres, quaternions w-x-y-z, timestamps in microseconds, global frame
 with z up. What differs from the real data set: no lidar and no radar (the numbers of points are 0), no sweeps, all six
 cameras exposed at the moment of the key frame with one ego pose, all cameras level and without distortion. `ego_pose`
-holds the pose at every 2 Hz moment of a scene, also at those which are not kept as key frames: the way driven is never
-lost. Visibility is the share of an object's outline that is seen in the six pictures, in nuScenes' four levels. As
-nuScenes has no box without a lidar or radar point in it, so there is none here of which no picture shows a pixel.
+holds the pose at every 2 Hz moment of a scene, also at those that are not key frames. Visibility is the share of an
+object's outline that is seen in the six pictures, in nuScenes' four levels. Every box of
+nuScenes holds a lidar or radar point; here at least one picture shows a pixel of every box.
 """
 
 import hashlib
 import math
 
-from data_scripts.world.questions import View
-from data_scripts.world.render import (
-    CAMERA_CALIBRATION,
-    CAMERAS,
-    camera_intrinsics,
-)
+from data_scripts.world.agents import THINGS, Agent
+from data_scripts.world.cameras import CAMERA_CALIBRATION, CAMERAS, camera_intrinsics
+from data_scripts.world.sight import Frame
 from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 
 VERSION = "v1.0-mini"
@@ -76,19 +73,8 @@ def image_file(seed: int, index: int, t: int, camera: str) -> str:
     return f"samples/{camera}/{scene_name(seed, index)}__{camera}__{timestamp(index, t)}.jpg"
 
 
-def shared_tables(width: int, height: int) -> dict[str, list[dict]]:
-    """The tables that do not belong to a scene; `map` lists its logs later."""
-    sensors = [{"token": token("sensor", name), "channel": name, "modality": "camera"} for name in CAMERAS]
-    calibrated = [
-        {
-            "token": token("calibrated_sensor", name),
-            "sensor_token": token("sensor", name),
-            "translation": list(CAMERA_CALIBRATION[name][0]),
-            "rotation": camera_quaternion(name),
-            "camera_intrinsic": camera_intrinsics(name, width, height).tolist(),
-        }
-        for name in CAMERAS
-    ]
+def shared_tables(seed: int, scenes: int, width: int, height: int) -> dict[str, list[dict]]:
+    """The tables that do not belong to a scene."""
     return {
         "category": [
             {"token": token("category", name), "name": name, "description": kind, "index": number}
@@ -103,13 +89,30 @@ def shared_tables(width: int, height: int) -> dict[str, list[dict]]:
             }
             for level, (low, high) in VISIBILITIES.items()
         ],
-        "sensor": sensors,
-        "calibrated_sensor": calibrated,
+        "sensor": [{"token": token("sensor", name), "channel": name, "modality": "camera"} for name in CAMERAS],
+        "calibrated_sensor": [
+            {
+                "token": token("calibrated_sensor", name),
+                "sensor_token": token("sensor", name),
+                "translation": list(CAMERA_CALIBRATION[name][0]),
+                "rotation": camera_quaternion(name),
+                "camera_intrinsic": camera_intrinsics(name, width, height).tolist(),
+            }
+            for name in CAMERAS
+        ],
+        "map": [
+            {
+                "token": token("map"),
+                "log_tokens": [token("log", seed, index) for index in range(scenes)],
+                "category": "semantic_prior",
+                "filename": MAP_FILE,
+            }
+        ],
     }
 
 
-def attribute_of(agent, status: str) -> list[str]:
-    if agent.kind in ("traffic cone", "barrier"):
+def attribute_of(agent: Agent, status: str) -> list[str]:
+    if agent.kind in THINGS:
         return []
     if agent.kind in ("bicycle", "motorcycle"):
         name = "cycle.with_rider" if agent.rider else "cycle.without_rider"
@@ -118,116 +121,143 @@ def attribute_of(agent, status: str) -> list[str]:
     return [token("attribute", name)]
 
 
-def scene_tables(scene: Scene, views: list[View], width: int, height: int) -> dict[str, list[dict]]:
+def scene_tables(scene: Scene, frames: list[Frame], width: int, height: int) -> dict[str, list[dict]]:
     """The rows of one scene: log, scene, sample, sample_data, ego_pose, instance and sample_annotation."""
-    seed, index = scene.seed, scene.index
-    name, scene_token, log_token = scene_name(seed, index), token("scene", seed, index), token("log", seed, index)
-    times = [view.t for view in views]
-    samples = [token("sample", seed, index, t) for t in times]
-    tables = {
-        "log": [
-            {
-                "token": log_token,
-                "logfile": name,
-                "vehicle": "synthetic",
-                "date_captured": "2023-11-14",
-                "location": "synthetic-town",
-            }
-        ],
-        "scene": [
-            {
-                "token": scene_token,
-                "log_token": log_token,
-                "nbr_samples": len(samples),
-                "first_sample_token": samples[0],
-                "last_sample_token": samples[-1],
-                "name": name,
-                "description": f"{scene.description} ({scene.weather})",
-            }
-        ],
-        "ego_pose": [
-            {
-                "token": token("ego_pose", seed, index, t),
-                "timestamp": timestamp(index, t),
-                "rotation": quaternion(float(scene.ego[t, 2])),
-                "translation": [round(float(scene.ego[t, 0]), 4), round(float(scene.ego[t, 1]), 4), 0.0],
-            }
-            for t in range(SAMPLES_PER_SCENE)
-        ],
-        "sample": [],
-        "sample_data": [],
-        "instance": [],
-        "sample_annotation": [],
+    instances, annotations = annotation_rows(scene, frames)
+    times = [frame.t for frame in frames]
+    return {
+        "log": [log_row(scene)],
+        "scene": [scene_row(scene, times)],
+        "ego_pose": ego_pose_rows(scene),
+        "sample": sample_rows(scene, times),
+        "sample_data": sample_data_rows(scene, times, width, height),
+        "instance": instances,
+        "sample_annotation": annotations,
     }
-    for number, t in enumerate(times):
-        before, after = links(samples, number)
-        moment = {"timestamp": timestamp(index, t), "prev": before, "next": after}
-        tables["sample"].append({"token": samples[number], "scene_token": scene_token, **moment})
-        for camera in CAMERAS:
-            chain = [token("sample_data", seed, index, other, camera) for other in times]
-            before, after = links(chain, number)
-            tables["sample_data"].append(
-                {
-                    "token": chain[number],
-                    "sample_token": samples[number],
-                    "ego_pose_token": token("ego_pose", seed, index, t),
-                    "calibrated_sensor_token": token("calibrated_sensor", camera),
-                    "timestamp": timestamp(index, t),
-                    "fileformat": "jpg",
-                    "is_key_frame": True,
-                    "height": height,
-                    "width": width,
-                    "filename": image_file(seed, index, t, camera),
-                    "prev": before,
-                    "next": after,
-                }
-            )
+
+
+def log_row(scene: Scene) -> dict:
+    return {
+        "token": token("log", scene.seed, scene.index),
+        "logfile": scene_name(scene.seed, scene.index),
+        "vehicle": "synthetic",
+        "date_captured": "2023-11-14",
+        "location": "synthetic-town",
+    }
+
+
+def scene_row(scene: Scene, times: list[int]) -> dict:
+    seed, index = scene.seed, scene.index
+    return {
+        "token": token("scene", seed, index),
+        "log_token": token("log", seed, index),
+        "nbr_samples": len(times),
+        "first_sample_token": token("sample", seed, index, times[0]),
+        "last_sample_token": token("sample", seed, index, times[-1]),
+        "name": scene_name(seed, index),
+        "description": f"{scene.description} ({scene.weather})",
+    }
+
+
+def ego_pose_rows(scene: Scene) -> list[dict]:
+    """The pose at every 2 Hz moment, key frame or not."""
+    return [
+        {
+            "token": token("ego_pose", scene.seed, scene.index, t),
+            "timestamp": timestamp(scene.index, t),
+            "rotation": quaternion(float(scene.ego[t, 2])),
+            "translation": [round(float(scene.ego[t, 0]), 4), round(float(scene.ego[t, 1]), 4), 0.0],
+        }
+        for t in range(SAMPLES_PER_SCENE)
+    ]
+
+
+def sample_rows(scene: Scene, times: list[int]) -> list[dict]:
+    seed, index = scene.seed, scene.index
+    chain = [token("sample", seed, index, t) for t in times]
+    return [
+        {
+            "token": chain[place],
+            "scene_token": token("scene", seed, index),
+            "timestamp": timestamp(index, t),
+            **links(chain, place),
+        }
+        for place, t in enumerate(times)
+    ]
+
+
+def sample_data_rows(scene: Scene, times: list[int], width: int, height: int) -> list[dict]:
+    """One row for each picture."""
+    seed, index = scene.seed, scene.index
+    chains = {camera: [token("sample_data", seed, index, t, camera) for t in times] for camera in CAMERAS}
+    return [
+        {
+            "token": chains[camera][place],
+            "sample_token": token("sample", seed, index, t),
+            "ego_pose_token": token("ego_pose", seed, index, t),
+            "calibrated_sensor_token": token("calibrated_sensor", camera),
+            "timestamp": timestamp(index, t),
+            "fileformat": "jpg",
+            "is_key_frame": True,
+            "height": height,
+            "width": width,
+            "filename": image_file(seed, index, t, camera),
+            **links(chains[camera], place),
+        }
+        for place, t in enumerate(times)
+        for camera in CAMERAS
+    ]
+
+
+def annotation_rows(scene: Scene, frames: list[Frame]) -> tuple[list[dict], list[dict]]:
+    """The instances of a scene, and their boxes in the frames that show them."""
+    instances, annotations = [], []
     for i, agent in enumerate(scene.agents):
-        near = [
-            number
-            for number, t in enumerate(times)
-            if math.hypot(*(scene.poses[t, i, :2] - scene.ego[t, :2])) < ANNOTATION_RANGE
-            and views[number].visibility.get(i, 0.0) > 0.0
-        ]
+        near = [frame for frame in frames if is_annotated(scene, frame, i)]
         if not near:
             continue
-        chain = [token("sample_annotation", seed, index, times[number], i) for number in near]
-        instance = token("instance", seed, index, i)
-        tables["instance"].append(
+        chain = [token("sample_annotation", scene.seed, scene.index, frame.t, i) for frame in near]
+        instances.append(
             {
-                "token": instance,
+                "token": token("instance", scene.seed, scene.index, i),
                 "category_token": token("category", CATEGORIES[agent.kind]),
                 "nbr_annotations": len(chain),
                 "first_annotation_token": chain[0],
                 "last_annotation_token": chain[-1],
             }
         )
-        size = list(agent.size)
-        for place, number in enumerate(near):
-            t = times[number]
-            before, after = links(chain, place)
-            share = views[number].visibility[i]
-            level = next(level for level, (_, high) in VISIBILITIES.items() if share <= high)
-            x, y, yaw, _ = scene.poses[t, i].tolist()
-            tables["sample_annotation"].append(
-                {
-                    "token": chain[place],
-                    "sample_token": samples[number],
-                    "instance_token": instance,
-                    "visibility_token": level,
-                    "attribute_tokens": attribute_of(agent, str(scene.statuses[t, i])),
-                    "translation": [round(x, 4), round(y, 4), size[2] / 2],
-                    "size": size,
-                    "rotation": quaternion(yaw),
-                    "prev": before,
-                    "next": after,
-                    "num_lidar_pts": 0,
-                    "num_radar_pts": 0,
-                }
-            )
-    return tables
+        annotations += [annotation_row(scene, frame, i, chain, place) for place, frame in enumerate(near)]
+    return instances, annotations
 
 
-def links(chain: list[str], place: int) -> tuple[str, str]:
-    """Tokens before and after a place in a chain, "" at its ends."""
-    return chain[place - 1] if place else "", chain[place + 1] if place + 1 < len(chain) else ""
+def is_annotated(scene: Scene, frame: Frame, i: int) -> bool:
+    """Whether agent `i` is near the ego, and a picture shows a pixel of it."""
+    distance = math.hypot(*(scene.poses[frame.t, i, :2] - scene.ego[frame.t, :2]))
+    return distance < ANNOTATION_RANGE and frame.visibility.get(i, 0.0) > 0.0
+
+
+def annotation_row(scene: Scene, frame: Frame, i: int, chain: list[str], place: int) -> dict:
+    """The box of agent `i` in a frame, the one at `place` in the chain of its boxes."""
+    agent, t = scene.agents[i], frame.t
+    size = list(agent.size)
+    x, y, yaw, _ = scene.poses[t, i].tolist()
+    share = frame.visibility[i]
+    return {
+        "token": chain[place],
+        "sample_token": token("sample", scene.seed, scene.index, t),
+        "instance_token": token("instance", scene.seed, scene.index, i),
+        "visibility_token": next(level for level, (_, high) in VISIBILITIES.items() if share <= high),
+        "attribute_tokens": attribute_of(agent, str(scene.statuses[t, i])),
+        "translation": [round(x, 4), round(y, 4), size[2] / 2],
+        "size": size,
+        "rotation": quaternion(yaw),
+        **links(chain, place),
+        "num_lidar_pts": 0,
+        "num_radar_pts": 0,
+    }
+
+
+def links(chain: list[str], place: int) -> dict[str, str]:
+    """The tokens before and after a place in a chain, "" at its ends."""
+    before = chain[place - 1] if place else ""
+    return {"prev": before, "next": chain[place + 1] if place + 1 < len(chain) else ""}

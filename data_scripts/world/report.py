@@ -1,8 +1,8 @@
 """What a synthetic world holds: how often each class is seen, how large, and how the answers are spread.
 
-`balance` in `world.json` has an entry a template: {"count", "top_answer", "top_share"}, where the top share is what a
-constant answer to every question of the template would score. For templates answered yes or no it must lie near one
-half.
+`balance` in `world.json` has one entry per template: {"count", "answers", "top_answer", "top_share"}. The top share is
+what a constant answer to every question of the template would score. For templates answered yes or no it must lie near
+one half.
 """
 
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from data_scripts.question_types import OBJECT_TAG, question_type
-from data_scripts.world.questions import CLASSES, DIRECTIONS, PLURALS, View
-from data_scripts.world.render import FULL_WIDTH
+from data_scripts.world.cameras import FULL_WIDTH
+from data_scripts.world.sight import Frame
+from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
 
 _NAMES = sorted([*CLASSES, *PLURALS.values()], key=len, reverse=True)
 _DIRECTIONS = sorted(DIRECTIONS.values(), key=len, reverse=True)
@@ -31,17 +32,17 @@ def empty_statistics() -> dict:
     return {"scenes": 0, "frames": 0, "seen": Counter(), "frames_with": Counter(), "heights": Counter(), "answers": {}}
 
 
-def statistics(views: list[View], questions: list[dict]) -> dict:
+def statistics(frames: list[Frame], questions: list[dict]) -> dict:
     """Counts of one scene, to be added up: `answers` is {task: {template: {answer: count}}}, `heights` are in pixels
     of 96."""
     found = empty_statistics()
-    found["scenes"], found["frames"] = 1, len(views)
+    found["scenes"], found["frames"] = 1, len(frames)
     answers = defaultdict(lambda: defaultdict(Counter))
-    for view, frame in zip(views, questions, strict=True):
-        found["seen"].update(o.kind for o in view.seen)
-        found["frames_with"].update({o.kind for o in view.seen})
-        found["heights"].update(str(round((o.box[3] - o.box[1]) * 96 / 900)) for o in view.seen)
-        for task, pairs in frame.items():
+    for frame, asked in zip(frames, questions, strict=True):
+        found["seen"].update(o.kind for o in frame.seen)
+        found["frames_with"].update({o.kind for o in frame.seen})
+        found["heights"].update(str(round((o.box[3] - o.box[1]) * 96 / 900)) for o in frame.seen)
+        for task, pairs in asked.items():
             for question, answer in pairs:
                 answers[task][template_of(question)][OBJECT_TAG.sub("<c>", answer)] += 1
     found["answers"] = answers
@@ -97,7 +98,7 @@ def print_report(world: dict) -> None:
     counts = world["counts"]
     print(
         f"{counts['scenes']} scenes, {counts['frames']} key frames, {counts['questions']} questions "
-        f"({counts['questions_per_frame']} a frame), {counts['objects_per_view']} objects a view, "
+        f"({counts['questions_per_frame']} per frame), {counts['objects_per_view']} objects per view, "
         f"median height {counts['median_height_of_96']} of 96 pixels"
     )
     seen = ", ".join(f"{kind} {share:.0%}" for kind, share in counts["share_of_frames_with"].items())

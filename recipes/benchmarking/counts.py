@@ -1,8 +1,8 @@
-"""Multiply-adds, bytes and the machine's limits: what a measured time can be held against.
+"""Multiply-adds, bytes and the machine's limits, to compare a measured time with.
 
 A `Phase` is a stretch of work bound by one of two limits, matrix products or memory traffic. Multiply-adds are those
 of matrix products, convolutions and attention, which is counted densely (queries times keys), as torch's own counter
-does. Bytes are the weights, once a pass, and the key/value cache: what cannot be avoided.
+does. Bytes are what cannot be avoided: the weights, once per pass, and the key/value cache.
 """
 
 import time
@@ -14,32 +14,42 @@ import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a machine reaches at best."""
+
+    matmul_flops: float  # floating-point operations per second, two per multiply-add
+    memory_bytes_per_second: float
+    matmul_shape: tuple[int, int, int] = (0, 0, 0)  # of the fastest product
+    probes: int = 0
+
+
+@dataclass(frozen=True)
 class Phase:
     macs: int = 0
     bytes: int = 0
 
-    def limit(self, machine: dict) -> tuple[float, str]:
+    def limit(self, limits: Limits) -> tuple[float, str]:
         """Least seconds on this machine, and what binds."""
-        products = 2 * self.macs / machine["matmul_flops"]
-        memory = self.bytes / machine["memory_bytes_per_second"]
+        products = 2 * self.macs / limits.matmul_flops
+        memory = self.bytes / limits.memory_bytes_per_second
         return (products, "matmul") if products >= memory else (memory, "memory")
 
 
-def limit_of(phases: list[Phase], machine: dict) -> tuple[float, str]:
+def limit_of(phases: list[Phase], limits: Limits) -> tuple[float, str]:
     """Least seconds for phases one after another, and what binds the larger part of them."""
     seconds = {"matmul": 0.0, "memory": 0.0}
     for phase in phases:
-        least, bound = phase.limit(machine)
+        least, bound = phase.limit(limits)
         seconds[bound] += least
     return sum(seconds.values()), max(seconds, key=seconds.get)
 
 
-class Counter:
-    """Counts for one SmolDriver configuration and the SmolVLM in whose place it stands.
+class WorkCounts:
+    """Multiply-adds and bytes of one SmolDriver configuration and of the SmolVLM that it replaces.
 
     Args:
         smoldriver, smolvlm: the configurations.
-        item (`int`): bytes a weight.
+        item (`int`): bytes per weight.
     """
 
     def __init__(self, smoldriver, smolvlm, item: int):
@@ -65,11 +75,11 @@ class Counter:
         return patches * 3 * config.patch_size**2 * width + config.num_hidden_layers * layer
 
     def vision_macs(self, image_size: int, budget: int, frames: int = 1, training: bool = False) -> int:
-        """SmolDriver's vision model without the connector, six views a frame."""
+        """SmolDriver's vision model without the connector, six views per frame."""
         config, width = self.vision, self.vision.hidden_size
         patches = (image_size // config.tower_config.patch_size) ** 2
         queries = budget * self.scale_factor**2
-        # The attention of position keys is the same for every picture, and at inference kept from an earlier call.
+        # Position keys attend alike to every picture; at inference their attention is kept from an earlier call.
         content = config.resampler_keys == "content"
         of_keys, of_queries = (frames, 1) if content else (training, training)
         keys = patches * width**2 + queries * patches * width
@@ -120,7 +130,7 @@ class Counter:
         return Phase(self.text_macs(length, length**2, heads), self.text_bytes(0))
 
     def continuation_phases(self, prefix: int, question: int, rows: int, new_tokens: int) -> list[Phase]:
-        """Rows of `question` tokens behind a shared prefix, then the answer, a token a step."""
+        """Rows of `question` tokens behind a shared prefix, then the answer, one token per step."""
         phases = []
         if question:
             pairs = rows * question * (prefix + question)
@@ -132,7 +142,7 @@ class Counter:
         return phases
 
     def training_phases(self, image_size, budget, frames, tokens, pairs, heads, trained_weights: int) -> list[Phase]:
-        """Forward and backward (twice the forward), then AdamW on float32 weights: 28 bytes a weight."""
+        """Forward and backward (twice the forward), then AdamW on float32 weights: 28 bytes per weight."""
         forward = self.vision_macs(image_size, budget, frames, training=True) + self.connector_macs(budget, frames)
         forward += self.text_macs(tokens, pairs, heads)
         return [Phase(macs=3 * forward), Phase(bytes=28 * trained_weights)]
@@ -153,7 +163,7 @@ def seconds_of(run, device: str) -> float:
 
 
 class LimitProbe:
-    """Measures products of three shapes and a large copy, in every round again, beside what is held against them."""
+    """Times products of three shapes and a large copy, once in every round beside the contestants."""
 
     def __init__(self, device: str, dtype: torch.dtype, width: int, mlp: int):
         self.device = device
@@ -176,14 +186,10 @@ class LimitProbe:
             seconds.append(seconds_of(lambda left=left, right=right: F.linear(left, right), self.device))
         self.copies.append(seconds_of(lambda: self.target.copy_(self.source), self.device))
 
-    def result(self) -> dict:
-        """Medians; products of the fastest shape, in floating-point operations a second (two a multiply-add)."""
+    def result(self) -> Limits:
+        """Medians over the rounds; products of the fastest shape."""
         measured = zip(self.shapes, self.products, strict=True)
         rates = [2 * m * k * n / median(seconds) for (m, k, n), seconds in measured]
         best = rates.index(max(rates))
-        return {
-            "matmul_flops": rates[best],
-            "matmul_shape": list(self.shapes[best]),
-            "memory_bytes_per_second": 2 * self.source.nbytes / median(self.copies),
-            "probes": len(self.copies),
-        }
+        bandwidth = 2 * self.source.nbytes / median(self.copies)
+        return Limits(rates[best], bandwidth, self.shapes[best], len(self.copies))

@@ -1,4 +1,4 @@
-"""The benchmark's inference parts: vision, prefill and decoding, answers to many questions of one scene."""
+"""The benchmark's inference parts: vision, prefill and decoding, answers to many questions about one frame."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from recipes.benchmarking.counts import Counter, LimitProbe, Phase, seconds_of
+from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts, seconds_of
 from recipes.benchmarking.models import (
     Size,
     drivelm_style_questions,
@@ -31,7 +31,7 @@ class Contestant:
 
     Args:
         phases: the work of one run.
-        stands_for: numbers of questions that a run of one question is multiplied to, a row each.
+        stands_for: numbers of questions that a run of one question is multiplied to, one row each.
     """
 
     row: dict
@@ -76,7 +76,7 @@ def _row(contestant: Contestant, seconds: list[float], number: int) -> dict:
 
 
 class InferenceBench:
-    """Both models with one language model between them, and inputs for them."""
+    """Both models, which share a language model, and inputs for them."""
 
     def __init__(self, size: Size, device: str, dtype: torch.dtype):
         self.size, self.device = size, device
@@ -85,7 +85,7 @@ class InferenceBench:
         self.smolvlm = make_smolvlm(smolvlm_config, self.smoldriver)
         for model in (self.smoldriver, self.smolvlm):
             model.requires_grad_(False)
-        self.counter = Counter(config, smolvlm_config, item=dtype.itemsize)
+        self.counter = WorkCounts(config, smolvlm_config, item=dtype.itemsize)
         self.full = size.budgets[0]
         self.scenes = {
             budget: self.processor.encode_scene(pictures(), visual_tokens=budget).to(device) for budget in size.budgets

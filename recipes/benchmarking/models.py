@@ -37,7 +37,7 @@ class Size:
     tower_width: int
     tower_layers: int
     tower_image_size: int
-    budget_image_sizes: dict[int, int]  # budgets (tokens a camera) whose pictures are smaller
+    budget_image_sizes: dict[int, int]  # budgets (tokens per camera) whose pictures are smaller
     budgets: tuple[int, ...]  # measured, full budget first, then falling
     # language model of both
     text_width: int
@@ -53,7 +53,7 @@ class Size:
 
     @property
     def small_budget(self) -> int:
-        """9 tokens a camera; in the tiny model, where 9 is the full budget, 4."""
+        """9 tokens per camera; in the tiny model, where 9 is the full budget, 4."""
         return 9 if self.budgets[0] > 9 else 4
 
     def without_language_model(self) -> "Size":
@@ -70,7 +70,7 @@ SIGLIP_BASE = {
     "scale_factor": 4,
 }
 VIT_BASE = {"tower_width": 768, "tower_layers": 12}
-# 21 x 21 patches instead of SigLIP's 32 x 32: the resamplers still write all 64 tokens a camera.
+# 21 x 21 patches instead of SigLIP's 32 x 32: the resamplers still write all 64 tokens per camera.
 SMALL_TOWER = {
     **VIT_BASE,
     "tower_image_size": 336,
@@ -271,7 +271,7 @@ def make_smoldriver(config: SmolDriverConfig, device: str, dtype: torch.dtype) -
 def make_smolvlm(
     config: SmolVLMConfig, smoldriver: SmolDriverForConditionalGeneration
 ) -> SmolVLMForConditionalGeneration:
-    """A SmolVLM that holds the very language model of `smoldriver`, not a copy."""
+    """A SmolVLM that shares the language model of `smoldriver`."""
     torch.manual_seed(0)
     text_config = config.text_config
     config.text_config = LlamaConfig(**{**text_config.to_dict(), "num_hidden_layers": 0})
@@ -287,7 +287,7 @@ def make_smolvlm(
 def one_camera_after_another(
     vision: SmolDriverVisionModel, pixel_values: torch.Tensor, camera_ids: list[int], side: int
 ) -> torch.Tensor:
-    """The paper's way to the vision model's output: a tower call a camera and a resampler a camera, in a loop.
+    """The paper's way to the vision model's output: one call of the tower and of a resampler per camera, in a loop.
 
     Shapes as in [`SmolDriverVisionModel`]; the weights are its own, so that the outputs can be compared.
     """

@@ -39,7 +39,7 @@ def find(rows: list[dict], part: str, what: str, **wanted) -> dict | None:
 def ratios(rows: list[dict], size: str) -> dict[str, float]:
     """How many times faster; `prefill_9_vs_81` and `scene_9_vs_81` are shares of time, `matmul_share...` of the limit.
 
-    "81" stands for the largest budget of tokens a camera and "9" for 9 (4 in the tiny model). The vision model's
+    "81" stands for the largest budget of tokens per camera and "9" for 9 (4 in the tiny model). The vision model's
     ratios hold at SmolVLM2-2.2B's dimensions where those were measured; those of the run's own have its size in the
     name.
     """
@@ -123,7 +123,7 @@ def print_table(rows: list[dict]):
 
 
 def draw(report: dict, path):
-    """One panel a part that was measured; written aside and renamed by the caller."""
+    """One panel per measured part; the caller writes the file aside and renames it."""
     rows = report["rows"]
     parts = list(dict.fromkeys((row["part"], row["size"]) for row in rows))
     figure, axes = plt.subplots(1, max(1, len(parts)), figsize=(5.5 * max(1, len(parts)), 4.2), squeeze=False)
@@ -135,13 +135,13 @@ def draw(report: dict, path):
             high = [row["seconds_max"] - row["seconds"] for row in of_part]
             axis.barh(labels, [row["seconds"] for row in of_part], xerr=[low, high])
             axis.invert_yaxis()
-            axis.set_xlabel("seconds a scene (median, whole range)")
+            axis.set_xlabel("seconds per frame (median, whole range)")
         else:
             for what, budget in dict.fromkeys((row["what"], row["budget"]) for row in of_part):
                 series = [row for row in of_part if (row["what"], row["budget"]) == (what, budget)]
                 rates = [row["questions"] / row["seconds"] for row in series]
                 axis.plot([row["questions"] for row in series], rates, "o-", label=f"{what}, {budget}")
-            axis.set(xscale="log", yscale="log", xlabel="questions a scene", ylabel="questions a second")
+            axis.set(xscale="log", yscale="log", xlabel="questions per frame", ylabel="questions per second")
             axis.legend(fontsize=7)
         axis.set_title(f"{part}, {size}")
     machine = report["machine"]

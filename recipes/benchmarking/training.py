@@ -1,4 +1,4 @@
-"""The benchmark's training part: one question a step against a frame's questions packed behind its pictures.
+"""The benchmark's training part: one question per step beside a frame's questions packed behind its pictures.
 
 A step is the forward pass and loss of `SmolDriverSFTTrainer`, the backward pass and fused AdamW; vision and language
 model both train, with float32 weights and, in bfloat16, autocast, as in the trainer, without gradient checkpointing.
@@ -15,13 +15,13 @@ from datasets import Dataset
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.packing_smoldriver import PackedLayout
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.benchmarking.counts import Counter, Phase
+from recipes.benchmarking.counts import Phase, WorkCounts
 from recipes.benchmarking.inference import QUESTION_COUNTS, Contestant
 from recipes.benchmarking.models import Size, make_processor, make_smoldriver, scene_row
 from smoldriver_common.processes import peak_resident_bytes
 
 CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
-"""(questions a step, sequences they are packed in)"""
+"""(questions per step, packs that they fill)"""
 
 
 class TrainingBench:
@@ -93,7 +93,7 @@ class TrainingBench:
                 pairs += group.branches * group.branch * (layout.prefix + group.branch)
         else:
             pairs = length**2
-        counter = Counter(self.config, self.smolvlm_config, item=4)
+        counter = WorkCounts(self.config, self.smolvlm_config, item=4)
         phases = counter.training_phases(
             image_size=batch["pixel_values"].shape[-1],
             budget=self.size.budgets[0],
@@ -113,8 +113,8 @@ def name_of(questions: int, packs: int) -> str:
 def estimate_bytes(size: Size, questions: int, dtype: torch.dtype) -> int:
     """Memory of one training step: weights, gradients, two moments, autocast's copies and activations.
 
-    Activations follow from what a layer keeps for its backward pass: about 20 values of its width a token in a tower,
-    12 widths and 5 MLP widths in the language model. A rough figure; the report holds it beside the measured peak.
+    Activations follow from what a layer keeps per token for its backward pass: about 20 widths in a tower, 12 widths
+    and 5 MLP widths in the language model. A rough figure; the report shows it beside the measured peak.
     """
     processor, config, _ = make_processor(size)
     item = 2 if dtype == torch.bfloat16 else 4

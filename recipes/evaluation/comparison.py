@@ -1,74 +1,126 @@
-"""Finished evaluations side by side: the same questions, paired bootstrap over scenes against the first."""
+"""Finished evaluations side by side: the same questions, paired bootstrap over scenes against the first model."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
+from recipes.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Contestant,
+    Leakage,
+    Metrics,
+    Prediction,
+    Settings,
+    read_metrics,
+    read_predictions,
+)
+from recipes.metrics.drivelm.scores import compare_predictions
 
-from recipes.metrics.drivelm.drivelm import compare_predictions
-
-TESTED = ("accuracy", "listing_f1", "exact_match", "bleu")  # what a p-value is computed for
+TESTED = ("accuracy", "listing_f1", "exact_match", "bleu")  # metrics that get a p-value
 
 
 @dataclass
-class Run:
-    """One evaluation's folder: its `metrics.json` and the rows of its `predictions.parquet` by contestant."""
+class Evaluation:
+    """One finished evaluation: its scores, and its answers by `Contestant.name`, the model's first."""
 
     folder: Path
-    metrics: dict
-    predictions: dict[str, list[dict]]  # the model first, then its controls
+    metrics: Metrics
+    predictions: dict[str, list[Prediction]]
 
     @property
     def model(self) -> str:
-        return next(iter(self.predictions))
+        return self.metrics.settings.name
 
 
-def read_run(folder: Path) -> Run:
+@dataclass
+class Compared:
+    """A contestant as a comparison shows it."""
+
+    name: str  # unique, for people
+    contestant: Contestant
+    result: dict  # as in metrics.json
+    predictions: list[Prediction]  # in the first contestant's order
+    differences: dict | None = None  # from the first; {group: {metric: {"difference", "ci", "p_value"}}}
+
+
+@dataclass
+class Comparison:
+    """Every evaluation's model, in the evaluations' order, then their controls.
+
+    `comparison.json` holds all of it but the predictions.
+    """
+
+    contestants: list[Compared]
+    models: list[str]  # names of the evaluations' models among the contestants
+    leakage: dict[str, Leakage]  # by those names
+    differing_settings: dict[str, dict]  # {setting: {those names: value}}
+    info: dict  # what the intervals of the differences are
+
+    @property
+    def first(self) -> Compared:
+        return self.contestants[0]
+
+    @property
+    def results(self) -> dict[str, dict]:
+        return {one.name: one.result for one in self.contestants}
+
+    @property
+    def differences(self) -> dict[str, dict]:
+        return {one.name: one.differences for one in self.contestants if one.differences is not None}
+
+    def as_json(self) -> dict:
+        return {
+            "first": self.first.name,
+            "results": self.results,
+            "differences": self.differences,
+            "info": self.info,
+            "leakage": {name: str(leakage) for name, leakage in self.leakage.items()},
+            "differing_settings": self.differing_settings,
+        }
+
+
+def read_evaluation(folder: Path) -> Evaluation:
     """A finished evaluation.
 
     Raises:
         FileNotFoundError: `metrics.json` or `predictions.parquet` is missing.
-        ValueError: a prediction is there twice, or a contestant lacks or adds one.
+        ValueError: another version wrote it, a prediction is duplicated, or contestants answered different questions.
     """
-    for name in ("metrics.json", "predictions.parquet"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no finished evaluation: it has no {name}")
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    predictions = {name: [] for name in metrics["results"]}
-    for row in pq.read_table(folder / "predictions.parquet").to_pylist():
-        if row["model"] not in predictions:
-            raise ValueError(f"{folder}/predictions.parquet has answers of {row['model']!r}, metrics.json has not")
-        predictions[row["model"]].append(row)
-    run = Run(folder, metrics, predictions)
+    metrics = read_metrics(folder)
+    where = folder / PREDICTIONS_FILE
+    predictions = {name: [] for name in metrics.results}
+    for prediction in read_predictions(folder):
+        if prediction.model not in predictions:
+            raise ValueError(f"{where} has answers of {prediction.model!r}, metrics.json has not")
+        predictions[prediction.model].append(prediction)
+    evaluation = Evaluation(folder, metrics, predictions)
     expected = None
-    for name, rows in predictions.items():
-        ids = references(rows, f"{folder}/predictions.parquet, {name}")
-        if len(ids) != metrics["results"][name]["overall"]["count"]:
+    for name, answers in predictions.items():
+        found, counted = references(answers, f"{where}, {name}"), metrics.results[name]["overall"]["count"]
+        if len(found) != counted:
             raise ValueError(
-                f"{folder}/predictions.parquet has {len(ids)} answers of {name}, metrics.json counts"
-                f" {metrics['results'][name]['overall']['count']}: some are missing; evaluate again"
+                f"{where} has {len(found)} answers of {name}, metrics.json counts {counted}: some are missing;"
+                " evaluate again"
             )
-        expected = expected or ids
-        check_same(expected, ids, f"{folder}, {run.model}", f"{folder}, {name}")
-    return run
+        expected = expected or found
+        check_same_questions(expected, found, f"{folder}, {evaluation.model}", f"{folder}, {name}")
+    return evaluation
 
 
-def references(rows: list[dict], where: str) -> dict[str, str]:
+def references(predictions: list[Prediction], where: str) -> dict[str, str]:
     """Reference answer by question id.
 
     Raises:
-        ValueError: an id is there twice.
+        ValueError: an id is duplicated.
     """
     found = {}
-    for row in rows:
-        if row["id"] in found:
-            raise ValueError(f"{where}: the id {row['id']!r} is there twice")
-        found[row["id"]] = row["reference"]
+    for one in predictions:
+        if one.id in found:
+            raise ValueError(f"{where}: the id {one.id!r} is duplicated")
+        found[one.id] = one.reference
     return found
 
 
-def check_same(first: dict[str, str], other: dict[str, str], where_first: str, where_other: str) -> None:
+def check_same_questions(first: dict[str, str], other: dict[str, str], where_first: str, where_other: str) -> None:
     """Two contestants answered the same questions.
 
     Raises:
@@ -89,98 +141,105 @@ def check_same(first: dict[str, str], other: dict[str, str], where_first: str, w
         )
 
 
-def compare_runs(runs: list[Run], bootstrap_samples: int) -> dict:
-    """All runs' models, then their controls, with their differences from the first run's model.
+def compare_evaluations(evaluations: list[Evaluation], bootstrap_samples: int) -> Comparison:
+    """All models, then their controls, with their differences from the first evaluation's model.
 
-    -> {"first": name, "results": {name: as in metrics.json}, "predictions": {name: rows in the first's order},
-        "differences": {name: {group: {metric: {"difference", "ci", "p_value"}}}}, "info": what the intervals are,
-        "leakage": {model: its line}, "differing_settings": {setting: {model: value}}}
-    The majority answer needs no model, so that runs on the same data share it: it is shown once.
+    Raises:
+        ValueError: an evaluation is given twice, BERTScores are of different encoders, or questions differ.
     """
-    labels = contestant_labels(runs)
-    infos = {label: run.metrics["info"] for run, label in zip(runs, labels, strict=True)}
-    check_encoders(infos)
-    first = runs[0].predictions[runs[0].model]
-    ids = references(first, str(runs[0].folder))
-    results, predictions = {}, {}
-
-    def add(key: str, run: Run, name: str) -> None:
-        check_same(ids, references(run.predictions[name], f"{run.folder}, {name}"), labels[0], f"{run.folder}, {name}")
-        by_id = {row["id"]: row for row in run.predictions[name]}
-        results[key], predictions[key] = run.metrics["results"][name], [by_id[identity] for identity in ids]
-
-    for run, label in zip(runs, labels, strict=True):
-        add(label, run, run.model)
-    for run, label in zip(runs, labels, strict=True):
-        for name in list(run.predictions)[1:]:
-            key = name if name == "majority" or len(runs) == 1 else f"{label}: {name}"
-            if key not in results:
-                add(key, run, name)
-    differences, info = {}, {}
-    for name in list(predictions)[1:]:
-        differences[name], info = paired(first, predictions[name], bootstrap_samples)
-    return {
-        "first": labels[0],
-        "results": results,
-        "differences": differences,
-        "predictions": predictions,
-        "info": info,
-        "leakage": {label: described["leakage"] for label, described in infos.items()},
-        "differing_settings": differing_settings({label: infos[label]["settings"] for label in labels}),
-    }
+    names = model_names(evaluations)
+    check_encoders(dict(zip(names, evaluations, strict=True)))
+    contestants = [
+        in_order_of(evaluations[0], evaluation, name, Contestant(evaluation.model))
+        for evaluation, name in zip(evaluations, names, strict=True)
+    ]
+    for evaluation, name in zip(evaluations, names, strict=True):
+        for control in [key for key in evaluation.predictions if key != evaluation.model]:
+            # The majority answer needs no model, so evaluations of the same data share it.
+            shown = control if control == "majority" or len(evaluations) == 1 else f"{name}: {control}"
+            if shown not in (one.name for one in contestants):
+                contestant = Contestant(evaluation.model, control)
+                contestants.append(in_order_of(evaluations[0], evaluation, shown, contestant))
+    info = {}
+    for one in contestants[1:]:
+        one.differences, info = paired_differences(contestants[0].predictions, one.predictions, bootstrap_samples)
+    return Comparison(
+        contestants=contestants,
+        models=names,
+        leakage={name: one.metrics.leakage for name, one in zip(names, evaluations, strict=True)},
+        differing_settings=differing_settings(
+            {name: one.metrics.settings for name, one in zip(names, evaluations, strict=True)}
+        ),
+        info=info,
+    )
 
 
-def check_encoders(infos: dict[str, dict]) -> None:
-    """All BERTScores are of one encoder; runs without any may stand beside them.
+def in_order_of(first: Evaluation, evaluation: Evaluation, name: str, contestant: Contestant) -> Compared:
+    """A contestant of `evaluation`, its answers in the order of the first evaluation's model.
+
+    Raises:
+        ValueError: the two answered different questions.
+    """
+    expected = references(first.predictions[first.model], str(first.folder))
+    answers, where = evaluation.predictions[contestant.name], f"{evaluation.folder}, {contestant.name}"
+    check_same_questions(expected, references(answers, where), f"{first.folder}, {first.model}", where)
+    by_id = {one.id: one for one in answers}
+    return Compared(name, contestant, evaluation.metrics.results[contestant.name], [by_id[key] for key in expected])
+
+
+def check_encoders(evaluations: dict[str, Evaluation]) -> None:
+    """All BERTScores are of one encoder; evaluations without BERTScore may stand beside them.
 
     Raises:
         ValueError: names each model's encoder.
     """
-    encoders = {label: info["bertscore_encoder"] for label, info in infos.items() if info.get("bertscore_encoder")}
+    encoders = {name: one.metrics.bertscore_encoder for name, one in evaluations.items()}
+    encoders = {name: encoder for name, encoder in encoders.items() if encoder}
     if len(set(encoders.values())) > 1:
-        told = "; ".join(f"{label}: {encoder}" for label, encoder in encoders.items())
+        found = "; ".join(f"{name}: {encoder}" for name, encoder in encoders.items())
         raise ValueError(
-            f"the BERTScores are of different encoders ({told}) and cannot be compared: evaluate with the same"
+            f"the BERTScores are of different encoders ({found}) and cannot be compared: evaluate with the same"
             " --bertscore-model"
         )
 
 
-def differing_settings(settings: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+def differing_settings(settings: dict[str, Settings]) -> dict[str, dict]:
     """{setting: {model: value}} of the settings that differ, beyond which model it was."""
-    first = next(iter(settings.values()))
+    by_model = {name: asdict(one) for name, one in settings.items()}
     found = {}
-    for name in first:
-        values = {label: one.get(name, "not recorded") for label, one in settings.items()}
-        if name not in ("model", "name") and len(set(values.values())) > 1:
-            found[name] = values
+    for setting in asdict(next(iter(settings.values()))):
+        values = {name: one[setting] for name, one in by_model.items()}
+        if setting not in ("model", "name") and len(set(values.values())) > 1:
+            found[setting] = values
     return found
 
 
-def paired(first: list[dict], other: list[dict], bootstrap_samples: int) -> tuple[dict, dict]:
-    """`compare_predictions` of two contestants' rows, which are in the same order -> (groups, info)."""
+def paired_differences(first: list[Prediction], other: list[Prediction], bootstrap_samples: int) -> tuple[dict, dict]:
+    """`compare_predictions` of two contestants' answers, which are in the same order -> (groups, info)."""
     compared = compare_predictions(
-        [row["prediction"] for row in first],
-        [row["prediction"] for row in other],
-        [row["reference"] for row in first],
-        question_types=[row["type"] for row in first],
-        scene_tokens=[row["scene_token"] for row in first],
+        [one.prediction for one in first],
+        [one.prediction for one in other],
+        [one.reference for one in first],
+        question_types=[one.type for one in first],
+        scene_tokens=[one.scene_token for one in first],
         metrics=TESTED,
         bootstrap_samples=bootstrap_samples,
     )
     return compared, compared.pop("info")
 
 
-def contestant_labels(runs: list[Run]) -> list[str]:
-    """Each run's name; its folder beside it where several runs are named the same.
+def model_names(evaluations: list[Evaluation]) -> list[str]:
+    """The name of each evaluation's model; its folder beside it where several have one name.
 
     Raises:
         ValueError: the same folder twice.
     """
-    folders = [run.folder.resolve() for run in runs]
+    folders = [one.folder.resolve() for one in evaluations]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise ValueError(f"{folder} is named twice: compare different runs")
-    names = [run.model for run in runs]
+            raise ValueError(f"{folder} is named twice: compare different evaluations")
+    names = [one.model for one in evaluations]
     return [
-        name if names.count(name) == 1 else f"{name} ({run.folder})" for name, run in zip(names, runs, strict=True)
+        name if names.count(name) == 1 else f"{name} ({one.folder})"
+        for name, one in zip(names, evaluations, strict=True)
     ]

@@ -1,26 +1,28 @@
-"""Fills model_card.md: every headline number stands beside its controls and its interval, or there is no card.
+"""Fills in model_card.md: every headline number stands beside its controls and its interval, or there is no card.
 
-A question type whose questions are all of one scene can have no interval: its number says so.
+A question type whose questions are all of one scene cannot have an interval: its number says so.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_smoldriver.configuration_smoldriver import visual_token_budgets
+from recipes.evaluation.predictions import CONTROLS, Metrics
 from recipes.evaluation.provenance import SOURCES, is_hub_id
-from recipes.evaluation.tables import conditions
+from recipes.evaluation.tables import BUDGET_COLUMNS, Column, conditions, milliseconds, percent
 
 TEMPLATE = Path(__file__).parents[2] / "model_card.md"
-REQUIRED_CONTROLS = ("majority", "other_scene_images", "text_only")  # what pictures must bring anything beyond
-HEADLINES = (  # name, group, metric, the Hub's name of the metric
-    ("closed accuracy", "overall", "accuracy", "accuracy"),
-    ("yes/no accuracy", "yes_no", "accuracy", "accuracy"),
-    ("listing F1", "listing", "listing_f1", "f1"),
-    ("BLEU", "overall", "bleu", "bleu"),
-    ("BERTScore F1", "overall", "bertscore_f1", "bertscore"),
-)
-BUDGET_COLUMNS = ("closed_accuracy", "yes_no", "status", "listing_f1")
+REQUIRED_CONTROLS = ("majority", "other_scene_images", "text_only")  # the pictures must be worth more than these
+HEADLINES = {  # column: the Hub's name of its metric
+    Column("closed accuracy", "overall", "accuracy"): "accuracy",
+    Column("yes/no accuracy", "yes_no", "accuracy"): "accuracy",
+    Column("listing F1", "listing", "listing_f1"): "f1",
+    Column("BLEU", "overall", "bleu"): "bleu",
+    Column("BERTScore F1", "overall", "bertscore_f1"): "bertscore",
+}
+CARD_BUDGET_COLUMNS = tuple(key for key in BUDGET_COLUMNS if key != "bleu")
 DATA = {
     "drivelm": {
         "name": "DriveLM-nuScenes",
@@ -51,70 +53,92 @@ WIDGET = (
 )
 
 
-def headlines(results: dict[str, dict], left_out: dict[str, str]) -> list[dict]:
-    """The model's headline numbers with their controls: {"name", "group", "metric", "hub", "controls": {name: value}}.
+@dataclass
+class Headline:
+    """A number of the model that the card shows, and the same number of each control."""
 
-    Each has an interval, but for a question type whose questions are all of one scene: that can have none.
+    column: Column
+    value: float
+    interval: list[float] | None
+    controls: dict[str, float | None]
+
+    def best_control(self) -> tuple[str, float]:
+        known = {name: value for name, value in self.controls.items() if value is not None}
+        return max(known.items(), key=lambda entry: entry[1])
+
+
+def headlines(metrics: Metrics) -> list[Headline]:
+    """The model's headline numbers with their controls.
+
+    Each has an interval, unless it is of a question type whose questions are all of one scene.
 
     Raises:
         ValueError: names the number, and the interval or the control that it lacks.
     """
-    model, *others = results
+    model, *controls = metrics.results
     found = []
-    for name, group, metric, hub in HEADLINES:
-        entry = results[model].get(group, {})
-        if entry.get(metric) is None:
+    for column in HEADLINES:
+        result = metrics.results[model]
+        if column.value(result) is None:
             continue
-        if entry.get(f"{metric}_ci") is None and (group == "overall" or entry["scenes"] > 1):
-            raise ValueError(
-                f"the headline number {name!r} lacks its interval: evaluate several scenes, with --bootstrap-samples"
-                " above 0 (default 1000)"
-            )
-        controls = {other: results[other].get(group, {}).get(metric) for other in others}
-        for control in REQUIRED_CONTROLS:
-            if controls.get(control) is None:
-                why = f" (left out: {left_out[control]})" if control in left_out else ""
-                raise ValueError(
-                    f"the headline number {name!r} lacks its control {control!r}{why}: evaluate with --controls"
-                    f" {' '.join(REQUIRED_CONTROLS)}"
-                )
-        found.append({"name": name, "group": group, "metric": metric, "hub": hub, "controls": controls})
-    if not found:
-        raise ValueError(
-            f"the evaluation has none of the headline numbers {', '.join(name for name, *_ in HEADLINES)}"
+        headline = Headline(
+            column,
+            column.value(result),
+            column.interval(result),
+            {name: column.value(metrics.results[name]) for name in controls},
         )
+        check_headline(headline, result, metrics.left_out_controls)
+        found.append(headline)
+    if not found:
+        names = ", ".join(column.head for column in HEADLINES)
+        raise ValueError(f"the evaluation has none of the headline numbers {names}")
     return found
 
 
-def cell(result: dict, headline: dict) -> str:
-    entry = result.get(headline["group"], {})
-    value, interval = entry.get(headline["metric"]), entry.get(headline["metric"] + "_ci")
+def check_headline(headline: Headline, result: dict, left_out: dict[str, str]) -> None:
+    """The headline has an interval, where it can have one, and the required controls.
+
+    Raises:
+        ValueError: names what the headline lacks.
+    """
+    name, group = headline.column.head, headline.column.group
+    if headline.interval is None and (group == "overall" or result[group]["scenes"] > 1):
+        raise ValueError(
+            f"the headline number {name!r} lacks its interval: evaluate several scenes, with --bootstrap-samples"
+            " above 0 (default 1000)"
+        )
+    for control in REQUIRED_CONTROLS:
+        if headline.controls.get(control) is None:
+            why = f" (left out: {left_out[control]})" if control in left_out else ""
+            raise ValueError(
+                f"the headline number {name!r} lacks its control {control!r}{why}: evaluate with --controls"
+                f" {' '.join(REQUIRED_CONTROLS)}"
+            )
+
+
+def cell(result: dict, column: Column) -> str:
+    value, interval = column.value(result), column.interval(result)
     if value is None:
         return "-"
     if interval is None:
-        return f"{100 * value:.1f} (no interval)"
-    return f"{100 * value:.1f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+        return f"{percent(value)} (no interval)"
+    return f"{percent(value)} ({percent(interval[0])} to {percent(interval[1])})"
 
 
-def not_clearly_better(result: dict, found: list[dict]) -> list[str]:
-    """Headline numbers without an interval, or that a control reaches: its value is not below the model's interval."""
+def not_clearly_better(found: list[Headline]) -> list[str]:
+    """Headline numbers without an interval, and those whose best control is not below the model's interval."""
     sentences = []
     for headline in found:
-        interval = result[headline["group"]].get(headline["metric"] + "_ci")
-        if interval is None:
-            sentences.append(f"{headline['name']} (no interval: all questions are of one scene)")
-            continue
-        control = max(
-            (name for name, value in headline["controls"].items() if value is not None), key=headline["controls"].get
-        )
-        if headline["controls"][control] >= interval[0]:
-            value = 100 * headline["controls"][control]
-            sentences.append(f"{headline['name']} ({control}: {value:.1f})")
+        name, value = headline.best_control()
+        if headline.interval is None:
+            sentences.append(f"{headline.column.head} (no interval: all questions are of one scene)")
+        elif value >= headline.interval[0]:
+            sentences.append(f"{headline.column.head} ({name}: {percent(value)})")
     return sentences
 
 
 def stage_rows(stages: list[dict]) -> list[dict]:
-    """What the card tells of each stage, without paths: a local base is named by its folder alone."""
+    """What the card says of each stage, without paths: a local base is named by its folder alone."""
     rows = []
     for stage in stages:
         sources = [stage[key] or "random weights" for key in SOURCES if key in stage] or ["not recorded"]
@@ -132,94 +156,108 @@ def stage_rows(stages: list[dict]) -> list[dict]:
 
 
 def write_card(
-    repo_id: str, metrics: dict, stages: list[dict], config: dict, figures: list[str], data: str = "drivelm"
+    repo_id: str, metrics: Metrics, stages: list[dict], config: dict, figures: list[str], data: str = "drivelm"
 ) -> str:
     """The card as text: YAML front matter with the model-index, then model_card.md filled in.
 
     Args:
-        metrics: `metrics.json` of an evaluation.
+        metrics: of an evaluation.
         stages: training manifests, the first stage first.
         config: the model's `config.json`.
         figures: names of figures in the repository.
-        data: a key of `DATA`, what it was trained and evaluated on.
+        data: a key of `DATA`, what the model was trained and evaluated on.
 
     Raises:
         ValueError: a headline number without its interval or its controls, or numbers of training frames.
     """
-    results, info, source = metrics["results"], metrics["info"], DATA[data]
-    split = info["settings"]["split"]
+    split = metrics.settings.split
     if split == "train":
-        raise ValueError("the evaluation asked about training frames (split 'train'): a card takes a split held out")
-    model = next(iter(results))
-    found = headlines(results, info["left_out_controls"])
-    evaluations = [
-        EvalResult(
-            task_type="image-text-to-text",
-            task_name="Questions about driving scenes",
-            dataset_type=source["id"],
-            dataset_name=source["name"],
-            dataset_split=split,
-            metric_type=headline["hub"],
-            metric_name=headline["name"],
-            metric_value=round(results[model][headline["group"]][headline["metric"]], 4),
-            metric_args={
-                "interval_95": _rounded(results[model][headline["group"]].get(headline["metric"] + "_ci")),
-                "controls": {name: _rounded(value) for name, value in headline["controls"].items()},
-            },
-        )
-        for headline in found
-    ]
-    bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key) or "")]
-    front_matter = ModelCardData(
-        model_name=repo_id.split("/")[-1],
-        language="en",
-        license=source["license"],
-        library_name="transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["autonomous-driving", "vision-language-model", "multi-camera", "smoldriver", "custom_code"],
-        datasets=[source["id"]] if data == "drivelm" else None,
-        base_model=list(dict.fromkeys(bases)) or None,
-        eval_results=evaluations,
-        widget=[{"text": text, "example_title": text} for text in WIDGET],
-    )
-    budgets = [
-        [tokens, *("-" if row.get(key) is None else f"{100 * row[key]:.1f}" for key in BUDGET_COLUMNS)]
-        + [f"{1000 * row[key]:.1f}" for key in ("encode_seconds_per_frame", "answer_seconds_per_question")]
-        for tokens, row in metrics.get("budgets", {}).items()
-    ]
+        raise ValueError("the evaluation asked about training frames (split 'train'): a card needs a held-out split")
+    found = headlines(metrics)
     card = ModelCard.from_template(
-        front_matter,
+        front_matter(repo_id, found, split, stages, data),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
-        data=source,
-        cameras=config["vision_config"]["cameras"],
-        tower=config["vision_config"]["tower_config"]["model_type"],
-        layers=config["text_config"]["num_hidden_layers"],
-        width=config["text_config"]["hidden_size"],
-        budgets=visual_token_budgets(config["vision_config"]["grid_size"], config["scale_factor"]),
-        split=split,
-        count=results[model]["overall"]["count"],
-        scenes=results[model]["overall"]["scenes"],
-        conditions=conditions(info["settings"]),
-        interval=info["interval"],
-        encoder=info.get("bertscore_encoder"),
-        leakage=info["leakage"],
-        headlines=found,
-        rows=[
-            {"name": f"`{name}`" if name != model else f"**{name}**", "cells": [cell(result, h) for h in found]}
-            for name, result in results.items()
-        ],
-        controls={name: text for name, text in info["controls"].items() if name in results},
-        not_clear=not_clearly_better(results[model], found),
-        budget_rows=budgets,
+        data=DATA[data],
         figures=figures,
         stages=stage_rows(stages),
+        **what_the_model_is(config),
+        **what_it_scored(metrics, found),
     )
     return card.content
 
 
-def _rounded(value):
-    if isinstance(value, list):
-        return [round(bound, 4) for bound in value]
-    return None if value is None else round(value, 4)
+def front_matter(repo_id: str, found: list[Headline], split: str, stages: list[dict], data: str) -> ModelCardData:
+    bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key) or "")]
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        language="en",
+        license=DATA[data]["license"],
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["autonomous-driving", "vision-language-model", "multi-camera", "smoldriver", "custom_code"],
+        datasets=[DATA[data]["id"]] if data == "drivelm" else None,
+        base_model=list(dict.fromkeys(bases)) or None,
+        eval_results=[model_index_entry(headline, split, data) for headline in found],
+        widget=[{"text": text, "example_title": text} for text in WIDGET],
+    )
+
+
+def model_index_entry(headline: Headline, split: str, data: str) -> EvalResult:
+    return EvalResult(
+        task_type="image-text-to-text",
+        task_name="Questions about driving scenes",
+        dataset_type=DATA[data]["id"],
+        dataset_name=DATA[data]["name"],
+        dataset_split=split,
+        metric_type=HEADLINES[headline.column],
+        metric_name=headline.column.head,
+        metric_value=round(headline.value, 4),
+        metric_args={
+            "interval_95": headline.interval and [round(bound, 4) for bound in headline.interval],
+            "controls": {
+                name: None if value is None else round(value, 4) for name, value in headline.controls.items()
+            },
+        },
+    )
+
+
+def what_the_model_is(config: dict) -> dict:
+    """The template's values on the architecture, of the model's `config.json`."""
+    vision, text = config["vision_config"], config["text_config"]
+    return {
+        "cameras": vision["cameras"],
+        "tower": vision["tower_config"]["model_type"],
+        "layers": text["num_hidden_layers"],
+        "width": text["hidden_size"],
+        "budgets": visual_token_budgets(vision["grid_size"], config["scale_factor"]),
+    }
+
+
+def what_it_scored(metrics: Metrics, found: list[Headline]) -> dict:
+    """The template's values on results and on how they came about."""
+    model = next(iter(metrics.results))
+    return {
+        "split": metrics.settings.split,
+        "count": metrics.results[model]["overall"]["count"],
+        "scenes": metrics.results[model]["overall"]["scenes"],
+        "conditions": conditions(metrics.settings),
+        "interval": metrics.interval,
+        "encoder": metrics.bertscore_encoder,
+        "leakage": metrics.leakage,
+        "headlines": [headline.column.head for headline in found],
+        "rows": [
+            {
+                "name": f"**{name}**" if name == model else f"`{name}`",
+                "cells": [cell(result, headline.column) for headline in found],
+            }
+            for name, result in metrics.results.items()
+        ],
+        "controls": {name: text for name, text in CONTROLS.items() if name in metrics.results},
+        "not_clear": not_clearly_better(found),
+        "budget_rows": [
+            [tokens, *(percent(entry.get(key)) for key in CARD_BUDGET_COLUMNS), *milliseconds(entry)]
+            for tokens, entry in metrics.budgets.items()
+        ],
+    }

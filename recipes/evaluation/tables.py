@@ -1,11 +1,29 @@
-"""What an evaluation shows of its results: which metric of which question type, and the tables that are printed."""
+"""What an evaluation shows of its results: which metric of which question type, and the tables that are printed.
 
-from recipes.evaluation.contestants import CONTROLS
-from recipes.metrics.drivelm.drivelm import CLOSED_TYPES, QUESTION_TYPES
+A `result` is one contestant's entry in `metrics.json`, a `budget` one of its budgets': see predictions.py.
+"""
+
+from typing import NamedTuple
+
+from recipes.evaluation.comparison import Comparison
+from recipes.evaluation.predictions import Metrics, Settings
+from recipes.metrics.drivelm.scores import CLOSED_TYPES, QUESTION_TYPES
+
+BUDGET_COLUMNS = ("closed_accuracy", "yes_no", "status", "listing_f1", "bleu")
 
 
-def is_control(name: str) -> bool:
-    return name.rpartition(": ")[2] in CONTROLS
+class Column(NamedTuple):
+    """One number of a result: `result[group][metric]`."""
+
+    head: str
+    group: str  # "overall" or a question type
+    metric: str
+
+    def value(self, result: dict) -> float | None:
+        return result.get(self.group, {}).get(self.metric)
+
+    def interval(self, result: dict) -> list[float] | None:
+        return result.get(self.group, {}).get(f"{self.metric}_ci")
 
 
 def type_metric(kind: str) -> str:
@@ -15,24 +33,28 @@ def type_metric(kind: str) -> str:
     return "accuracy" if kind in CLOSED_TYPES else "exact_match"
 
 
-def columns(results: dict[str, dict]) -> list[tuple[str, str, str]]:
-    """(head, group, metric) of what a table shows: closed accuracy, each question type that occurs, corpus BLEU."""
-    types = [kind for kind in QUESTION_TYPES if any(kind in result for result in results.values())]
-    words = {"exact_match": "exact", "listing_f1": "F1"}
-    heads = [(f"{kind} {words.get(type_metric(kind), 'accuracy')}", kind, type_metric(kind)) for kind in types]
-    return [("closed accuracy", "overall", "accuracy"), *heads, ("BLEU", "overall", "bleu")]
+def types_of(results: dict[str, dict]) -> list[str]:
+    """The question types that occur, in the metrics' order."""
+    return [kind for kind in QUESTION_TYPES if any(kind in result for result in results.values())]
 
 
-def conditions(settings: dict[str, str]) -> str:
-    """How a model was asked, in words, from metrics.json's settings, whose values are text."""
-    tokens, frames, questions = (settings[key] for key in ("visual_tokens", "max_frames", "questions_per_frame"))
-    budget = "the model's largest number of" if tokens == "None" else tokens
-    described = "with" if settings["use_scene_description"] == "True" else "without"
-    asked = "all questions" if questions == "None" else f"at most {questions} questions a frame"
-    of = "all frames" if frames == "None" else f"at most {frames} frames, evenly spread"
+def columns(results: dict[str, dict]) -> list[Column]:
+    """What a table shows: closed accuracy, each question type that occurs, corpus BLEU."""
+    words = {"exact_match": "exact", "listing_f1": "F1", "accuracy": "accuracy"}
+    types = [Column(f"{kind} {words[type_metric(kind)]}", kind, type_metric(kind)) for kind in types_of(results)]
+    return [Column("closed accuracy", "overall", "accuracy"), *types, Column("BLEU", "overall", "bleu")]
+
+
+def conditions(settings: Settings) -> str:
+    """How a model was asked, in words."""
+    budget = "the model's largest number of" if settings.visual_tokens is None else settings.visual_tokens
+    described = "with" if settings.use_scene_description else "without"
+    drawn, frames = settings.questions_per_frame, settings.max_frames
+    questions = "all questions" if drawn is None else f"at most {drawn} questions per frame"
+    of = "all frames" if frames is None else f"at most {frames} frames, evenly spread"
     return (
-        f"{budget} visual tokens a camera, {described} the scene description in the prompt, {asked} of {of}, answers"
-        f" of at most {settings['max_new_tokens']} tokens"
+        f"{budget} visual tokens per camera, {described} the scene description in the prompt, {questions} of {of},"
+        f" answers of at most {settings.max_new_tokens} tokens"
     )
 
 
@@ -41,38 +63,64 @@ def aligned(lines: list[list[str]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def table(results: dict[str, dict]) -> str:
-    """One line a contestant, in percent, see `columns`."""
-    heads = columns(results)
-    lines = [["", *(head for head, _, _ in heads)]]
-    for name, result in results.items():
-        values = (result.get(group, {}).get(metric) for _, group, metric in heads)
-        lines.append([name, *("-" if value is None else f"{100 * value:.1f}" for value in values)])
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def score_table(results: dict[str, dict]) -> str:
+    """One line per contestant, in percent, see `columns`."""
+    shown = columns(results)
+    lines = [[name, *(percent(column.value(result)) for column in shown)] for name, result in results.items()]
+    return aligned([["", *(column.head for column in shown)], *lines])
+
+
+def differences_table(comparison: Comparison) -> str:
+    """One line per contestant: percentage points more or less than the first, and the p-value of that."""
+    shown = columns(comparison.results)
+
+    def cell(found: dict | None) -> str:
+        if found is None:
+            return "-"
+        p = "" if found["p_value"] is None else f" p={found['p_value']:.3f}"
+        return f"{100 * found['difference']:+.1f}{p}"
+
+    lines = [
+        [name, *(cell(groups.get(column.group, {}).get(column.metric)) for column in shown)]
+        for name, groups in comparison.differences.items()
+    ]
+    return aligned([[f"against {comparison.first.name}", *(column.head for column in shown)], *lines])
+
+
+def milliseconds(budget: dict) -> list[str]:
+    """Of a frame's encoding and of a question's answer."""
+    return [f"{1000 * budget[key]:.1f}" for key in ("encode_seconds_per_frame", "answer_seconds_per_question")]
+
+
+def budget_table(budgets: dict[int, dict]) -> str:
+    """One line per budget: scores in percent and latency."""
+    lines = [["visual tokens per camera", *BUDGET_COLUMNS, "ms per frame", "ms per question"]]
+    for tokens, budget in budgets.items():
+        lines.append([str(tokens), *(percent(budget.get(key)) for key in BUDGET_COLUMNS), *milliseconds(budget)])
     return aligned(lines)
 
 
-def differences_table(comparison: dict) -> str:
-    """A line a contestant: points more or less than the first, and the p-value of that."""
-    heads = columns(comparison["results"])
-    lines = [[f"against {comparison['first']}", *(head for head, _, _ in heads)]]
-    for name, groups in comparison["differences"].items():
-        cells = []
-        for _, group, metric in heads:
-            found = groups.get(group, {}).get(metric)
-            if found is None:
-                cells.append("-")
-                continue
-            p = "" if found["p_value"] is None else f" p={found['p_value']:.3f}"
-            cells.append(f"{100 * found['difference']:+.1f}{p}")
-        lines.append([name, *cells])
-    return aligned(lines)
+def summary(metrics: Metrics) -> str:
+    """What an evaluation prints: its tables, controls that were left out, and answers that were cut."""
+    lines = [score_table(metrics.results)]
+    if metrics.budgets:
+        lines.append(budget_table(metrics.budgets))
+    lines += [f"left out: {name} ({why})" for name, why in metrics.left_out_controls.items()]
+    limit = metrics.settings.max_new_tokens
+    cut_answers = metrics.cut_answers.items()
+    lines += [f"{cut} answers of {name} were cut at --max-new-tokens {limit}" for name, cut in cut_answers if cut]
+    return "\n".join(lines)
 
 
-def budget_table(budgets: dict[str, dict]) -> str:
-    scores = ("closed_accuracy", "yes_no", "status", "listing_f1", "bleu")
-    lines = [["visual tokens a camera", *scores, "ms a frame", "ms a question"]]
-    for tokens, entry in budgets.items():
-        cells = [f"{100 * entry[key]:.1f}" if key in entry else "-" for key in scores]
-        latency = [1000 * entry[key] for key in ("encode_seconds_per_frame", "answer_seconds_per_question")]
-        lines.append([tokens, *cells, *(f"{value:.1f}" for value in latency)])
-    return aligned(lines)
+def comparison_summary(comparison: Comparison) -> str:
+    """What a comparison prints: its tables, leakage, and settings that differ."""
+    lines = [score_table(comparison.results), differences_table(comparison)]
+    for name, leakage in comparison.leakage.items():
+        lines.append(f"training scenes among those that {name} was asked about: {leakage}")
+    for setting, values in comparison.differing_settings.items():
+        lines.append(f"differs: {setting} ({', '.join(f'{name}: {value}' for name, value in values.items())})")
+    return "\n".join(lines)

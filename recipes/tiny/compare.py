@@ -1,22 +1,22 @@
-"""The paper's comparison on the synthetic world, every stage, from nothing: SmolVLM, SmolVLM-FT and SmolDriver.
+"""The paper's comparison on the synthetic world, every stage, from random weights: SmolVLM, SmolVLM-FT, SmolDriver.
 
 python recipes/tiny/compare.py --output-dir outputs/compare
 
-1. A tiny SmolVLM is pretrained on general questions about one picture or two, then about up to six: it plays the part
+1. A tiny SmolVLM is pretrained on general questions about one or two pictures, then about up to six: it plays the part
    of SmolVLM2.
-2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer); the paper's
-   own resampler learns the same, to compare.
-3. Vision stage (language model frozen), then QLoRA, first behind few views, then behind all six, merged: SmolDriver.
-   SmolVLM goes through the same stages with the same data, steps and seeds, beside it: SmolVLM-FT.
-4. All three answer the same questions of held-out scenes, the two that were tuned with every control; report and card.
+2. SmolDriver is built from it and from a tiny ViT, and learns from its vision tower (knowledge transfer). The paper's
+   own resampler learns the same, for comparison.
+3. Vision stage (language model frozen), then QLoRA, first with few pictures, then with all six, merged: SmolDriver.
+   Beside it, SmolVLM goes through the same stages with the same data, steps and seeds: SmolVLM-FT.
+4. All three answer the same questions about held-out scenes, the two tuned models with every control. Report and card.
 
-Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
-an interruption the same command goes on where it stopped.
+Every step is a script of its own, with its output in `<output-dir>/logs`. A finished step is not repeated: after an
+interruption the same command resumes the run.
 """
 
 from pathlib import Path
 
-from recipes.evaluation.contestants import CONTROLS
+from recipes.evaluation.predictions import CONTROLS
 from recipes.tiny.pipeline import (
     LOGS,
     Step,
@@ -30,6 +30,7 @@ from recipes.tiny.pipeline import (
     training_step,
     world_steps,
 )
+from smoldriver_common.command_line import errors_in_one_line
 
 FULL = {
     "scenes": 600,
@@ -45,7 +46,7 @@ FULL = {
     "test_frames": 80,
 }
 SHORT = {
-    "scenes": 60,  # the fewest, about, of which each split gets one
+    "scenes": 60,  # about the fewest that leave a scene for every split
     "every": 8,
     "tower_frames": 100,
     "tower_steps": 20,
@@ -58,12 +59,12 @@ SHORT = {
     "test_frames": 4,
 }
 CONFIGS = "recipes/configs/tiny"
-FROM_NOTHING = ("--learning_rate", 1.5e-3, "--muon_learning_rate", 5.0e-3)  # of random weights
+FROM_RANDOM_WEIGHTS = ("--learning_rate", 1.5e-3, "--muon_learning_rate", 5.0e-3)
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 
 
 def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
-    """The tiny ViT, and the tiny SmolVLM: as in the demo's training, among few pictures it learns to see sooner."""
+    """The tiny ViT and the tiny SmolVLM, which, as in the demo, learns to see sooner among few pictures."""
     base, captions, few, few_captions = out / "base", out / "captions", out / "few_pictures", out / "few_captions"
 
     def caption(folder: Path, most_views: int) -> Step:
@@ -96,13 +97,13 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
             seconds=190,
             result=base,
         ),
-        pretrain(base / "vlm", few_captions, size["few_pictures_steps"], few, *FROM_NOTHING),
+        pretrain(base / "vlm", few_captions, size["few_pictures_steps"], few, *FROM_RANDOM_WEIGHTS),
         pretrain(few, captions, size["pretraining_steps"], out / "smolvlm"),
     ]
 
 
 def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
-    """SmolDriver built and taught by SmolVLM's vision tower; before it the paper's resampler, shown beside it."""
+    """SmolDriver built and taught by SmolVLM's vision tower; before it the paper's resampler, its reference."""
     smolvlm, tower = out / "smolvlm", out / "base" / "tower"
 
     def distill(built: str, distilled: str, *options) -> Step:
@@ -126,7 +127,7 @@ def transfer_steps(out: Path, size: dict, seed: int) -> list[Step]:
 
 
 def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> list[Step]:
-    """Vision stage and QLoRA in two parts, each merged: the same for both contestants."""
+    """Vision stage, then QLoRA in two parts, each merged: the same for both models."""
 
     def folder(stage: str) -> Path:
         return out / f"{name}-{stage}"
@@ -160,20 +161,20 @@ def tuning_steps(out: Path, size: dict, seed: int, name: str, start: Path) -> li
     ]
 
 
-def contestant_steps(out: Path, size: dict, seed: int, name: str, folder: str, start: Path) -> list[Step]:
-    """One contestant tuned, and evaluated with every control."""
+def model_steps(out: Path, size: dict, seed: int, name: str, folder: str, start: Path) -> list[Step]:
+    """One model tuned, and evaluated with every control."""
     return [*tuning_steps(out, size, seed, folder, start), answer_step(out, size, name, folder, 70, *CONTROLS)]
 
 
 def answer_step(out: Path, size: dict, name: str, folder: str, seconds: int, *controls: str) -> Step:
-    """A contestant's answers to the questions that all are asked, and those of its controls."""
+    """A model's answers to the questions that all models are asked, and those of its controls."""
     output = out / f"eval-{folder}"
     options = ("--name", name, "--controls", *controls)
     return evaluation_step(output.name, out / folder, out / "scenes", output, size["test_frames"], seconds, *options)
 
 
 def closing_steps(out: Path) -> list[Step]:
-    """The contestants side by side, and SmolDriver's card."""
+    """The models side by side, and SmolDriver's card."""
     evaluations = [out / f"eval-{folder}" for folder in ("smoldriver", "smolvlm-ft", "smolvlm")]
     report = out / "comparison"
     return [
@@ -199,18 +200,19 @@ def main():
         *base_steps(out, size, seed),
         *transfer_steps(out, size, seed),
         *side_by_side(
-            contestant_steps(out, size, seed, "SmolDriver", "smoldriver", out / "distilled"),
+            model_steps(out, size, seed, "SmolDriver", "smoldriver", out / "distilled"),
             [
-                *contestant_steps(out, size, seed, "SmolVLM-FT", "smolvlm-ft", out / "smolvlm"),
+                *model_steps(out, size, seed, "SmolVLM-FT", "smolvlm-ft", out / "smolvlm"),
                 answer_step(out, size, "SmolVLM", "smolvlm", 15),  # knows none of the answers: no controls
             ],
         ),
         *closing_steps(out),
     ]
     run_steps(out, steps, estimate=not short)
-    for log in ("distilled", "comparison", "card"):
-        print(f"\n--- {log}")
-        print("\n".join(read_log(out / LOGS / f"{log}.log")))
+    with errors_in_one_line("compare"):
+        for log in ("distilled", "comparison", "card"):
+            print(f"\n--- {log}")
+            print("\n".join(read_log(out / LOGS / f"{log}.log")))
 
 
 if __name__ == "__main__":

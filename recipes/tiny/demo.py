@@ -2,18 +2,18 @@
 
 python recipes/tiny/demo.py --output-dir outputs/demo
 
-Training has two stages. First each question about one direction is asked behind one to three pictures, that camera's
-among them: among few a tiny language model finds what is asked for many times sooner than among six. Then it learns
-all questions, behind all six.
+Training has two stages. In the first, each prompt shows one to three pictures and asks about the direction of one of
+them: among few pictures a tiny language model learns to find the right one many times sooner than among six. In the
+second, it learns all questions with all six pictures.
 
-Every step is a script of its own, with its output in `<output-dir>/logs`. A step that is done is not done again: after
-an interruption the same command goes on where it stopped.
+Every step is a script of its own, with its output in `<output-dir>/logs`. A finished step is not repeated: after an
+interruption the same command resumes the run.
 """
 
-import json
 from pathlib import Path
 
-from recipes.evaluation.tables import table
+from recipes.evaluation.predictions import read_metrics
+from recipes.evaluation.tables import score_table
 from recipes.tiny.pipeline import (
     LOGS,
     Step,
@@ -27,6 +27,7 @@ from recipes.tiny.pipeline import (
     training_step,
     world_steps,
 )
+from smoldriver_common.command_line import errors_in_one_line
 
 FULL = {
     "scenes": 400,
@@ -64,7 +65,7 @@ def base_steps(out: Path, size: dict, seed: int) -> list[Step]:
 
 
 def tuning_steps(out: Path, scenes: Path, size: dict, seed: int, *options, prefix: str = "") -> list[Step]:
-    """From `<out>/built` in two stages to `<out>/training`; their names in the run begin with `prefix`."""
+    """Two stages, from `<out>/built` to `<out>/training`; `prefix` begins their names in the run."""
 
     def train(stage: str, model: Path, output: Path, seconds: int) -> Step:
         return training_step(
@@ -103,7 +104,8 @@ def steps_of(out: Path, size: dict, seed: int) -> list[Step]:
 def main():
     out, size, seed, short = open_run("demo", __doc__, FULL, SHORT)
     run_steps(out, steps_of(out, size, seed), estimate=not short)
-    print(table(json.loads((out / "eval" / "metrics.json").read_text(encoding="utf-8"))["results"]))
+    with errors_in_one_line("demo"):
+        print(score_table(read_metrics(out / "eval").results))
     print("\n".join(read_log(out / LOGS / "ask.log")))
 
 

@@ -1,7 +1,6 @@
-"""A run of several scripts, each done once: what demo.py and compare.py share.
+"""A run of several scripts, each done once: what demo.py, compare.py and ablation.py share.
 
-A step that is done is not done again, and scripts that were stopped go on where they were: after an interruption the
-same command continues the run.
+A finished step is not repeated, and a stopped script resumes. After an interruption the same command resumes the run.
 """
 
 import argparse
@@ -25,9 +24,9 @@ from smoldriver_common.whole_files import LOCK, sole_writer, write_json
 
 SETTINGS = "settings.json"
 LOGS = "logs"
-LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may find no end
-TOGETHER = 0.65  # time of two steps at once, each on one core, over that of one after the other on both
-TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # stay with the training
+LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may not end its answers
+TOGETHER = 0.65  # time of two steps side by side, each on one core, over their time in turn on both cores
+TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # not copied with the model
 
 
 @dataclass
@@ -37,10 +36,10 @@ class Step:
     Args:
         name (`str`): for the progress line and the log, `<out>/logs/<name>.log`.
         command (`list`): script and arguments.
-        seconds (`int`): what it takes of two idle cores, for the estimate of what remains.
-        done (`Path`, *optional*): exists when the script has finished; default: a mark that is left beside the log.
-        result (`Path`, *optional*): a folder that the script writes as `<result>.tmp`, put in its place when it is
-            whole; serves as `done`.
+        seconds (`int`): time on two idle cores, for the estimate of the time that remains.
+        done (`Path`, *optional*): exists when the script has finished; default: an empty file beside the log.
+        result (`Path`, *optional*): a folder that the script writes as `<result>.tmp`, renamed when the script has
+            finished; serves as `done`.
         before (`Callable`, *optional*): called before the script.
         lane (`int`): 0, or see [`side_by_side`].
     """
@@ -55,7 +54,7 @@ class Step:
 
 
 def side_by_side(*lanes: list[Step]) -> list[Step]:
-    """Lists of steps that go on at the same time, each in its order and on its share of the cores."""
+    """Lists of steps that run at the same time, each list in its order and on its share of the cores."""
     for number, lane in enumerate(lanes, start=1):
         for step in lane:
             step.lane = number
@@ -68,11 +67,11 @@ def aside(folder: Path) -> Path:
 
 
 def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path, dict, int, bool]:
-    """A run's command line -> its folder, by default `outputs/<name>`, its size, its seed, whether it is short."""
+    """A run's command line -> (its folder, by default `outputs/<name>`, its size, its seed, whether it is short)"""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / name)
     parser.add_argument("--seed", type=whole_number(0, MAX_SEED), default=0)
-    parser.add_argument("--short", action="store_true", help="small everything: checks that the steps run")
+    parser.add_argument("--short", action="store_true", help="a small run, to check that all steps work")
     arguments = parser.parse_args()
     size = short if arguments.short else full
     with errors_in_one_line(name):
@@ -82,7 +81,7 @@ def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path
 
 
 def check_settings(out: Path, settings: dict) -> None:
-    """Refuse a folder that holds a run with other settings; note them in a new one.
+    """Refuse a folder that holds a run with other settings; record the settings in a new one.
 
     Raises:
         ValueError: names the settings that differ.
@@ -93,14 +92,16 @@ def check_settings(out: Path, settings: dict) -> None:
         old = json.loads(record.read_text(encoding="utf-8"))
         changed = {name: (old.get(name), value) for name, value in settings.items() if old.get(name) != value}
         if changed:
-            told = "; ".join(f"{name} was {before}, now {now}" for name, (before, now) in changed.items())
-            raise ValueError(f"{out} holds a run with other settings ({told}): delete it or give another --output-dir")
+            differing = "; ".join(f"{name} was {before}, now {now}" for name, (before, now) in changed.items())
+            raise ValueError(
+                f"{out} holds a run with other settings ({differing}): delete it or give another --output-dir"
+            )
         return
     write_json(record, settings)
 
 
 def run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
-    """Do what is not done yet, a progress line a step; a failure ends the program with the last lines of the log."""
+    """Run the steps that are not done yet. A failed step ends the program with the last lines of its log."""
     with errors_in_one_line("run"), sole_writer(out):
         _run_steps(out, steps, estimate)
 
@@ -117,7 +118,7 @@ def _run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
 
 
 class _Progress:
-    """A line a step, and while any runs a last line that tells which, and how long the rest will take."""
+    """One line per finished step; the last line names the running steps and estimates the remaining time."""
 
     def __init__(self, steps: list[Step], estimate: bool):
         self.steps, self.estimate = steps, estimate
@@ -162,7 +163,7 @@ def _run_lanes(lanes: list[list[Step]], logs: Path, progress: _Progress) -> None
 
 
 def _first_to_end(running: dict) -> int:
-    """Waits; returns the lane whose process has ended."""
+    """Waits until a lane's process has ended and returns the lane."""
     while True:
         for lane, (_, process, _) in running.items():
             if process.poll() is not None:
@@ -200,14 +201,14 @@ def _log(step: Step, logs: Path) -> Path:
 
 
 def read_log(log: Path) -> list[str]:
-    """Its lines as a terminal would leave them: of a progress bar the last state."""
+    """Its lines as a terminal shows them in the end: a progress bar in its last state."""
     with log.open(encoding="utf-8", newline="\n") as text:
         lines = [line.rstrip().rpartition("\r")[2] for line in text]
     return [line for line in lines if line.strip()]
 
 
 def export(training: Path, model: Path) -> None:
-    """The trained model without what belongs to its training: the folder that could go to the Hub."""
+    """Copy the trained model without the files of its training: the folder that could go to the Hub."""
     new = aside(model)
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(training, new, ignore=shutil.ignore_patterns(*TRAINING_FILES))
@@ -216,7 +217,7 @@ def export(training: Path, model: Path) -> None:
 
 
 def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
-    """The synthetic world and its scene rows, without the questions on object tags, as in the paper."""
+    """The synthetic world and its scene rows, without questions that name object tags, as in the paper."""
     world, rows = out / "world", out / "scenes"
     return [
         Step(
@@ -242,13 +243,13 @@ def build_step(base: Path, tower: Path, built: Path, seed: int, *options: str) -
 
 
 def training_step(name: str, script: str, config: str, model: Path, output: Path, seconds: int, *options) -> Step:
-    """One training stage by a recipe's YAML, `options` over it."""
+    """One training stage with a recipe's YAML; `options` override it."""
     command = [script, "--config", config, "--model_name_or_path", model, "--output_dir", output, *options]
     return Step(name, command, seconds, done=output / "training_manifest.json")
 
 
 def evaluation_step(name: str, model: Path, scenes: Path, output: Path, frames: int, seconds: int, *options) -> Step:
-    """Questions about so many frames, evenly spread, of the test scenes."""
+    """Questions about `frames` frames, evenly spread over the test scenes."""
     command = ["recipes/evaluate_drivelm.py", "--model", model, "--scenes", scenes, "--max-frames", frames]
     command += ["--max-new-tokens", LONGEST_ANSWER, *options, "--output-dir", output]
     return Step(name, command, seconds, done=output / "metrics.json")

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from data_scripts.world.nuscenes import VERSION
 from data_scripts.world.questions import DIRECTIONS
 from modeling_smoldriver.inputs_smoldriver import to_rgb
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
-from modeling_smoldriver.trainer_smoldriver import bfloat16_is_fast
+from modeling_smoldriver.training_smoldriver import bfloat16_is_fast
 from recipes.tiny.tiny_base import (
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -43,6 +43,7 @@ from recipes.tiny.tiny_base import (
     tiny_vlm,
     train_tokenizer,
 )
+from recipes.training.manifest import TrainingManifest
 from smoldriver_common.command_line import errors_in_one_line, whole_number
 
 GRID = IMAGE_SIZE // PATCH_SIZE
@@ -273,6 +274,21 @@ def pretrain(tower, views: Views, steps: int, batch_size: int, seed: int) -> flo
     return sum(last) / len(last)
 
 
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """Options of the command line."""
+
+    world: Path
+    scenes: str
+    captions: str | None
+    both_towers: bool
+    output_dir: Path
+    frames: int
+    steps: int
+    batch_size: int
+    seed: int
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", required=True, type=Path, help="folder of data_scripts/synthesize_world.py")
@@ -282,38 +298,47 @@ def main():
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--frames", type=whole_number(), default=2500, help="training frames to pretrain on")
     parser.add_argument("--steps", type=whole_number(LEAST_STEPS), default=500, help="a tenth of them are the warm-up")
-    parser.add_argument("--batch-size", type=whole_number(), default=96, help="views a step")
+    parser.add_argument("--batch-size", type=whole_number(), default=96, help="views per step")
     parser.add_argument("--seed", type=whole_number(0), default=0)
-    arguments = parser.parse_args()
-    with errors_in_one_line("pretrain_demo_base"):
-        make_base(arguments)
+    options = PretrainingOptions(**vars(parser.parse_args()))
+    with errors_in_one_line("pretrain_towers"):
+        make_base(options)
 
 
-def make_base(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+def make_base(options: PretrainingOptions) -> None:
+    """Tokenizer, SmolVLM and ViT, pretrained as the options say, with their manifests."""
     started = time.perf_counter()
-    scenes = load_scenes(arguments.scenes, "train")
-    rows = [scenes.select(range(min(1000, len(scenes))))]
-    if arguments.captions:
-        rows.append(load_scenes(arguments.captions, "train"))
-    texts = (text for part in rows for text in scene_texts(part.select_columns(["scene_description", "qa"])))
-    tokenizer = train_tokenizer(texts, whole=[*CAMERAS, *PHRASES])
-    vlm, tower = tiny_vlm(tokenizer, arguments.seed), tiny_tower(arguments.seed)
-    views = Views.read(arguments.world, scenes, arguments.frames)
-    towers = {"ViT": tower} | ({"SmolVLM's tower": vlm.model.vision_model} if arguments.both_towers else {})
-    for number, (name, trained) in enumerate(towers.items()):
-        loss = pretrain(trained, views, arguments.steps, arguments.batch_size, arguments.seed + number)
-        print(f"{name}: {trained.num_parameters():,} weights pretrained, loss {loss:.4f}")
-    scene_tokens, seconds = sorted(set(scenes["scene_token"])), round(time.perf_counter() - started)
-    supervised = (scene_tokens, arguments.steps, seconds)
-    save_with_record(tower, arguments.output_dir / "tower", arguments, *supervised)
-    of_vlm = supervised if arguments.both_towers else ([], 0, 0)
-    save_with_record(vlm, arguments.output_dir / "vlm", arguments, *of_vlm)
-    tokenizer.save_pretrained(arguments.output_dir / "vlm")
+    scenes = load_scenes(options.scenes, "train")
+    tokenizer = make_tokenizer(scenes, options.captions)
+    vlm, tower = tiny_vlm(tokenizer, options.seed), tiny_tower(options.seed)
+    views = Views.read(options.world, scenes, options.frames)
+    towers = {"ViT": tower} | ({"SmolVLM's tower": vlm.model.vision_model} if options.both_towers else {})
+    for number, (name, model) in enumerate(towers.items()):
+        loss = pretrain(model, views, options.steps, options.batch_size, options.seed + number)
+        print(f"{name}: {model.num_parameters():,} weights pretrained, loss {loss:.4f}")
+    untrained = TrainingManifest(base=None, scenes=options.scenes, arguments=asdict(options))
+    trained = replace(
+        untrained,
+        scene_tokens=sorted(set(scenes["scene_token"])),
+        steps=options.steps,
+        seconds=round(time.perf_counter() - started),
+    )
+    save_with_record(tower, options.output_dir / "tower", trained)
+    save_with_record(vlm, options.output_dir / "vlm", trained if options.both_towers else untrained)
+    tokenizer.save_pretrained(options.output_dir / "vlm")
     print(
-        f"demo base in {arguments.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} weights,"
+        f"demo base in {options.output_dir}: {len(tokenizer)} tokens, SmolVLM of {vlm.num_parameters():,} weights,"
         f" in {time.perf_counter() - started:.0f} s"
     )
+
+
+def make_tokenizer(scenes, captions: str | None):
+    """A tokenizer of the words of some training frames, and of all captions where there are any."""
+    rows = [scenes.select(range(min(1000, len(scenes))))]
+    if captions:
+        rows.append(load_scenes(captions, "train"))
+    texts = (text for part in rows for text in scene_texts(part.select_columns(["scene_description", "qa"])))
+    return train_tokenizer(texts, whole=[*CAMERAS, *PHRASES])
 
 
 if __name__ == "__main__":

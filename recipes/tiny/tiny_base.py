@@ -23,7 +23,7 @@ from transformers import (
 
 from data_scripts.schema import CAMERAS, load_scenes
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN, IMAGE_TOKEN, SPECIAL_TOKENS
-from recipes.training.manifest import write_training_manifest
+from recipes.training.manifest import TrainingManifest
 from smoldriver_common.command_line import errors_in_one_line
 
 VISION_WIDTH = 128
@@ -39,8 +39,8 @@ def train_tokenizer(texts, vocab_size: int = 1024, whole: Iterable[str] = ()) ->
     """A byte-level BPE tokenizer of SmolLM2's kind with SmolVLM's special tokens, trained on an iterator of texts.
 
     Args:
-        whole: words and phrases that get a token each on top of `vocab_size`. Of a camera's name, which no question
-            holds, BPE would know the letters only: fifteen tokens before each picture.
+        whole: words and phrases that get one token each on top of `vocab_size`. No question holds a camera's name, so
+            BPE would spell it in letters: fifteen tokens before each picture.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,7 +77,7 @@ def scene_texts(scenes):
 
 
 def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForConditionalGeneration:
-    """A SmolVLM of some million random weights: 96-pixel views in 36 patches, 9 tokens a view."""
+    """A SmolVLM of some million random weights: 96-pixel views in 36 patches, 9 tokens per view."""
     torch.manual_seed(seed)
     config = SmolVLMConfig(
         vision_config={
@@ -107,7 +107,7 @@ def tiny_vlm(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> SmolVLMForCon
         tie_word_embeddings=False,
     )
     model = SmolVLMForConditionalGeneration(config)
-    for layer in model.model.text_model.layers:  # attention starts even, and so finds the pictures many times sooner
+    for layer in model.model.text_model.layers:  # even attention finds the pictures many times sooner
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
             projection.weight.data.mul_(EVEN_ATTENTION)
     torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=CONNECTOR_STD)
@@ -130,25 +130,10 @@ def tiny_tower(seed: int = 0) -> ViTModel:
     )
 
 
-def save_with_record(
-    model: PreTrainedModel,
-    folder: Path,
-    arguments: argparse.Namespace,
-    scene_tokens: list[str],
-    steps: int,
-    seconds: int,
-) -> None:
-    """A model that began with random weights, and its training manifest: of no scenes where it was not trained."""
+def save_with_record(model: PreTrainedModel, folder: Path, manifest: TrainingManifest) -> None:
+    """A model that began with random weights, and what it learned from."""
     model.save_pretrained(folder)
-    manifest = {
-        "base": None,
-        "scenes": str(arguments.scenes),
-        "scene_tokens": scene_tokens,
-        "steps": steps,
-        "seconds": seconds,
-        "arguments": vars(arguments),
-    }
-    write_training_manifest(folder, manifest)
+    manifest.write(folder)
 
 
 def main():
@@ -162,9 +147,10 @@ def main():
     tokenizer = train_tokenizer(scene_texts(scenes), whole=CAMERAS)
     vlm = tiny_vlm(tokenizer, arguments.seed)
     tower = tiny_tower(arguments.seed)
-    save_with_record(vlm, arguments.output_dir / "vlm", arguments, [], steps=0, seconds=0)
+    untrained = TrainingManifest(base=None, scenes=arguments.scenes, arguments=vars(arguments))
+    save_with_record(vlm, arguments.output_dir / "vlm", untrained)
     tokenizer.save_pretrained(arguments.output_dir / "vlm")
-    save_with_record(tower, arguments.output_dir / "tower", arguments, [], steps=0, seconds=0)
+    save_with_record(tower, arguments.output_dir / "tower", untrained)
     print(
         f"tiny base in {arguments.output_dir}: SmolVLM {vlm.num_parameters():,} weights,"
         f" tower {tower.num_parameters():,}, {len(tokenizer)} tokens"

@@ -19,7 +19,7 @@ from trl import ModelConfig
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
-from recipes.training.manifest import TRAINING_MANIFEST, check_source, read_training_manifest
+from recipes.training.manifest import TRAINING_MANIFEST, TrainingManifest, check_source
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CLASSES = {
@@ -63,8 +63,8 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
         end_answers_with_turns(model, load_processor(source))
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs bitsandbytes 0.50 re-orders the weights at the first forward pass in eval mode, for good, and
-            # then no gradient passes the layer: a sample table in the middle of a run would end the training.
+            # On CPUs bitsandbytes 0.50 re-orders the weights for good at the first forward pass in eval mode. After
+            # that no gradient passes the layer: a sample table in the middle of a run would end the training.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -72,12 +72,12 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
     """A SmolDriver or SmolVLM and its processor, from a model folder, a Hub id or a folder of adapters.
 
-    Adapters are put on the base they were trained on, quantised as it was then; `dtype` is by default as it was too.
+    Adapters are put on the base that they were trained on, quantised as it was then, by default in the same dtype.
     -> (model in eval mode, processor)
 
     Raises:
         FileNotFoundError: no such folder, or adapters that do not say what their base is.
-        ValueError: weights are missing, or there are some too many or of a wrong shape.
+        ValueError: weights are missing, unknown or of a wrong shape.
     """
     check_source(str(path))
     if is_adapters(path):
@@ -99,22 +99,22 @@ def base_of_adapters(path: str | os.PathLike) -> tuple[str, BitsAndBytesConfig |
     Raises:
         FileNotFoundError: the folder does not say.
     """
-    manifest = read_training_manifest(path)
+    manifest = TrainingManifest.from_folder(path)
     if manifest is None:
         raise FileNotFoundError(f"{path} holds adapters without {TRAINING_MANIFEST}: which base they fit is unknown")
-    check_source(manifest["base"])
-    quantization = manifest["quantization"] and BitsAndBytesConfig(**manifest["quantization"])
-    return manifest["base"], quantization, getattr(torch, manifest["dtype"])
+    check_source(manifest.base)
+    quantization = manifest.quantization and BitsAndBytesConfig(**manifest.quantization)
+    return manifest.base, quantization, getattr(torch, manifest.dtype)
 
 
 def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel:
     """`base` with the adapters of a folder, and with what was trained in full beside them, in `dtype`.
 
     Raises:
-        ValueError: adapters that lack a tensor or have one too many for this base.
+        ValueError: adapters with a tensor missing, or one that this base does not know.
     """
     peft_config = PeftConfig.from_pretrained(path)
-    peft_config.inference_mode = False  # so that what was trained can be told by requires_grad
+    peft_config.inference_mode = False  # so that requires_grad tells what was trained
     model = get_peft_model(base, peft_config)
     for parameter in model.parameters():
         if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
@@ -139,17 +139,17 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
 
 
 def multiply_4bit_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Under autocast 4-bit layers, alone of all, multiply in the dtype of `nf4`: let them follow it, in `dtype`."""
+    """Autocast does not reach 4-bit layers, which multiply in the dtype of [`nf4`]. Set theirs to match."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = dtype
 
 
 def base_dtype(model_args: ModelConfig) -> torch.dtype:
-    """Of what does not train; float32 where none or `auto` is asked for.
+    """The dtype of what does not train; float32 where none or `auto` is given.
 
     Raises:
-        ValueError: a name that is none of `DTYPES`; in a YAML nothing else would check it.
+        ValueError: a name that is not in `DTYPES`; nothing else checks the one in a YAML.
     """
     name = model_args.dtype or "auto"
     if name != "auto" and name not in DTYPES:
@@ -157,13 +157,8 @@ def base_dtype(model_args: ModelConfig) -> torch.dtype:
     return DTYPES.get(name, torch.float32)
 
 
-def keep_loaded_weights(trainer, frozen_dtype: torch.dtype) -> None:
-    """Let a trainer go on with a model that was loaded from its checkpoint; what does not train gets its dtype back.
-
-    The weights are there already, and strictly: the trainer would read the file without the renames of
-    `from_pretrained`, and so leave a ViT's layers as they were before training.
-    """
-    trainer._load_from_checkpoint = lambda *arguments: None
-    for parameter in trainer.model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(frozen_dtype)
+def quantization_of(model_args: ModelConfig) -> BitsAndBytesConfig | None:
+    """How the recipe's options ask for the base to be quantised; None: not at all."""
+    if not model_args.load_in_4bit:
+        return None
+    return nf4(base_dtype(model_args), model_args.use_bnb_nested_quant, model_args.bnb_4bit_quant_type)

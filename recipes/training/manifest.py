@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from data_scripts.schema import read_manifest
@@ -10,21 +11,57 @@ from smoldriver_common.whole_files import write_json
 TRAINING_MANIFEST = "training_manifest.json"
 
 
-def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
-    """Write `<folder>/training_manifest.json`, whole or not at all.
+@dataclass
+class TrainingManifest:
+    """What one stage did: `<folder>/training_manifest.json` beside the weights that it wrote.
 
-    Args:
-        manifest: `base` (folder or Hub id that the run started from), its `dtype` and `quantization` or None, `scenes`
-            (data folder), `scene_tokens` (of the training split), `arguments`, `steps`, `seconds`; of a model that was
-            built and not trained, no scenes, 0 steps and its `tower`. `machine` is added where it does not say.
+    Example, of a QLoRA run; what only other stages have is not in the file:
+
+        {"machine": "1 x Tesla T4", "base": "outputs/smoldriver-2b", "dtype": "float16",
+         "quantization": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf4", ...},
+         "scenes": "data/drivelm", "scene_tokens": ["0ac05652a4c44374998be876ba5cd6fd", ...],
+         "steps": 11000, "seconds": 68200, "arguments": {"learning_rate": 2e-05, ...}}
     """
+
+    base: str | None  # folder or Hub id that the stage started from; None: random weights
+    machine: str | None = None  # None: this one
+    tower: str | None = None  # of a build: folder or Hub id
+    teacher: dict | None = None  # of knowledge transfer: `VisionTeacher.description`
+    dtype: str | None = None  # of the base's weights: "float32", ...
+    quantization: dict | None = None  # of the base, as transformers writes it
+    scenes: str | None = None  # folder of scene rows; None: the model was built, not trained
+    scene_tokens: list[str] = field(default_factory=list)  # of the training split
+    steps: int = 0
+    seconds: int = 0
+    explained_variance: dict | None = None  # of knowledge transfer: {tokens per camera: {camera or "all": value}}
+    arguments: dict = field(default_factory=dict)  # of the command line, by name
+    merged: dict | None = None  # of a merge: dtype, difference of the logits and its tolerance
+
+    @classmethod
+    def from_folder(cls, folder: str | os.PathLike) -> "TrainingManifest | None":
+        """The manifest of a model folder; None where there is none. Fields that it does not know are left out."""
+        kept = read_training_manifest(folder)
+        if kept is None:
+            return None
+        known = {one.name for one in fields(cls)}
+        return cls(**{"base": None, **{name: value for name, value in kept.items() if name in known}})
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Write it beside the weights, whole or not at all."""
+        optional = ("machine", "tower", "teacher", "dtype", "explained_variance", "merged")
+        kept = {name: value for name, value in asdict(self).items() if value is not None or name not in optional}
+        write_training_manifest(folder, kept)
+
+
+def write_training_manifest(folder: str | os.PathLike, manifest: dict) -> None:
+    """Write the fields of a [`TrainingManifest`]; `machine` is added where it is missing."""
     manifest = {"machine": machine(), **manifest}
     write_json(Path(folder) / TRAINING_MANIFEST, manifest, ensure_ascii=False, default=str)
 
 
 def machine() -> str:
     """What this process and those beside it compute on, for the model card."""
-    import torch  # here, since who only reads manifests needs no model library
+    import torch  # here: whoever only reads manifests needs no model library
     from accelerate import PartialState
 
     if torch.cuda.is_available():
@@ -33,6 +70,7 @@ def machine() -> str:
 
 
 def read_training_manifest(folder: str | os.PathLike) -> dict | None:
+    """A folder's manifest as it is in the file; None where there is none."""
     path = Path(folder) / TRAINING_MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -55,7 +93,7 @@ def check_source(name: str) -> None:
 
 
 def check_output(folder: str | os.PathLike, *sources: str) -> None:
-    """Refuse to write a model over one that it is made from: its manifest would name itself as what came before.
+    """Refuse to write a model over one of its sources: its manifest would name itself as its own base.
 
     Raises:
         ValueError: names the folder.

@@ -1,19 +1,22 @@
-"""A training run: its settings, the checkpoint that it resumes from, and the frame of the training loop."""
+"""The frame of a training run: what it was asked for, the checkpoint it resumes from, its folder, its manifest."""
 
 import json
 import os
 import sys
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import ModelConfig, SFTConfig
 
 from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
-from recipes.training.manifest import check_output, check_source, scenes_identity
+from modeling_smoldriver.training_smoldriver import SmolDriverTrainingConfig
+from recipes.training.loading import base_dtype
+from recipes.training.manifest import TrainingManifest, check_output, check_source, scenes_identity
 from smoldriver_common.command_line import errors_in_one_line
 from smoldriver_common.whole_files import sole_writer, write_json
 
@@ -27,7 +30,7 @@ DEPENDS_ON = (
 )
 """Arguments beside a model's and the trainer's own that the weights of a run depend on."""
 DEPENDS_NOT_ON = ("attn_implementation", "packed_attention", "sample_steps", "sample_questions")
-"""Those of a model's and the trainer's own arguments that a run may change when it goes on."""
+"""Those of a model's and the trainer's own arguments that may differ when a run resumes."""
 NOT_OFFERED = {
     "load_in_8bit": "use load_in_4bit",
     "model_revision": "download that revision and give its folder as model_name_or_path",
@@ -37,8 +40,88 @@ NOT_OFFERED = {
 """Options of TRL's `ModelConfig` that the recipes would not honour, and what to do instead."""
 
 
-def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """Refuse, before anything is loaded, a run that would not be the one that was asked for.
+@dataclass
+class TrainingRun:
+    """One call of a training recipe.
+
+    Example:
+
+        run = TrainingRun.begin("sft_qlora", data_args, training_args, model_args)
+        trainer, train = load(...)
+        with run.training(trainer):
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+            trainer.save_model(training_args.output_dir)
+        run.manifest(trainer, train).write(training_args.output_dir)
+
+    Args:
+        program: the recipe's name, which its error messages begin with.
+        data_args: the recipe's `DataArguments`, whose `scenes` is read here.
+        settings: what the weights depend on, by option, as JSON keeps it.
+        checkpoint: folder to resume from; None: begin.
+        seconds: of training so far, those before an interruption included.
+    """
+
+    program: str
+    data_args: object
+    training_args: SmolDriverTrainingConfig
+    model_args: ModelConfig
+    settings: dict[str, object]
+    checkpoint: str | None
+    seconds: int = 0
+
+    @classmethod
+    def begin(cls, program: str, data_args, training_args: SmolDriverTrainingConfig, model_args: ModelConfig):
+        """Check what was asked for and find the checkpoint to resume from, before anything is loaded.
+
+        Raises:
+            FileNotFoundError, ValueError: see [`check_run`] and [`checkpoint_to_resume_from`].
+        """
+        check_run(training_args, model_args)
+        settings = run_settings(data_args, training_args, model_args)
+        checkpoint = checkpoint_to_resume_from(training_args, settings)
+        return cls(program, data_args, training_args, model_args, settings, checkpoint)
+
+    @contextmanager
+    def training(self, trainer: Trainer) -> Iterator[None]:
+        """Hold the run's folder while the body trains and saves, and keep time and settings in each checkpoint.
+
+        A loss or a weight that is not finite, rows that do not fit into a sequence, or another process in that folder
+        ends the program with one line.
+        """
+        clock = TrainingClock(self.checkpoint)
+        trainer.add_callback(clock)
+        trainer.add_callback(SettingsKeeper(self.settings))
+        if self.checkpoint:
+            trainer.accelerator.print(f"resuming from {self.checkpoint}")
+        with ExitStack() as held:
+            if trainer.is_world_process_zero():
+                with errors_in_one_line(self.program):
+                    held.enter_context(sole_writer(self.training_args.output_dir))
+            try:
+                yield
+            except (FloatingPointError, RowsDoNotFit) as error:
+                reason = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
+                last = last_whole_checkpoint(self.training_args.output_dir)
+                kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
+                sys.exit(f"{self.program}: {reason}; {kept}")
+        self.seconds = round(clock.seconds())
+
+    def manifest(self, trainer: Trainer, train_rows, **facts) -> TrainingManifest:
+        """What the finished run did; `facts` are further fields of [`TrainingManifest`]."""
+        return TrainingManifest(
+            base=self.model_args.model_name_or_path,
+            dtype=str(base_dtype(self.model_args)).removeprefix("torch."),
+            scenes=self.data_args.scenes,
+            scene_tokens=sorted({row["scene_token"] for row in train_rows.select_columns(["scene_token"])}),
+            steps=trainer.state.global_step,
+            seconds=self.seconds,
+            arguments={**asdict(self.data_args), **asdict(self.model_args), **self.training_args.to_dict()},
+            **facts,
+        )
+
+
+def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> None:
+    """Refuse, before anything is loaded, options that the run would not honour.
 
     Raises:
         ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; several
@@ -53,18 +136,18 @@ def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
     if training_args.n_gpu > 1:  # the Trainer would use DataParallel, which cannot split packed frames
         raise ValueError(
-            f"one process would train on {training_args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES=0, or start a process a"
-            " GPU with accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes"
+            f"one process would train on {training_args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES=0, or start one process"
+            " per GPU with accelerate launch --config_file recipes/accelerate_configs/ddp.yaml --num_processes"
             f" {training_args.n_gpu}"
         )
     check_source(model_args.model_name_or_path)
     check_output(training_args.output_dir, model_args.model_name_or_path)
 
 
-def run_settings(data_args, training_args: SFTConfig, model_args: ModelConfig) -> dict:
+def run_settings(data_args, training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> dict:
     """What the weights of a run depend on, as JSON keeps it.
 
-    Not what is printed and saved, and neither precision nor number of processes: those are the machine's.
+    What is only printed or saved is left out, and so are precision and number of processes: they are the machine's.
     """
     arguments = {**asdict(data_args), **training_args.to_dict(), **asdict(model_args)}
     own = {one.name for one in fields(training_args)} - {one.name for one in fields(SFTConfig)}
@@ -76,11 +159,11 @@ def run_settings(data_args, training_args: SFTConfig, model_args: ModelConfig) -
     return json.loads(json.dumps(settings, default=str))
 
 
-def checkpoint_to_go_on_from(training_args: TrainingArguments, settings: dict) -> str | None:
+def checkpoint_to_resume_from(training_args: SmolDriverTrainingConfig, settings: dict) -> str | None:
     """The checkpoint that `resume_from_checkpoint` names; where it is not given or `true`, the run's last whole one.
 
     Raises:
-        FileNotFoundError: it names no folder of a checkpoint.
+        FileNotFoundError: it does not name the folder of a whole checkpoint.
         ValueError: the checkpoint is of a run with other settings, which are named.
     """
     given, folder = training_args.resume_from_checkpoint, training_args.output_dir
@@ -90,8 +173,8 @@ def checkpoint_to_go_on_from(training_args: TrainingArguments, settings: dict) -
         checkpoint = str(given)
     else:
         raise FileNotFoundError(
-            f"resume_from_checkpoint={given} is no folder of a whole checkpoint: leave it out to go on from the last"
-            f" one in {folder}, or give another --output_dir to begin anew"
+            f"resume_from_checkpoint={given} is not the folder of a whole checkpoint: leave it out to resume from the"
+            f" last one in {folder}, or give another --output_dir to start again"
         )
     if checkpoint:
         _check_settings(Path(checkpoint), settings)
@@ -100,15 +183,15 @@ def checkpoint_to_go_on_from(training_args: TrainingArguments, settings: dict) -
 
 def _check_settings(checkpoint: Path, settings: dict) -> None:
     path = checkpoint / RUN_SETTINGS
-    if not path.is_file():  # of a version that kept none: it may go on, as it could then
+    if not path.is_file():  # an earlier version kept none and let any run resume
         return
     old = json.loads(path.read_text(encoding="utf-8"))
-    # what only one of both knows is an argument of another version of the project or its libraries
+    # an argument that only one of them has belongs to another version of the project or its libraries
     changed = [name for name, value in settings.items() if name in old and old[name] != value]
     if changed:
-        told = "; ".join(f"{name} was {old[name]}, now {settings[name]}" for name in changed)
+        named = "; ".join(f"{name} was {old[name]}, now {settings[name]}" for name in changed)
         raise ValueError(
-            f"{checkpoint} is of a run with other settings ({told}): give those again to go on; to begin anew give"
+            f"{checkpoint} is of a run with other settings ({named}): give the old ones to resume; to start again give"
             " another --output_dir, or delete that run's checkpoints"
         )
 
@@ -116,7 +199,7 @@ def _check_settings(checkpoint: Path, settings: dict) -> None:
 def is_whole_checkpoint(folder: str | os.PathLike) -> bool:
     """Whether a checkpoint was saved to its end.
 
-    transformers writes a checkpoint in place, its trainer state last: where that can be read, the rest is there.
+    transformers writes a checkpoint in place, its trainer state last: where that can be read, all else is there.
     """
     try:
         json.loads((Path(folder) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
@@ -126,29 +209,32 @@ def is_whole_checkpoint(folder: str | os.PathLike) -> bool:
 
 
 def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-<step>` of a run; one whose saving was cut short is passed over."""
+    """The newest `checkpoint-<step>` of a run, without those whose saving was cut short."""
     checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     newest_first = sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True)
     return next((str(path) for path in newest_first if is_whole_checkpoint(path)), None)
 
 
 class TrainingClock(TrainerCallback):
-    """Seconds of training, those before an interruption among them: each checkpoint keeps how many led to it."""
+    """Seconds of training, those before an interruption included: each checkpoint keeps how many led to it."""
 
     def __init__(self, checkpoint: str | None):
         kept = checkpoint and Path(checkpoint) / TRAINING_SECONDS
         self.before = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else 0.0
-        self.started = time.monotonic()
+        self.started, self.ended = time.monotonic(), None
 
     def seconds(self) -> float:
-        return self.before + time.monotonic() - self.started
+        return self.before + (self.ended or time.monotonic()) - self.started
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ended = time.monotonic()
 
     def on_save(self, args, state, control, **kwargs):
         write_in_checkpoint(TRAINING_SECONDS, self.seconds(), args, state)
 
 
 class SettingsKeeper(TrainerCallback):
-    """Each checkpoint keeps the settings of its run, see [`checkpoint_to_go_on_from`]."""
+    """Each checkpoint keeps the settings of its run, see [`checkpoint_to_resume_from`]."""
 
     def __init__(self, settings: dict):
         self.settings = settings
@@ -161,59 +247,3 @@ def write_in_checkpoint(name: str, value, args, state) -> None:
     """A JSON file in the checkpoint that a trainer has just saved, by the main process alone."""
     if state.is_world_process_zero:
         write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / name, value)
-
-
-class NothingToTrain(Exception):
-    """The checkpoint that a run goes on from is at its last step."""
-
-
-class StopWhereTrained(TrainerCallback):
-    """Ends `train` before its first step if there is none to take; by itself it would take one more.
-
-    By then model, adapters and state are loaded, and of a run by epochs the steps are counted.
-    """
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
-            raise NothingToTrain
-
-
-def run_training(trainer: Trainer, checkpoint: str | None, program: str) -> int:
-    """Train to the end, from a checkpoint if there is one, and save the model in the run's folder.
-
-    A loss or a weight that is no number, rows that do not fit into a sequence, or another process in that folder, ends
-    the program with one line.
-
-    Returns:
-        Seconds of training, those before an interruption among them.
-    """
-    clock = TrainingClock(checkpoint)
-    trainer.add_callback(clock)
-    trainer.add_callback(StopWhereTrained())
-    if checkpoint:
-        trainer.accelerator.print(f"going on from {checkpoint}")
-    held = ExitStack()
-    with errors_in_one_line(program):
-        if trainer.is_world_process_zero():
-            held.enter_context(sole_writer(trainer.args.output_dir))
-    try:
-        train_what_remains(trainer, checkpoint)
-        seconds = round(clock.seconds())
-        trainer.save_model(trainer.args.output_dir)
-    except (FloatingPointError, RowsDoNotFit) as error:
-        told = str(error).splitlines()[-1]  # a worker of the data loader puts its traceback before it
-        last = last_whole_checkpoint(trainer.args.output_dir)
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
-        sys.exit(f"{program}: {told}; {kept}")
-    finally:
-        held.close()
-    return seconds
-
-
-def train_what_remains(trainer: Trainer, checkpoint: str | None) -> None:
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except NothingToTrain:  # what the end of `train` would have done
-        trainer.is_in_train = False
-        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-            trainer._load_best_model()

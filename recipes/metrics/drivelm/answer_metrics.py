@@ -1,9 +1,10 @@
-"""Scores of one answer that need no corpus: exact match, closed answers, listings, object coordinates."""
+"""Scores of one answer that need no corpus: exact match, closed answers, statuses, listings, object coordinates."""
 
 import re
 
 NUMBER = re.compile(r"\d+\.\d+")
-OBJECT_TAG = re.compile(r"<c\d+,\s*CAM_\w+,\s*[\d.]+,\s*[\d.]+>")
+# A copy of data_scripts.question_types.OBJECT_TAG, since this folder must load on its own; a test holds them equal.
+OBJECT_TAG = re.compile(r"<\s*c\d+\s*,\s*CAM_\w+\s*,[^<>]*>", re.IGNORECASE)
 MATCH_PIXELS = 16.0
 
 # Where the counted objects are: everything from here to the end of a listed item is no part of its class.
@@ -18,6 +19,34 @@ COUNTS = {
     **{"a": "one", "an": "one", "a few": "several", "few": "several", "a lot of": "many", "lots of": "many"},
 }
 COUNT = re.compile("(" + "|".join(sorted(COUNTS, key=len, reverse=True)) + r"|\d+)\s+(?=\S)")
+# What a status answer says, whatever words stand around it. The first that fits wins: "not moving" is not "moving",
+# and "ahead of the ego car" is a place.
+STATUSES = {
+    "stationary": r"(?:not|\w+n['\u2019]t) (?:currently )?moving|stationary|still",
+    "reverse parking": r"reverse parking",
+    "back up": r"back(?:s|ed|ing)? up|revers(?:e|es|ed|ing)|(?:go|mov|driv)\w* backwards?",
+    "turn left": r"turn\w* (?:to the )?left|left turn",
+    "turn right": r"turn\w* (?:to the )?right|right turn",
+    "left lane": r"(?:to|into) the left lane",
+    "right lane": r"(?:to|into) the right lane",
+    "offset left": r"(?:offset|steer|veer|shift)\w* (?:slightly )?to the left",
+    "offset right": r"(?:offset|steer|veer|shift)\w* (?:slightly )?to the right",
+    "ahead": r"(?:go|keep|continu|proceed|driv|mov|head)\w*(?: going)? (?:straight|ahead|forwards?)(?! of\b)",
+    "moving": r"moving|in motion",
+    "stopped": r"stopped",
+    "parked": r"parked",
+    "standing": r"standing",
+    "sitting": r"sitting|lying",
+    "without rider": r"without (?:a )?riders?",
+    "with rider": r"with (?:a )?riders?",
+}
+STATUS = re.compile("|".join(rf"\b({pattern})\b" for pattern in STATUSES.values()))
+
+# How language models lead in to an answer: "The correct answer is ...", "Answer: ...", "the best option would be ...".
+LEAD_IN = re.compile(
+    r"\b(?:answer|option|choice)\s*(?:(?:is|would be|should be)\b\s*:?|:)\s*(?:(?:option|choice)\s+)?", re.I
+)
+OPTION = re.compile(r"(?i:(?:answer|option|choice)\s+)?\(?([A-Z])(?:\)|[.:,](?!\w)|$)")
 NOTHING = re.compile(r"(?:no|not any|zero|0)\s|nothing\b|none\b|no$")
 
 
@@ -44,6 +73,49 @@ def closed_answer_match(prediction, reference):
     if decision is None:
         return float(normalise(prediction) == normalise(reference))
     return float(leading_decision(prediction) == decision)
+
+
+def statuses(answer):
+    """answer: str -> set of `STATUSES` that it says. "One of the cars is parked, and the other is moving." gives
+    {"moving", "parked"}."""
+    names = list(STATUSES)
+    return {names[found.lastindex - 1] for found in STATUS.finditer(" ".join(answer.lower().split()))}
+
+
+def status_match(prediction, reference):
+    """1.0 or 0.0: both answers say the same statuses, in any words and of any number of objects ("The trailer to the
+    back is parked." is right for "One trailer is parked."; how many is what counting questions ask). A reference
+    without a known status, such as the letter of an option, is compared by `closed_answer_match`."""
+    meant = statuses(reference)
+    if not meant:
+        return closed_answer_match(prediction, reference)
+    return float(statuses(prediction) == meant)
+
+
+def closed_match(prediction, reference, kind):
+    """`status_match` for questions of the type "status", else `closed_answer_match`."""
+    return (status_match if kind == "status" else closed_answer_match)(prediction, reference)
+
+
+def extract_answer(prediction, reference):
+    """The part of a language model's sentence that answers a closed question; the whole text where nothing leads in.
+
+    "The correct answer is (B) Turn left." gives "B" where the reference is the letter of an option, else
+    "(B) Turn left."; "**Answer:** Yes, there is." gives "Yes, there is."; "D. Turn left." gives "D" for a letter.
+    What an answer begins with counts first: "No. The answer is yes." stays a no.
+    """
+    text = re.sub(r"[*_`$]|\\boxed|</?answer>", "", prediction).replace("{", "").replace("}", "").strip()
+    is_letter = re.fullmatch(r"\(?[A-Z]\)?\.?", reference.strip()) is not None
+    if (OPTION.match(text) if is_letter else leading_decision(text)) is None:
+        lead_in = LEAD_IN.search(text)
+        text = text[lead_in.end() :] if lead_in else text
+    option = OPTION.match(text) if is_letter else None
+    return option.group(1) if option else text
+
+
+def extracted_match(prediction, reference, kind):
+    """`closed_match` of `extract_answer`."""
+    return closed_match(extract_answer(prediction, reference), reference, kind)
 
 
 def _singular(word):

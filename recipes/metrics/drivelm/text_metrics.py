@@ -1,8 +1,8 @@
 """Text metrics as sums over questions: every metric is (statistics of each question, a score of their sum).
 
-A statistic is an array (questions, k). Whatever set of questions is asked for (a type, a task, a bootstrap draw of
-scenes), its rows are added up and the score function is applied to the sum, so that 1,000 bootstrap draws cost one
-matrix product. Score functions take (..., k) and return (...); a score of nothing is NaN.
+A statistic is an array (questions, k). Whatever set of questions is asked for (a type, a task, all scenes but one),
+its rows are added up and the score function is applied to the sum. Score functions take (..., k) and return (...);
+a score of nothing is NaN.
 """
 
 import json

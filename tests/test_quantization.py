@@ -1,0 +1,109 @@
+"""A user's own quantisation config: pictures are still seen, and adapters of the vision model still train."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bitsandbytes.nn import Linear4bit
+from fakes import QUESTIONS, prompt_of, save_smolvlm, tiny_model
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, SmolVLMForConditionalGeneration
+
+from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
+from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor
+
+PLAIN = {"load_in_4bit": True}
+EVERYTHING = {"load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}  # vision and connector too
+
+
+def cosine(one, other):
+    return F.cosine_similarity(one.float().flatten(), other.float().flatten(), dim=0).item()
+
+
+def quantized(cls, folder, **options):
+    """In training mode: in the other one bitsandbytes re-orders weights on a CPU, for which these are too small."""
+    return cls.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**options)).train()
+
+
+@pytest.fixture
+def saved(config, tmp_path):
+    model = tiny_model(config)
+    with torch.no_grad():  # small weights in the layers: 4 bits must not change the answer of the language model much
+        for parameter in model.model.text_model.layers.parameters():
+            parameter.mul_(0.4)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@pytest.fixture
+def smolvlm(saved, tokenizer, tmp_path):
+    """With connector, language model and head of the SmolDriver, as in a comparison of the two."""
+    folder = tmp_path / "smolvlm"
+    folder.mkdir()
+    model = SmolVLMForConditionalGeneration.from_pretrained(save_smolvlm(folder, tokenizer))
+    shared = {name: tensor for name, tensor in saved[0].state_dict().items() if ".vision_model." not in name}
+    assert not model.load_state_dict(shared, strict=False).unexpected_keys
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def stock(smolvlm, images):
+    """Logits of transformers' own SmolVLM in full precision and in 4 bits, and its inputs."""
+    inputs = dict(prompt_of(SmolVLMSceneProcessor.from_pretrained(smolvlm), images, QUESTIONS[0]))
+    own = {name: value for name, value in inputs.items() if name != "camera_ids"}
+    full = SmolVLMForConditionalGeneration.from_pretrained(smolvlm).eval()
+    with torch.no_grad():
+        return full(**own).logits, quantized(SmolVLMForConditionalGeneration, smolvlm, **PLAIN)(**own).logits, inputs
+
+
+@torch.no_grad()
+def test_a_plain_config_leaves_what_reads_the_pictures_as_it_is(saved, inputs, stock):
+    model, folder = saved
+    plain = quantized(SmolDriverForConditionalGeneration, folder, **PLAIN)
+    in_4bit = {name for name, module in plain.named_modules() if isinstance(module, Linear4bit)}
+    assert in_4bit and all(name.startswith("model.text_model.") for name in in_4bit)
+    pictures = {name: inputs[name] for name in ("pixel_values", "camera_ids")}
+    features = [one.get_image_features(**pictures).pooler_output for one in (plain, model)]
+    assert cosine(*features) > 0.9999
+    assert cosine(plain(**inputs).logits, model(**inputs).logits) >= cosine(*stock[:2]) > 0.9
+    base = quantized(SmolDriverModel, folder, **PLAIN)
+    names = {name for name, module in base.named_modules() if isinstance(module, Linear4bit)}
+    assert names == {name.removeprefix("model.") for name in in_4bit}
+    as_dict = SmolDriverForConditionalGeneration.from_pretrained(folder, quantization_config=PLAIN).train()
+    assert torch.equal(as_dict(**inputs).logits, plain(**inputs).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [EVERYTHING, {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}], ids=str
+)
+def test_pictures_are_seen_also_where_their_layers_are_quantised(saved, inputs, options):
+    """Activations are never cast to the dtype that a weight is stored in."""
+    model, folder = saved
+    everything = quantized(SmolDriverForConditionalGeneration, folder, **options)
+    assert not everything.model.connector.modality_projection.proj.weight.is_floating_point()
+    pictures = {name: inputs[name] for name in ("pixel_values", "camera_ids")}
+    features = [one.get_image_features(**pictures).pooler_output for one in (everything, model)]
+    assert cosine(*features) > 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_the_baseline_is_no_further_from_full_precision_than_stock_smolvlm(smolvlm, stock, options):
+    full, in_4bit, inputs = stock
+    own = quantized(SmolVLMForScenes, smolvlm, **options)(**inputs).logits
+    limit = cosine(in_4bit, full)
+    assert cosine(own, full) >= limit - (0 if options is PLAIN else 1e-3)
+
+
+def test_every_adapter_of_a_plain_qlora_trains(saved, inputs):
+    model = quantized(SmolDriverForConditionalGeneration, saved[1], **EVERYTHING)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    still = [
+        name
+        for name, parameter in model.named_parameters()
+        if ".lora_B." in name and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert any(".vision_model." in name for name, _ in model.named_parameters() if ".lora_B." in name)
+    assert not still
