@@ -37,7 +37,11 @@ FORMAT = 1  # raised when the same input would give other rows, so that an old h
 
 
 def frame_row(
-    frame: dict, read_image: Callable[[dict, str], bytes], image_height: int | None, strict: bool
+    frame: dict,
+    read_image: Callable[[dict, str], bytes],
+    image_height: int | None,
+    strict: bool,
+    unasked: bool = False,
 ) -> tuple[dict | None, dict]:
     """One scene row, and what to report about it.
 
@@ -46,9 +50,10 @@ def frame_row(
         read_image: (frame, camera) -> the image file's bytes; raises UnusableImage.
         image_height: greatest height in pixels, None to keep the size.
         strict: raise for a camera whose image cannot be used.
+        unasked: keep a frame without questions.
 
     Returns:
-        The row, None for a frame without any image or question, and counts by group and reason.
+        The row, None for a frame without any image or (but see `unasked`) question, and counts by group and reason.
     """
     row = {name: frame[name] for name in ("scene_token", "frame_token", "scene_description", "qa")}
     notes = {
@@ -78,7 +83,7 @@ def frame_row(
     reason = None
     if all(row[camera] is None for camera in CAMERAS):
         reason = "no usable image"
-    elif not row["qa"]:
+    elif not row["qa"] and not unasked:
         reason = "no question left"
     if reason:
         notes["dropped frames"][reason] += 1

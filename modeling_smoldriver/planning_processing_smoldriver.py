@@ -69,7 +69,9 @@ class SmolDriverPlannerProcessor(CameraPicturesMixin, ProcessorMixin):
         commands = command if isinstance(command, list) else [command] * len(moments)
         speeds = speed if isinstance(speed, list) else [speed] * len(moments)
         if not len(moments) == len(commands) == len(speeds):
-            raise ValueError(f"{len(moments)} moments, {len(commands)} commands and {len(speeds)} speeds: give as many")
+            raise ValueError(
+                f"{len(moments)} moments, {len(commands)} commands and {len(speeds)} speeds: give as many"
+            )
         views = [self.scene_views(moment) if moment else [] for moment in moments]
         encoded = self.encode_images(views, self.visual_tokens)
         if not encoded:

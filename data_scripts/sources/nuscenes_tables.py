@@ -91,7 +91,9 @@ class NuScenesTables:
         try:
             self._read()
         except KeyError as error:
-            raise ValueError(f"a table in {self.folder} lacks the field or token {error}: it is not nuScenes v1.0") from None
+            raise ValueError(
+                f"a table in {self.folder} lacks the field or token {error}: it is not nuScenes v1.0"
+            ) from None
 
     def _table(self, name: str) -> list[dict]:
         path = self.folder / f"{name}.json"
@@ -108,9 +110,7 @@ class NuScenesTables:
     def _read(self) -> None:
         self.scenes = {scene["token"]: scene for scene in self._table("scene")}
         self.samples = {sample["token"]: sample for sample in self._table("sample")}
-        self.categories = {
-            instance["token"]: instance["category_token"] for instance in self._table("instance")
-        }
+        self.categories = {instance["token"]: instance["category_token"] for instance in self._table("instance")}
         names = {category["token"]: category["name"] for category in self._table("category")}
         self.categories = {instance: names[category] for instance, category in self.categories.items()}
         self.annotations = defaultdict(dict)  # {sample: {instance: row}}
