@@ -6,7 +6,8 @@
 Source: DriveLM (https://github.com/OpenDriveLab/DriveLM, language data CC BY-NC-SA 4.0) on the key frames of nuScenes
 (https://www.nuscenes.org, non-commercial terms). `--image-root` is the folder that holds `samples/CAM_FRONT/...`. The
 challenge's test files are read too: `--split test` keeps questions without an answer. The paper's two data sets on the
-Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them.
+Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them. With nuScenes' tables beside
+the images, `prepare_planning.py` writes the same questions with the ego motion and agents that a planner needs.
 
 One source row (see `sources/drivelm_json.py` for the nesting) is one key frame; see `schema.py` for the row that is
 written. A scene goes to train, eval or test by the hash of its token, so that no scene is in two splits. Only the

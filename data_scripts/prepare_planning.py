@@ -4,11 +4,12 @@
     python data_scripts/prepare_planning.py --nuscenes outputs/world --json outputs/world/drivelm.json \\
         --output-dir outputs/planning --object-tags drop
 
-Source: nuScenes v1.0 (https://www.nuscenes.org, non-commercial terms; v1.0-mini and v1.0-trainval alike) or a synthetic
-world, which best has `--frames-every 1`. `--nuscenes` is the folder that holds `v1.0-trainval/` and
-`samples/CAM_FRONT/...`. Every key frame becomes a row, whether DriveLM asks about it or not; see `schema.py`,
-`PLANNING_FEATURES`, and `sources/nuscenes_tables.py` for what the columns hold. A scene goes to train, eval or test by
-the hash of its token, as in `prepare_drivelm.py`, so one model may be trained on both folders.
+Source: nuScenes v1.0 (https://www.nuscenes.org, non-commercial terms; v1.0-mini, v1.0-trainval) or a synthetic world.
+A world made with `--frames-every 1` has the most rows. `--nuscenes` is the folder that holds `v1.0-trainval/` and
+`samples/CAM_FRONT/...`. Every key frame becomes a row, whether DriveLM asks about it or not. `PLANNING_FEATURES` of
+`schema.py` lists the columns; `sources/nuscenes_tables.py` says how they are made. A scene goes to train, eval or test
+by the hash of its token, as in `prepare_drivelm.py`: one model may be trained on both folders. `recipes/sft_qlora.py`
+trains on these rows too and leaves out the frames without questions.
 
 Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte.
 """
@@ -26,11 +27,14 @@ from data_scripts.schema import PLANNING_ROW, SPLITS
 from data_scripts.shards import format_report, write_splits
 from data_scripts.sources.camera_images import read_image_file
 from data_scripts.sources.drivelm_json import path_below, read_drivelm
-from data_scripts.sources.nuscenes_tables import EgoMotion, NuScenesTables
+from data_scripts.sources.nuscenes_tables import ROUTE_FILE, EgoMotion, NuScenesTables
 from smoldriver_common.command_line import errors_in_one_line, whole_number
 
 FORMAT = 1  # raised when the same input would give other rows
-TABLES = ("scene", "sample", "sample_data", "ego_pose", "sample_annotation")  # by whose bytes the source is known
+TABLES = (
+    *("scene", "sample", "sample_data", "ego_pose", "sample_annotation"),
+    *("instance", "category", "sensor", "calibrated_sensor"),
+)
 
 
 def planning_columns(motion: EgoMotion) -> dict:
@@ -72,12 +76,24 @@ def prepare(arguments: argparse.Namespace) -> dict:
     """Do what the command line asks for; returns the manifest."""
     tables = NuScenesTables(arguments.nuscenes, arguments.nuscenes_version)
     asked, digests = read_drivelm(arguments.json, arguments.object_tags == "drop", keep_unlabelled=False)
+    unknown = [frame["frame_token"] for frame in asked if frame["frame_token"] not in tables.samples]
+    if asked and len(unknown) == len(asked):
+        raise ValueError(
+            f"no frame of --json is in {tables.folder} (for example {unknown[0]}): are they of one version?"
+        )
     frames = key_frames(tables, {frame["frame_token"]: frame for frame in asked})
+    if not any((arguments.nuscenes / path).is_file() for frame in frames for path in frame["image_paths"].values()):
+        tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
+        raise FileNotFoundError(
+            f"no picture of the tables lies under --nuscenes {arguments.nuscenes} (such as {tried})"
+        )
+    if unknown:
+        print(f"{len(unknown)} of the {len(asked)} frames of --json are not in {tables.folder}: left out")
+
+    def read_image(frame: dict, camera: str) -> bytes:
+        return read_image_file(arguments.nuscenes, frame["image_paths"][camera])
 
     def make_row(frame: dict) -> tuple[dict | None, dict]:
-        def read_image(frame: dict, camera: str) -> bytes:
-            return read_image_file(arguments.nuscenes, frame["image_paths"][camera])
-
         row, notes = frame_row(frame, read_image, arguments.image_height, strict=False, unasked=True)
         return row and {**row, **planning_columns(tables.motion(frame["frame_token"]))}, notes
 
@@ -86,7 +102,7 @@ def prepare(arguments: argparse.Namespace) -> dict:
         plan_splits(frames, arguments.split),
         make_row,
         source={
-            "tables sha256": {name: _sha256(tables.folder / f"{name}.json") for name in TABLES},
+            "tables sha256": {path.name: _sha256(path) for path in table_files(tables.folder)},
             "json sha256": digests,
             "nuscenes": str(arguments.nuscenes),
         },
@@ -102,6 +118,12 @@ def prepare(arguments: argparse.Namespace) -> dict:
         frames_per_shard=arguments.shard_size,
         features=PLANNING_ROW,
     )
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The files that rows depend on."""
+    route = folder / ROUTE_FILE
+    return [folder / f"{name}.json" for name in TABLES] + ([route] if route.is_file() else [])
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ One row is one key frame, with its images once and all its questions:
      "qa": [{"task": "perception", "question": "Are there barriers to the front of the ego car?", "answer": "Yes.",
              "tag": []}, ...]}
 
-Rows for a planner (data_scripts/prepare_planning.py) have the `PLANNING_FEATURES` beside these; their `qa` may be empty.
+Rows for a planner (data_scripts/prepare_planning.py) also have the `PLANNING_FEATURES`, and their `qa` may be empty.
 
 A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
 the source of the rows, the options, the counts, and whether the preparation was finished.
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 
-from smoldriver_common.shipped import CAMERAS
+from smoldriver_common.shipped import CAMERAS, COMMANDS
 from smoldriver_common.whole_files import write_json, written_whole
 
 SPLITS = ("train", "eval", "test")
@@ -59,11 +59,11 @@ PLANNING_FEATURES = Features(
         "ego_future_mask": [Value("bool")],
         "speed": Value("float64"),  # m/s; None at a scene's first moment
         "command": Value("string"),  # None where neither route nor whole future is known
-        "command_source": Value("string"),  # "route" or "future": the second is a leak, see sources/nuscenes_tables.py
+        "command_source": Value("string"),  # "route" or "future"; the second is a leak: it knows where the ego went
         "agents": [
             {
                 "category": Value("string"),  # nuScenes'
-                "size": [Value("float64")],  # length, width, height in metres
+                "size": [Value("float64")],  # width, length, height in metres: nuScenes' order
                 "poses": [[Value("float64")]],  # 7 moments: 0 .. 3.0 s
                 "mask": [Value("bool")],
             }
@@ -71,6 +71,7 @@ PLANNING_FEATURES = Features(
     }
 )
 PLANNING_ROW = Features({**SCENE_FEATURES, **PLANNING_FEATURES})
+COMMAND_SOURCES = ("route", "future")
 MOMENTS = {"ego_history": 4, "ego_future": 6}  # agents' poses: as many as the future, and the key frame's own
 MANIFEST = "manifest.json"
 
@@ -139,25 +140,34 @@ def validate_row(row: Mapping) -> None:
 
 def _validate_planning(row: Mapping) -> None:
     """The same for the columns of `PLANNING_FEATURES`."""
-    frame, speed = row["frame_token"], row["speed"]
+    frame, speed, command, source = (row[name] for name in ("frame_token", "speed", "command", "command_source"))
+    if type(row["timestamp"]) is not int:
+        raise ValueError(f"frame {frame!r}: timestamp must be whole microseconds, not {row['timestamp']!r}")
     for column, count in MOMENTS.items():
         _validate_poses(f"frame {frame!r}: {column}", row[column], row[f"{column}_mask"], count)
     if speed is not None and not (math.isfinite(speed) and speed >= 0):
-        raise ValueError(f"frame {frame!r}: speed must be a finite number of m/s of at least 0 or None, not {speed}")
-    if (row["command"] is None) != (row["command_source"] is None):
-        raise ValueError(f"frame {frame!r}: command {row['command']!r} comes from {row['command_source']!r}")
+        raise ValueError(f"frame {frame!r}: speed must be a finite number of m/s, 0 or more, or None, not {speed}")
+    if (command, source) != (None, None) and (command not in COMMANDS or source not in COMMAND_SOURCES):
+        raise ValueError(
+            f"frame {frame!r}: the command {command!r} from {source!r} must be one of {', '.join(COMMANDS)} from"
+            f" {' or '.join(COMMAND_SOURCES)}, or both None"
+        )
+    if not isinstance(row["agents"], list):
+        raise ValueError(f"frame {frame!r}: agents must be a list, not {type(row['agents']).__name__}")
     for agent in row["agents"]:
         where = f"frame {frame!r}: an agent of category {agent['category']!r}"
         _validate_poses(where, agent["poses"], agent["mask"], MOMENTS["ego_future"] + 1)
         if len(agent["size"]) != 3 or not all(math.isfinite(size) and size > 0 for size in agent["size"]):
-            raise ValueError(f"{where} has the size {agent['size']}: give length, width and height in metres")
+            raise ValueError(f"{where} has the size {agent['size']}: give width, length and height in metres")
 
 
 def _validate_poses(where: str, poses: list, mask: list, count: int) -> None:
-    if len(poses) != count or len(mask) != count or any(len(pose) != 3 for pose in poses):
-        raise ValueError(f"{where} must have {count} poses of x, y, yaw and as many masks, not {poses!r:.80}")
-    if not all(math.isfinite(value) for pose in poses for value in pose):
-        raise ValueError(f"{where} has a pose that is not finite: {poses!r:.80}")
+    if not (isinstance(poses, list) and isinstance(mask, list) and len(poses) == len(mask) == count):
+        raise ValueError(f"{where} must have {count} poses and as many masks, not {poses!r:.80} and {mask!r:.80}")
+    if not all(isinstance(known, bool) for known in mask):
+        raise ValueError(f"{where} has a mask that is not true or false: {mask!r:.80}")
+    if not all(len(pose) == 3 and all(map(math.isfinite, pose)) for pose in poses):
+        raise ValueError(f"{where} has a pose that is not three finite numbers x, y, yaw: {poses!r:.80}")
 
 
 def scene_table(rows: list[Mapping], features: Features = SCENE_FEATURES) -> pa.Table:

@@ -1,15 +1,16 @@
 """A small planner on SmolDriver's vision model: six pictures, a command and a speed -> six waypoints.
 
     pixel_values (B, V, 3, S, S), camera_ids (B, V)
-      -> vision model and connector, as in SmolDriver                             (n, k^2, D), n views that are there
-      -> a place for each camera and token; a learned vector where a camera is missing   (B, cameras, k^2, D)
-      -> a linear layer with weights of its own per camera and place              (B, cameras, k^2, token_width)
-      -> flattened, beside the command, the speed and (a control) the way driven  -> ego state (B, hidden_size)
-      -> proposals (B, M, waypoints, 2) with scores (B, M) -> the best: waypoints (B, waypoints, 2)
+      -> vision model and connector, as in SmolDriver                     (N, k^2, D), N views that are not padding
+      -> put in the places of their cameras; learned vectors where a camera is missing   (B, cameras, k^2, D)
+      -> a linear layer with weights of its own per camera and place      (B, cameras, k^2, token_width)
+      -> flattened, with command, speed and (only as a control) history   -> ego state (B, hidden_size)
+      -> optional decoder: each proposal attends to all tokens            (B, M, hidden_size)
+      -> proposals (B, M, waypoints, 2), scores (B, M) -> the one with the best score: waypoints (B, waypoints, 2)
 
-Waypoints are metres in the ego frame of the pictures' moment: x forward, y left, origin below the rear axle; at
-0.5, 1.0, ... 3.0 s. The language model takes no part: what it knows may guide the training, see `guidance`.
-The weights of vision model and connector carry SmolDriver's names (`model.vision_model.*`, `model.connector.*`).
+Waypoints are metres in the ego frame of the pictures' moment: x forward, y left, origin on the ground below the rear
+axle; at 0.5, 1.0, ... 3.0 s. The language model takes no part. The weights of vision model and connector have
+SmolDriver's names (`model.vision_model.*`, `model.connector.*`).
 """
 
 import math
@@ -22,12 +23,15 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration_smoldriver import SmolDriverVisionConfig, visual_token_budgets
+from .inputs_smoldriver import COMMANDS
 from .modeling_smoldriver import SmolDriverConnector, SmolDriverPreTrainedModel, SmolDriverVisionModel
+from .planning_processing_smoldriver import SmolDriverPlannerProcessor
 
-COMMANDS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
 EGO_INPUTS = ("speed", "history")
-SPEED_SCALE = 10.0  # m/s; of the numbers that the head reads
-HISTORY_SCALE = 10.0  # metres
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""What `from_pretrained` passes on to the processor beside the weights."""
+SPEED_SCALE = 10.0  # m/s: the head reads speeds divided by it
+HISTORY_SCALE = 10.0  # metres, likewise
 
 
 class SmolDriverPlannerConfig(PretrainedConfig):
@@ -37,17 +41,20 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         vision_config (`dict` or `SmolDriverVisionConfig`): as in the SmolDriver.
         scale_factor (`int`): as in the SmolDriver.
         token_size (`int`): width D of the visual tokens after the connector.
-        visual_tokens (`int`): tokens per camera that the head reads: one budget, whose places have own weights.
-        token_width (`int`): width to which each token is narrowed before all are flattened.
+        visual_tokens (`int`): tokens per camera that the head reads, one of the vision model's budgets.
+        token_width (`int`): width of each token when all are flattened.
         hidden_size (`int`): width of the ego state.
         num_decoder_layers (`int`): layers in which each proposal attends to all tokens; 0: none.
         num_attention_heads (`int`): heads of these layers.
-        num_waypoints, seconds_per_waypoint: what is planned; 6 and 0.5 s.
+        num_waypoints (`int`): waypoints of a plan.
+        seconds_per_waypoint (`float`, seconds): time from one waypoint to the next.
         num_proposals (`int`): ways that are proposed; the one with the best score is taken.
-        commands (`list[str]`): what the route may ask for.
-        ego_inputs (`list[str]`): "speed" and, as a control only, "history" (the way driven in the last 2 s).
-        status_dropout (`float`): share of the training in which the ego inputs are withheld.
-        dropout (`float`): of the flattened tokens in training.
+        commands (`list[str]`, *optional*): what the route may ask for; default: `COMMANDS`.
+        ego_inputs (`list[str]`, *optional*): "speed" and, only as a control, "history"; default: the speed.
+        history_moments (`int`): moments of the history.
+        status_dropout (`float`): share of the rows, in training, from which the ego inputs are withheld.
+        dropout (`float`): of the flattened tokens and in the decoder, in training.
+        initializer_range (`float`): standard deviation of fresh embeddings.
 
     Raises:
         ValueError: names the value that is out of range and the accepted ones.
@@ -104,6 +111,11 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self):
+        if self.scale_factor < 1 or self.vision_config.grid_size % self.scale_factor:
+            raise ValueError(
+                f"scale_factor={self.scale_factor} must divide the vision model's grid_size="
+                f"{self.vision_config.grid_size}"
+            )
         if self.visual_tokens not in self.visual_token_budgets:
             raise ValueError(
                 f"visual_tokens={self.visual_tokens} is not a budget; choose one of {self.visual_token_budgets}"
@@ -111,9 +123,13 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         unknown = [name for name in self.ego_inputs if name not in EGO_INPUTS]
         if unknown:
             raise ValueError(f"ego_inputs={self.ego_inputs} names {', '.join(unknown)}; use {', '.join(EGO_INPUTS)}")
-        for name in ("token_width", "hidden_size", "num_waypoints", "num_proposals", "history_moments"):
+        sizes = ("token_size", "token_width", "hidden_size", "num_attention_heads")
+        for name in (*sizes, "num_waypoints", "num_proposals", "history_moments"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("seconds_per_waypoint", "num_decoder_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("status_dropout", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
@@ -130,20 +146,39 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         return visual_token_budgets(self.vision_config.grid_size, self.scale_factor)
 
 
-class SmolDriverPlannerModel(SmolDriverPreTrainedModel):
-    """The vision model and connector of a SmolDriver; `forward` gives a token per camera and place."""
+class SmolDriverPlannerPreTrainedModel(SmolDriverPreTrainedModel):
+    """What the planner's parts share: loading is as strict as SmolDriver's."""
 
     config_class = SmolDriverPlannerConfig
-    base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, PlaceLinear):
+            nn.init.normal_(module.weight, std=module.weight.shape[2] ** -0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, SmolDriverPlannerModel):
+            nn.init.normal_(module.missing, std=self.config.initializer_range)
+        elif isinstance(module, ProposalDecoder):
+            nn.init.normal_(module.query)
+            nn.init.normal_(module.place, std=self.config.initializer_range)
+        elif isinstance(module, FanInLinear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+
+class SmolDriverPlannerModel(SmolDriverPlannerPreTrainedModel):
+    """The vision model and connector of a SmolDriver; `forward` gives a token per camera and place."""
 
     def __init__(self, config: SmolDriverPlannerConfig):
         super().__init__(config)
         self.vision_model = SmolDriverVisionModel._from_config(config.vision_config)
         self.connector = SmolDriverConnector(config.vision_config.hidden_size, config.scale_factor, config.token_size)
         places = len(config.vision_config.cameras), config.visual_tokens
-        self.missing = nn.Parameter(torch.zeros(*places, config.token_size))
+        self.missing = nn.Parameter(torch.empty(*places, config.token_size))
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor | None, camera_ids: torch.Tensor) -> torch.Tensor:
@@ -155,7 +190,11 @@ class SmolDriverPlannerModel(SmolDriverPreTrainedModel):
 
         Returns:
             `torch.Tensor` of shape `(batch, cameras, visual_tokens, token_size)`; `missing` where there is no view.
+
+        Raises:
+            ValueError: for shapes that disagree, or a camera id that the model does not have.
         """
+        self._check_views(pixel_values, camera_ids)
         tokens = self.missing.expand(len(camera_ids), -1, -1, -1)
         frame, view = (camera_ids >= 0).nonzero(as_tuple=True)
         if pixel_values is None or not len(frame):
@@ -163,8 +202,28 @@ class SmolDriverPlannerModel(SmolDriverPreTrainedModel):
         side = self.config.scale_factor * math.isqrt(self.config.visual_tokens)
         cameras = camera_ids[frame, view]
         hidden = self.vision_model(pixel_values[frame, view], cameras, side)
-        found = self.connector(hidden)
+        found = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         return tokens.to(found.dtype).index_put((frame, cameras), found)
+
+    def _check_views(self, pixel_values: torch.Tensor | None, camera_ids: torch.Tensor) -> None:
+        cameras = self.config.vision_config.cameras
+        if camera_ids.numel() and not -1 <= int(camera_ids.min()) <= int(camera_ids.max()) < len(cameras):
+            raise ValueError(
+                f"camera_ids must be -1 (padding) or 0 .. {len(cameras) - 1} ({', '.join(cameras)});"
+                f" got {sorted(set(camera_ids.flatten().tolist()))}"
+            )
+        if pixel_values is None:
+            if (camera_ids >= 0).any():
+                raise ValueError(f"camera_ids {camera_ids.tolist()} name cameras, but there are no pixel_values")
+        elif pixel_values.ndim != 5 or pixel_values.shape[:2] != camera_ids.shape:
+            raise ValueError(
+                "pixel_values must be (batch, views, 3, S, S) and camera_ids (batch, views);"
+                f" got {tuple(pixel_values.shape)} and {tuple(camera_ids.shape)}"
+            )
+
+
+class FanInLinear(nn.Linear):
+    """A linear layer whose fresh weights keep the size of its inputs: the head is not behind a residual stream."""
 
 
 class PlaceLinear(nn.Module):
@@ -175,13 +234,33 @@ class PlaceLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(cameras, places, width, narrow))
         self.bias = nn.Parameter(torch.empty(cameras, places, narrow))
 
-    def reset_parameters(self):
-        nn.init.normal_(self.weight, std=self.weight.shape[2] ** -0.5)
-        nn.init.zeros_(self.bias)
-
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(batch, cameras, places, width)` -> `(batch, cameras, places, narrow)`."""
-        return torch.einsum("bcpw,cpwn->bcpn", tokens, self.weight.to(tokens.dtype)) + self.bias.to(tokens.dtype)
+        return torch.einsum("bcpw,cpwn->bcpn", tokens, self.weight) + self.bias
+
+
+class ProposalDecoder(nn.Module):
+    """Each proposal starts at the ego state and attends to all tokens and to the other proposals."""
+
+    def __init__(self, config: SmolDriverPlannerConfig):
+        super().__init__()
+        places = len(config.vision_config.cameras) * config.visual_tokens
+        self.widen = FanInLinear(config.token_size, config.hidden_size)
+        self.place = nn.Parameter(torch.empty(places, config.hidden_size))
+        self.query = nn.Parameter(torch.empty(config.num_proposals, config.hidden_size))
+        layer = nn.TransformerDecoderLayer(
+            config.hidden_size,
+            config.num_attention_heads,
+            4 * config.hidden_size,
+            dropout=config.dropout,
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerDecoder(layer, config.num_decoder_layers, norm=nn.LayerNorm(config.hidden_size))
+
+    def forward(self, state: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """`(batch, hidden)`, `(batch, cameras, places, width)` -> `(batch, proposals, hidden)`."""
+        return self.layers(state.unsqueeze(1) + self.query, self.widen(tokens.flatten(1, 2)) + self.place)
 
 
 @dataclass
@@ -191,7 +270,7 @@ class SmolDriverTrajectoryOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`): with `ego_future`.
         waypoints (`torch.FloatTensor` of shape `(batch, waypoints, 2)`): metres, the proposal of the best score.
         proposals (`torch.FloatTensor` of shape `(batch, proposals, waypoints, 2)`): metres.
-        scores (`torch.FloatTensor` of shape `(batch, proposals)`): logits.
+        scores (`torch.FloatTensor` of shape `(batch, proposals)`): logits; 0 where there is one proposal.
         ego_state (`torch.FloatTensor` of shape `(batch, hidden_size)`): what the plan is made of.
     """
 
@@ -202,12 +281,8 @@ class SmolDriverTrajectoryOutput(ModelOutput):
     ego_state: torch.FloatTensor | None = None
 
 
-class SmolDriverForTrajectoryPrediction(SmolDriverPreTrainedModel):
+class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
     """The planner: pictures, command and speed -> waypoints. `plan` takes pictures by camera."""
-
-    config_class = SmolDriverPlannerConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
 
     def __init__(self, config: SmolDriverPlannerConfig):
         super().__init__(config)
@@ -219,38 +294,17 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPreTrainedModel):
         ego_width = len(config.commands) + 2 * ("speed" in config.ego_inputs)
         ego_width += 4 * config.history_moments * ("history" in config.ego_inputs)
         self.read = nn.Sequential(
-            nn.Linear(cameras * places * config.token_width + ego_width, config.hidden_size),
+            FanInLinear(cameras * places * config.token_width + ego_width, config.hidden_size),
             nn.GELU(),
-            nn.Linear(config.hidden_size, config.hidden_size),
+            FanInLinear(config.hidden_size, config.hidden_size),
             nn.GELU(),
         )
-        self.decoder = _decoder(config)
-        if self.decoder is not None:
-            self.widen = nn.Linear(width, config.hidden_size)
-            self.query = nn.Parameter(torch.zeros(config.num_proposals, config.hidden_size))
-        count = 1 if self.decoder is not None else config.num_proposals
-        self.way = nn.Linear(config.hidden_size, count * config.num_waypoints * 2)
-        self.score = nn.Linear(config.hidden_size, count)
-        self.processor = None  # set where a folder is loaded, for `plan`
+        self.decoder = ProposalDecoder(config) if config.num_decoder_layers else None
+        ways = 1 if config.num_decoder_layers else config.num_proposals  # of each state
+        self.way = FanInLinear(config.hidden_size, ways * config.num_waypoints * 2)
+        self.score = FanInLinear(config.hidden_size, ways) if config.num_proposals > 1 else None
+        self.processor = None  # what `plan` reads pictures with
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if isinstance(module, PlaceLinear):
-            module.reset_parameters()
-        elif isinstance(module, SmolDriverPlannerModel):
-            nn.init.normal_(module.missing, std=self.config.initializer_range)
-        elif isinstance(module, SmolDriverForTrajectoryPrediction):
-            if module.decoder is not None:
-                nn.init.normal_(module.query, std=1.0)
-        elif isinstance(module, nn.Linear) and module in self._head_layers():
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-
-    def _head_layers(self) -> list[nn.Module]:
-        return [self.read[0], self.read[2], self.way, self.score, *([self.widen] if self.decoder is not None else [])]
 
     def forward(
         self,
@@ -277,13 +331,13 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPreTrainedModel):
             ego_future_mask (`torch.BoolTensor` of shape `(batch, waypoints)`, *optional*): which waypoints count.
 
         Raises:
-            ValueError: no command.
+            ValueError: a missing or unknown command, a camera that the model does not have, a speed that is negative
+                or infinite, a future of another shape.
         """
-        if command is None:
-            raise ValueError(f"command is required: places in {self.config.commands}, or -1 where it is withheld")
+        self._check_ego(command, speed)
         if camera_ids is None:
             camera_ids = command.new_full((len(command), len(self.config.vision_config.cameras)), -1)
-        tokens = self.norm(self.model(pixel_values, camera_ids))
+        tokens = self.norm(self.model(pixel_values, camera_ids).to(self.norm.weight.dtype))
         flat = self.dropout(self.narrow(tokens).flatten(1))
         ego = self._ego(command, speed, ego_history, ego_history_mask).to(flat.dtype)
         state = self.read(torch.cat([flat, ego], dim=-1))
@@ -300,83 +354,108 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPreTrainedModel):
             ego_state=state,
         )
 
+    def _check_ego(self, command: torch.Tensor | None, speed: torch.Tensor | None) -> None:
+        commands = self.config.commands
+        if command is None:
+            raise ValueError(f"command is required: places in {commands}, or -1 where it is withheld")
+        if not -1 <= int(command.min()) <= int(command.max()) < len(commands):
+            raise ValueError(
+                f"command must be -1 (withheld) or 0 .. {len(commands) - 1} ({', '.join(commands)});"
+                f" got {command.tolist()}"
+            )
+        if speed is not None and bool(((speed < 0) | speed.isinf()).any()):
+            raise ValueError(f"speed must be 0 m/s or more, NaN where it is unknown; got {speed.tolist()}")
+
     def _ego(self, command, speed, history, history_mask) -> torch.Tensor:
-        """`(batch, ego width)`; in training the status is withheld in `status_dropout` of the rows."""
-        config, batch = self.config, len(command)
-        kept = torch.ones(batch, 1, device=command.device)
-        if self.training and config.status_dropout:
-            kept = (torch.rand(batch, 1, device=command.device) >= config.status_dropout).float()
+        """`(batch, ego width)`; in training speed and history are withheld from `status_dropout` of the rows."""
+        config, batch, device = self.config, len(command), command.device
+        kept = torch.ones(batch, 1, device=device)
+        if self.training:
+            kept = (torch.rand(batch, 1, device=device) >= config.status_dropout).float()
         parts = [F.one_hot(command.clamp_min(0), len(config.commands)).float() * (command >= 0).unsqueeze(-1)]
         if "speed" in config.ego_inputs:
-            speed = torch.full((batch,), math.nan, device=command.device) if speed is None else speed.float()
-            known = speed.isfinite().float().unsqueeze(-1) * kept
+            speed = torch.full((batch,), math.nan, device=device) if speed is None else speed.float()
+            known = (~speed.isnan()).float().unsqueeze(-1) * kept
             parts += [speed.nan_to_num().unsqueeze(-1) / SPEED_SCALE * known, known]
         if "history" in config.ego_inputs:
+            shape = batch, config.history_moments
             if history is None:
-                history = torch.zeros(batch, config.history_moments, 3, device=command.device)
-                history_mask = torch.zeros(batch, config.history_moments, dtype=torch.bool, device=command.device)
+                history, history_mask = torch.zeros(*shape, 3, device=device), torch.zeros(shape, device=device)
+            elif history_mask is None:
+                history_mask = torch.ones(shape, device=device)
             known = history_mask.float().unsqueeze(-1) * kept.unsqueeze(-1)
-            scale = history.new_tensor([HISTORY_SCALE, HISTORY_SCALE, 1.0])
-            parts.append(torch.cat([history / scale * known, known], dim=-1).flatten(1))
+            scale = torch.tensor([HISTORY_SCALE, HISTORY_SCALE, 1.0], device=device)
+            parts.append(torch.cat([history.float() / scale * known, known], dim=-1).flatten(1))
         return torch.cat(parts, dim=-1)
 
     def _propose(self, state: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ego state `(batch, hidden)` -> ways `(batch, proposals, waypoints, 2)` in float32, scores."""
+        """Ego state `(batch, hidden)` -> ways `(batch, proposals, waypoints, 2)` and scores, both float32."""
+        batch, proposals = len(state), self.config.num_proposals
         if self.decoder is not None:
-            memory = self.widen(tokens.flatten(1, 2))
-            state = self.decoder(state.unsqueeze(1) + self.query, memory)  # (batch, proposal, hidden)
-            scores = self.score(state).squeeze(-1)
-        else:
-            scores = self.score(state)
-        ways = self.way(state).float().view(len(state), self.config.num_proposals, self.config.num_waypoints, 2)
-        return ways, scores.float()
+            state = self.decoder(state, tokens)  # (batch, proposal, hidden)
+        ways = self.way(state).float().view(batch, proposals, self.config.num_waypoints, 2)
+        if self.score is None:
+            return ways, ways.new_zeros(batch, 1)
+        return ways, self.score(state).float().view(batch, proposals)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, but strict; the processor beside the weights is loaded too, for `plan`."""
-        from .planning_processing_smoldriver import SmolDriverPlannerProcessor
-
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.processor = SmolDriverPlannerProcessor.from_pretrained(pretrained_model_name_or_path)
+        try:
+            model.processor = SmolDriverPlannerProcessor.from_pretrained(pretrained_model_name_or_path, **hub)
+        except OSError:  # weights alone, as in a trainer's checkpoint: they serve for all but `plan`
+            model.processor = None
         return loaded
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the configuration also names the processor's class."""
+        auto_map = dict(getattr(self.config, "auto_map", None) or {})
+        auto_map["AutoProcessor"] = "planning_processing_smoldriver.SmolDriverPlannerProcessor"
+        self.config.auto_map = auto_map
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @torch.no_grad()
-    def plan(self, images: dict | None, command: str | None, speed: float | None = None) -> torch.Tensor:
-        """A plan for one moment.
+    def plan(self, images: dict | None, command: str | None, speed: float | None = None, history=None) -> torch.Tensor:
+        """A plan for one moment. The model should be in eval mode, as it is when loaded.
 
         Args:
             images: {camera: picture}, any missing; None: no picture at all, a control.
             command: of `config.commands`; None: withheld.
             speed: m/s; None: unknown.
+            history: see the processor's `encode_moments`; only for a planner with "history" among its `ego_inputs`.
 
         Returns:
-            Waypoints `(waypoints, 2)`: metres in the ego frame, x forward, y left.
+            `torch.FloatTensor` of shape `(waypoints, 2)` on the CPU: metres in the ego frame, x forward, y left.
 
         Raises:
-            ValueError: an unknown command or camera, a speed that is negative or not finite, a plan that is not finite.
+            ValueError: an unknown command or camera, a speed that is negative or not finite, a processor for another
+                planner, a plan that is not finite.
         """
-        if self.processor is None:
-            raise ValueError("this planner has no processor: load it with from_pretrained, or set planner.processor")
-        inputs = self.processor(images=images, command=command, speed=speed).to(self.device)
+        self._check_processor()
+        if history is not None and "history" not in self.config.ego_inputs:
+            raise ValueError(f"this planner reads {', '.join(self.config.ego_inputs) or 'no ego input'}: no history")
+        inputs = self.processor(images, command, speed, history).to(self.device)
         waypoints = self(**inputs).waypoints[0]
         if not waypoints.isfinite().all():
             raise ValueError(f"the plan is not finite: {waypoints.tolist()}; the weights or the pictures are broken")
         return waypoints.cpu()
 
-
-def _decoder(config: SmolDriverPlannerConfig) -> nn.Module | None:
-    if not config.num_decoder_layers:
-        return None
-    layer = nn.TransformerDecoderLayer(
-        config.hidden_size,
-        config.num_attention_heads,
-        4 * config.hidden_size,
-        dropout=config.dropout,
-        batch_first=True,
-        norm_first=True,
-    )
-    return nn.TransformerDecoder(layer, config.num_decoder_layers)
+    def _check_processor(self) -> None:
+        if self.processor is None:
+            raise ValueError("this planner has no processor: load it with from_pretrained, or set planner.processor")
+        config = self.config
+        expected = {
+            "cameras": config.vision_config.cameras,
+            "commands": config.commands,
+            "visual_tokens": config.visual_tokens,
+        }
+        for name, value in expected.items():
+            given = getattr(self.processor, name)
+            if given != value:
+                raise ValueError(f"the processor is for another planner: its {name} are {given}, the model's {value}")
 
 
 def imitation_loss(
@@ -384,9 +463,24 @@ def imitation_loss(
 ) -> torch.Tensor:
     """L1 of the nearest proposal in metres, and the cross-entropy of its score.
 
-    Args: `proposals` `(batch, M, waypoints, 2)`, `scores` `(batch, M)`, `future` `(batch, waypoints, 2)`, `mask`
-        `(batch, waypoints)`; a waypoint that is masked does not count.
+    Args:
+        proposals (`torch.Tensor` of shape `(batch, M, waypoints, 2)`): metres.
+        scores (`torch.Tensor` of shape `(batch, M)`): logits.
+        future (`torch.Tensor` of shape `(batch, waypoints, 2)`): metres.
+        mask (`torch.Tensor` of shape `(batch, waypoints)`, *optional*): which waypoints count; None: all.
+
+    Returns:
+        The mean over all waypoints that count of |dx| + |dy| of the nearest proposal; with several proposals also the
+        mean over the rows with such a waypoint of the cross-entropy.
+
+    Raises:
+        ValueError: a future of another shape.
     """
+    if future.shape != (len(proposals), *proposals.shape[2:]):
+        raise ValueError(
+            f"ego_future must be (batch, waypoints, 2), here {(len(proposals), *proposals.shape[2:])};"
+            f" got {tuple(future.shape)}"
+        )
     mask = torch.ones(future.shape[:2], device=future.device) if mask is None else mask.float()
     errors = (proposals - future.unsqueeze(1)).abs().sum(-1) * mask.unsqueeze(1)  # (batch, proposal, waypoint)
     nearest = errors.detach().sum(-1).argmin(-1)
@@ -398,4 +492,5 @@ def imitation_loss(
     return loss
 
 
+SmolDriverPlannerConfig.register_for_auto_class("AutoConfig")
 SmolDriverForTrajectoryPrediction.register_for_auto_class("AutoModel")

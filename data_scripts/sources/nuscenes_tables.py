@@ -4,14 +4,14 @@ Source: the JSON tables of nuScenes v1.0 (https://www.nuscenes.org/nuscenes#data
 v1.0-mini, v1.0-trainval or a synthetic world. Nothing else is needed: no devkit, no map, no CAN bus.
 
 The ego frame: x forward, y left, metres, origin on the ground below the rear axle, at the key frame itself; yaw in
-radians, counter-clockwise. Poses are those of LIDAR_TOP's key frames, as in VAD and UniAD; a synthetic world has no
-lidar poses of its own moment, so CAM_FRONT's, which are the same. One sample:
+radians, counter-clockwise. Poses are those of LIDAR_TOP's key frames, as in VAD and UniAD, and CAM_FRONT's where there
+is no lidar, as in a synthetic world. One key frame:
 
     EgoMotion(timestamp=1_532_402_927_647_951, speed=4.1, command="go straight", command_source="future",
               history=[(-8.2, 0.1, 0.0), ...] four moments, the oldest first, 2.0 to 0.5 s ago,
               history_mask=[True, True, True, True],
               future=[(2.0, 0.0, 0.0), ...] six moments, 0.5 to 3.0 s ahead, future_mask=[True] * 6,
-              agents=[Agent("vehicle.car", (4.6, 1.9, 1.7), poses=[(12.0, -3.5, 0.0), ...] seven moments, 0 to 3.0 s,
+              agents=[Agent("vehicle.car", (1.9, 4.6, 1.7), poses=[(12.0, -3.5, 0.0), ...] seven moments, 0 to 3.0 s,
                             mask=[True] * 7), ...])
 
 A moment beyond the scene's first or last is masked and zero. It is never the last pose again, nor the next scene's.
@@ -26,13 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
+from smoldriver_common.shipped import COMMANDS
+
 HISTORY, FUTURE = 4, 6  # moments
 STEP = 0.5  # seconds between moments
-KEY_FRAME_GAP = 0.75  # seconds; key frames that are closer than this are 2 Hz, whose next one is the next moment
+KEY_FRAME_GAP = 0.75  # seconds; key frames closer than this come at 2 Hz: the next one is the next moment
 TOLERANCE = 0.1  # seconds between a moment and the pose that stands for it, where key frames are rarer
+SCENE_SECONDS = 20.0  # a pose further than this from a scene's key frames is not the scene's
 TURN = 2.0  # metres to the side after 3 s from which a future counts as a turn, as in UniAD, VAD and ST-P3
-COMMANDS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
-COMMAND_SOURCES = ("route", "future")
 REFERENCE_CHANNELS = ("LIDAR_TOP", "CAM_FRONT")
 ROUTE_FILE = "route.json"  # of a synthetic world: {sample token: command}
 
@@ -41,7 +42,7 @@ Pose = tuple[float, float, float]  # x, y in metres, yaw in radians
 
 @dataclass(frozen=True)
 class Agent:
-    """Another road user or thing: nuScenes' category, length, width and height in metres, poses at 0 .. 3 s."""
+    """Another road user or thing: nuScenes' category, width, length and height in metres, poses at 0 .. 3 s."""
 
     category: str
     size: tuple[float, float, float]
@@ -51,7 +52,12 @@ class Agent:
 
 @dataclass(frozen=True)
 class EgoMotion:
-    """One key frame's motion, see the module's docstring; `speed` in m/s, None at a scene's first moment."""
+    """One key frame's motion, see the module's docstring.
+
+    `timestamp` is in microseconds. `speed` (m/s) is the way from the moment before over the time since then, None where
+    there is no such moment. `command` comes from the "route" where the folder has `route.json`, else from the "future",
+    which is a leak: a planner that reads it knows where the ego went. It is None without a whole future.
+    """
 
     timestamp: int
     history: list[Pose]
@@ -80,7 +86,8 @@ class NuScenesTables:
 
     Raises:
         FileNotFoundError: the folder, the version or one of its tables is missing.
-        ValueError: several versions and none named, or a table that is cut short or lacks a field.
+        ValueError: several versions and none named, a table that is cut short or lacks a field, a key frame without a
+            pose, or a scene whose time runs backwards.
     """
 
     def __init__(self, root: Path, version: str | None = None):
@@ -89,10 +96,13 @@ class NuScenesTables:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.root} has no tables {version}; it has {_versions(self.root) or 'none'}")
         try:
-            self._read()
-        except KeyError as error:
+            self._read_scenes()
+            self._read_annotations()
+            self._read_pictures_and_poses()
+            self.route = self._read_route()
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"a table in {self.folder} lacks the field or token {error}: it is not nuScenes v1.0"
+                f"the tables in {self.folder} are not nuScenes v1.0: no field or token {error} where one is expected"
             ) from None
 
     def _table(self, name: str) -> list[dict]:
@@ -107,22 +117,40 @@ class NuScenesTables:
             raise ValueError(f"{path} holds a {type(rows).__name__}, not a table's list of rows")
         return rows
 
-    def _read(self) -> None:
+    def _read_scenes(self) -> None:
         self.scenes = {scene["token"]: scene for scene in self._table("scene")}
         self.samples = {sample["token"]: sample for sample in self._table("sample")}
-        self.categories = {instance["token"]: instance["category_token"] for instance in self._table("instance")}
+        self._chains = {scene: self._chain(scene) for scene in self.scenes}
+
+    def _chain(self, scene_token: str) -> list[str]:
+        """Sample tokens of a scene in order."""
+        chain, token, before = [], self.scenes[scene_token]["first_sample_token"], -math.inf
+        while token:
+            sample = self.samples[token]
+            if sample["timestamp"] <= before or sample["scene_token"] != scene_token:
+                raise ValueError(
+                    f"{self.folder}: sample {token} follows {chain[-1] if chain else 'the start'} of scene {scene_token}"
+                    " but is earlier or of another scene: copy the tables again"
+                )
+            chain.append(token)
+            token, before = sample["next"], sample["timestamp"]
+        return chain
+
+    def _read_annotations(self) -> None:
         names = {category["token"]: category["name"] for category in self._table("category")}
-        self.categories = {instance: names[category] for instance, category in self.categories.items()}
+        self.categories = {
+            instance["token"]: names[instance["category_token"]] for instance in self._table("instance")
+        }
         self.annotations = defaultdict(dict)  # {sample: {instance: row}}
         for row in self._table("sample_annotation"):
-            self.annotations[row["sample_token"]][row["instance_token"]] = row
-        self._read_pictures_and_poses()
+            kept = {name: row[name] for name in ("translation", "rotation", "size")}
+            self.annotations[row["sample_token"]][row["instance_token"]] = kept
 
     def _read_pictures_and_poses(self) -> None:
         channels = {sensor["token"]: sensor["channel"] for sensor in self._table("sensor")}
         channel_of = {row["token"]: channels[row["sensor_token"]] for row in self._table("calibrated_sensor")}
         self.pictures = defaultdict(dict)  # {sample: {camera: path below the root}}
-        reference = {}
+        reference = defaultdict(dict)  # {sample: {channel: token of its pose}}
         for row in self._table("sample_data"):
             if not row["is_key_frame"]:
                 continue
@@ -130,47 +158,57 @@ class NuScenesTables:
             if channel.startswith("CAM_"):
                 self.pictures[row["sample_token"]][channel] = row["filename"]
             if channel in REFERENCE_CHANNELS:
-                reference.setdefault(row["sample_token"], {})[channel] = row["ego_pose_token"]
-        wanted = {
-            sample: next(poses[channel] for channel in REFERENCE_CHANNELS if channel in poses)
-            for sample, poses in reference.items()
-        }
-        poses = {row["token"]: row for row in self._table("ego_pose")}
-        self.pose_of = {sample: _moment(poses[token]) for sample, token in wanted.items()}
-        self._chains = {scene: self._chain(scene) for scene in self.scenes}
-        self._rare_poses = self._poses_between_key_frames(poses)
-        route = self.folder / ROUTE_FILE
-        self.route = json.loads(route.read_text(encoding="utf-8")) if route.is_file() else {}
+                reference[row["sample_token"]][channel] = row["ego_pose_token"]
+        wanted = {}
+        for sample in (sample for chain in self._chains.values() for sample in chain):
+            found = [reference[sample][channel] for channel in REFERENCE_CHANNELS if channel in reference[sample]]
+            if not found:
+                raise ValueError(f"{self.folder}: sample {sample} has no pose of {' or '.join(REFERENCE_CHANNELS)}")
+            wanted[sample] = found[0]
+        rows = self._table("ego_pose")
+        needed = set(wanted.values())
+        poses = {row["token"]: _moment(row, row["timestamp"]) for row in rows if row["token"] in needed}
+        self.pose_of = {sample: poses[token] for sample, token in wanted.items()}
+        self._rare_poses = self._poses_between_key_frames(rows)
 
-    def _chain(self, scene_token: str) -> list[str]:
-        """Sample tokens of a scene in order."""
-        chain, token = [], self.scenes[scene_token]["first_sample_token"]
-        while token:
-            chain.append(token)
-            token = self.samples[token]["next"]
-        return chain
-
-    def _poses_between_key_frames(self, poses: dict[str, dict]) -> dict[str, list[_Moment]]:
+    def _poses_between_key_frames(self, rows: list[dict]) -> dict[str, list[_Moment]]:
         """{scene: all its poses by time} of scenes whose key frames are rarer than 2 Hz.
 
-        Such poses belong to a scene by their time alone: those within half a minute of its key frames that are nearer
-        to them than to another scene's.
+        No table says which scene such a pose belongs to. It is the scene whose key frames are nearest in time, unless
+        they are more than `SCENE_SECONDS` away.
         """
-        rare = {}
-        for scene, chain in self._chains.items():
-            times = [self.pose_of[sample].time for sample in chain]
-            gaps = np.diff(times)
-            if len(chain) > 1 and np.median(gaps) <= KEY_FRAME_GAP:
-                continue
-            rare[scene] = (min(times), max(times))
+        times = {scene: [self.pose_of[sample].time for sample in chain] for scene, chain in self._chains.items()}
+        rare = {scene for scene, of in times.items() if len(of) == 1 or np.median(np.diff(of)) > KEY_FRAME_GAP}
         if not rare:
             return {}
-        moments = sorted((_moment(row) for row in poses.values()), key=lambda moment: moment.time)
-        times = [moment.time for moment in moments]
+        spans = sorted((min(of), max(of), scene) for scene, of in times.items())
+        moments = sorted((_moment(row, row["timestamp"]) for row in rows), key=lambda moment: moment.time)
+        by_time = [moment.time for moment in moments]
         found = {}
-        for scene, (first, last) in rare.items():
-            found[scene] = moments[bisect_left(times, first - 20.0) : bisect_left(times, last + 20.0)]
+        for place, (first, last, scene) in enumerate(spans):
+            if scene not in rare:
+                continue
+            low, high = first - SCENE_SECONDS, last + SCENE_SECONDS
+            if place > 0:
+                low = max(low, (spans[place - 1][1] + first) / 2)
+            if place + 1 < len(spans):
+                high = min(high, (last + spans[place + 1][0]) / 2)
+            found[scene] = moments[bisect_left(by_time, low) : bisect_left(by_time, high)]
         return found
+
+    def _read_route(self) -> dict[str, str]:
+        """{sample: command}; empty where the folder has no such file."""
+        path = self.folder / ROUTE_FILE
+        if not path.is_file():
+            return {}
+        try:
+            route = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}): it is cut short, copy it again") from None
+        for sample, command in route.items():
+            if command not in COMMANDS:
+                raise ValueError(f"{path}: sample {sample} has the command {command!r}, not {', '.join(COMMANDS)}")
+        return route
 
     def sample_tokens(self, scene_token: str) -> list[str]:
         """Tokens of a scene's key frames, in order."""
@@ -205,14 +243,14 @@ class NuScenesTables:
 
     def _at(self, sample_token: str, steps: int) -> _Moment | None:
         """The ego at so many half seconds after a key frame; None beyond the scene."""
-        scene = self.samples[sample_token]["scene_token"]
-        if scene not in self._rare_poses:
+        moments = self._rare_poses.get(self.samples[sample_token]["scene_token"])
+        if moments is None:
             other = self._sample_at(sample_token, steps)
             return None if other is None else self.pose_of[other]
-        moments = self._rare_poses[scene]
-        return _nearest(moments, [moment.time for moment in moments], self.pose_of[sample_token].time + steps * STEP)
+        return _nearest(moments, self.pose_of[sample_token].time + steps * STEP)
 
     def _sample_at(self, sample_token: str, steps: int) -> str | None:
+        """The key frame at so many half seconds after another; None where there is none."""
         scene = self.samples[sample_token]["scene_token"]
         chain = self._chains[scene]
         if scene not in self._rare_poses:
@@ -236,8 +274,7 @@ class NuScenesTables:
         for instance, row in self.annotations[sample_token].items():
             rows = [None if sample is None else self.annotations[sample].get(instance) for sample in moments]
             poses, mask = _relative(now, [None if other is None else _moment(other) for other in rows])
-            width, length, height = row["size"]
-            agents.append(Agent(self.categories[instance], (length, width, height), poses, mask))
+            agents.append(Agent(self.categories[instance], tuple(row["size"]), poses, mask))
         return agents
 
 
@@ -254,8 +291,9 @@ def _only_version(root: Path) -> str:
     return found[0]
 
 
-def _moment(row: dict) -> _Moment:
-    return _Moment(row.get("timestamp", 0) / 1e6, np.asarray(row["translation"], float), _matrix(row["rotation"]))
+def _moment(row: dict, timestamp: int = 0) -> _Moment:
+    """A row's translation and rotation; an annotation needs no time of its own."""
+    return _Moment(timestamp / 1e6, np.asarray(row["translation"], float), _matrix(row["rotation"]))
 
 
 def _matrix(quaternion: list[float]) -> np.ndarray:
@@ -270,10 +308,8 @@ def _matrix(quaternion: list[float]) -> np.ndarray:
     )
 
 
-def _nearest(moments: list[_Moment], times: list[float], wanted: float) -> _Moment | None:
-    place = bisect_left(times, wanted)
-    near = [moments[i] for i in (place - 1, place) if 0 <= i < len(moments)]
-    best = min(near, key=lambda moment: abs(moment.time - wanted), default=None)
+def _nearest(moments: list[_Moment], wanted: float) -> _Moment | None:
+    best = min(moments, key=lambda moment: abs(moment.time - wanted), default=None)
     return best if best is not None and abs(best.time - wanted) < TOLERANCE else None
 
 
