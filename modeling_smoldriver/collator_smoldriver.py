@@ -114,7 +114,7 @@ def group_questions(
     rows of their own: with one to `most_views` pictures, still encoded, its own and others drawn for each row.
 
     Raises:
-        ValueError: see [`check_directions`]; a stream, which may have no end, is not searched here.
+        ValueError: no frame has a question; see [`check_directions`]. A stream, which may have no end, is not searched.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -135,6 +135,8 @@ def _indexed(scenes: Dataset, groups: QuestionGroups) -> Dataset:
         for cameras, questions in groups.draw(row):
             for name, value in zip(index, (number, cameras, questions), strict=True):
                 index[name].append(value)
+    if not index["frame"]:
+        raise ValueError(f"none of the {len(scenes)} frames has a question: prepare them with DriveLM's JSON")
 
     def take(batch: dict) -> dict:
         columns = scenes[batch["frame"]]

@@ -54,9 +54,9 @@ class Agent:
 class EgoMotion:
     """One key frame's motion, see the module's docstring.
 
-    `timestamp` is in microseconds. `speed` (m/s) is the way from the moment before over the time since then, None where
-    there is no such moment. `command` comes from the "route" where the folder has `route.json`, else from the "future",
-    which is a leak: a planner that reads it knows where the ego went. It is None without a whole future.
+    `timestamp` is in microseconds. `speed` (m/s) is the way driven since the moment before over the time since then,
+    None at a scene's first moment. `command` comes from the "route" where `route.json` has one, else from the
+    "future": a leak, since a planner that reads it knows where the ego went. Without a whole future it is None.
     """
 
     timestamp: int
@@ -129,8 +129,8 @@ class NuScenesTables:
             sample = self.samples[token]
             if sample["timestamp"] <= before or sample["scene_token"] != scene_token:
                 raise ValueError(
-                    f"{self.folder}: sample {token} follows {chain[-1] if chain else 'the start'} of scene {scene_token}"
-                    " but is earlier or of another scene: copy the tables again"
+                    f"{self.folder}: sample {token} in scene {scene_token} is of another scene or not later than the"
+                    " sample before it: copy the tables again"
                 )
             chain.append(token)
             token, before = sample["next"], sample["timestamp"]
