@@ -6,18 +6,17 @@ The planner is untrained: its plans mean nothing yet. The same command makes the
 """
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig
 
 from modeling_smoldriver import (
     SmolDriverConfig,
     SmolDriverForTrajectoryPrediction,
+    SmolDriverModel,
     SmolDriverPlannerConfig,
     SmolDriverPlannerProcessor,
     SmolDriverProcessor,
@@ -27,9 +26,6 @@ from recipes.training.manifest import TrainingManifest, check_output
 from recipes.training.weights import count_weights
 from smoldriver_common.command_line import errors_in_one_line, whole_number
 from smoldriver_common.whole_files import folder_written_whole
-
-SHARED = ("model.vision_model.", "model.connector.")
-"""How the names begin of the weights that a planner has from its SmolDriver."""
 
 
 def check_folders(model: Path, output: Path, arguments: dict) -> None:
@@ -52,47 +48,25 @@ def check_folders(model: Path, output: Path, arguments: dict) -> None:
             raise ValueError(f"{output} holds something else already: remove it or give another --output-dir")
 
 
-def shared_weights(model: Path) -> dict[str, torch.Tensor]:
-    """Vision model and connector of a SmolDriver folder by name; the language model is not read.
-
-    Raises:
-        FileNotFoundError: a file of weights is missing.
-    """
-    index, files = model / "model.safetensors.index.json", ["model.safetensors"]
-    if index.is_file():
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({file for name, file in places.items() if name.startswith(SHARED)})
-    weights = {}
-    for file in files:
-        if not (model / file).is_file():
-            raise FileNotFoundError(f"{model / file} is missing: copy the whole model folder")
-        with safe_open(model / file, framework="pt") as tensors:
-            weights |= {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(SHARED)}
-    return weights
-
-
 def make_planner(model: Path, options: dict) -> tuple[SmolDriverForTrajectoryPrediction, SmolDriverPlannerProcessor]:
-    """The planner, in the dtype of the SmolDriver's vision model, and its processor.
+    """The planner, in the dtype of its SmolDriver, and its processor.
 
     Raises:
         ValueError: a budget that the SmolDriver lacks, or weights that do not fit its configuration.
     """
-    source = SmolDriverConfig.from_pretrained(model)
+    config = SmolDriverConfig.from_pretrained(model)
     planner_config = SmolDriverPlannerConfig(
-        vision_config=source.vision_config.to_dict(),
-        scale_factor=source.scale_factor,
-        token_size=source.text_config.hidden_size,
+        vision_config=config.vision_config.to_dict(),
+        scale_factor=config.scale_factor,
+        token_size=config.text_config.hidden_size,
         **options,
     )
     planner = SmolDriverForTrajectoryPrediction(planner_config)
-    weights = shared_weights(model)
-    expected = {name: tensor for name, tensor in planner.state_dict().items() if name.startswith(SHARED)}
-    faults = sorted(expected.keys() ^ weights.keys())
-    faults += sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
-    if faults:
-        raise ValueError(f"the weights in {model} do not fit its configuration: {', '.join(faults)}")
-    dtypes = {tensor.dtype for tensor in weights.values()}
-    planner.to(dtypes.pop() if len(dtypes) == 1 else torch.float32).load_state_dict(weights, strict=False)
+    # The whole model: transformers renames a tower's weights when it loads them, so files are not read by name.
+    source = SmolDriverModel.from_pretrained(model, dtype="auto")
+    planner.to(source.dtype)
+    planner.model.vision_model.load_state_dict(source.vision_model.state_dict())
+    planner.model.connector.load_state_dict(source.connector.state_dict())
     processor = SmolDriverProcessor.from_pretrained(model)
     planner.processor = SmolDriverPlannerProcessor(
         processor.image_processor,
