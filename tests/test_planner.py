@@ -275,11 +275,15 @@ def test_auto_classes_load_the_folder_and_saving_is_bit_exact(built, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(built), SmolDriverPlannerConfig)
     planner, processor = AutoModel.from_pretrained(built), AutoProcessor.from_pretrained(built)
     assert type(planner) is SmolDriverForTrajectoryPrediction and type(processor) is SmolDriverPlannerProcessor
-    planner.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    for name in ("model.safetensors", "config.json", "processor_config.json"):
-        if (built / name).is_file():
-            assert (tmp_path / name).read_bytes() == (built / name).read_bytes(), name
+    folders = [built]
+    for name in ("once", "twice"):
+        planner.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        folders.append(tmp_path / name)
+        planner, processor = AutoModel.from_pretrained(folders[-1]), AutoProcessor.from_pretrained(folders[-1])
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
+    once, twice = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders[1:])
+    assert once == twice
 
 
 @pytest.mark.parametrize("options", [{}, {"num_proposals": 3}, {"num_decoder_layers": 1, "num_proposals": 2}])
