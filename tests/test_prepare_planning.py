@@ -25,9 +25,11 @@ from data_scripts.sources.nuscenes_tables import ROUTE_FILE, NuScenesTables
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.nuscenes import token
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
-from modeling_smoldriver.collator_smoldriver import check_questions, group_questions
+from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, check_questions, group_questions
 from recipes.evaluation.asking import choose_questions
 from recipes.evaluation.contestants import Settings
+from recipes.metrics.planning.plan_scores import compute_metrics
+from recipes.metrics.planning.planning_frames import Agent, PlanningFrame
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
@@ -74,7 +76,7 @@ def tables() -> dict[str, list[dict]]:
                 file = f"samples/{channel}/{sample}.jpg"
                 made["sample_data"].append({**row, "is_key_frame": True, "filename": file})
                 made["sample_data"].append(
-                    {**row, "is_key_frame": False, "filename": f"sweeps/{channel}/{sample}.jpg"}
+                    {**row, "is_key_frame": False, "filename": file.replace("samples", "sweeps")}
                 )
         begun = time + 500_000
     for k, pose in CAR.items():
@@ -202,7 +204,7 @@ def test_the_future_gives_a_command_where_there_is_no_route(nuscenes):
     assert command(0) == command(2) == ("turn left", "future")  # 4 and 8 m to the left after 3 s
     assert command(3) == (None, None)  # the scene ends before
     made = tables()
-    for name, side in (("a-6", 1.99), ("a-7", -1.99), ("a-8", -2.0)):  # 3 s after a-0, a-1 and a-2
+    for name, side in (("a-6", 1.99), ("a-7", -1.99), ("a-8", -2.01)):  # 3 s after a-0, a-1 and a-2
         for row in made["ego_pose"]:
             if row["token"] == f"{name}-LIDAR_TOP":
                 row["translation"][0] = 10.0 - side
@@ -373,7 +375,7 @@ def test_missing_cut_or_foreign_tables_are_one_clear_line(nuscenes):
         ("sample", lambda rows: [{**row, "next": "gone"} for row in rows], "no field or token 'gone'"),
         ("ego_pose", lambda rows: [{"token": row["token"]} for row in rows], "no field or token 'timestamp'"),
         ("ego_pose", lambda rows: rows[1:], "no field or token 'a-0-LIDAR_TOP'"),
-        ("sample_annotation", lambda rows: [{**row, "instance_token": "x"} for row in rows], "instance 'x'"),
+        ("sample_annotation", lambda rows: [{**row, "instance_token": "x"} for row in rows], "no field or token 'x'"),
         (
             "sample",
             lambda rows: [{**row, "timestamp": 1} for row in rows],
@@ -397,7 +399,7 @@ def test_wrong_folders_and_questions_of_other_frames_are_refused_before_anything
     prepare(nuscenes, "--json", str(drivelm), out="some")
     assert "1 of the 2 frames of --json are not in" in capsys.readouterr().out
     drivelm.write_text(json.dumps({"c": content["c"]}))
-    assert "no frame of --json is in" in refusal(nuscenes, "--json", str(drivelm)) and "c-0"
+    assert "no frame of --json is in" in refusal(nuscenes, "--json", str(drivelm))
     (nuscenes / "samples").rename(nuscenes / "pictures")
     assert "no picture of the tables lies under" in refusal(nuscenes)
     assert not (nuscenes.parent / "out").exists()
@@ -447,6 +449,29 @@ def test_agents_without_a_size_or_a_future_are_refused(change, message, nuscenes
 # Beside the other recipes
 
 
+def test_rows_are_what_the_planning_metrics_score(nuscenes):
+    """Standing still is 8 m off after 2 s; driving on straight after 2 s hits the car where the row says it is."""
+    prepare(nuscenes)
+    rows = {row["frame_token"]: row for row in stored_rows(nuscenes.parent / "out")}
+    row = rows["a-0"]
+    frame = PlanningFrame(
+        row["frame_token"],
+        row["scene_token"],
+        row["speed"],
+        row["ego_future"],
+        row["ego_future_mask"],
+        [Agent(**agent) for agent in row["agents"]],
+    )
+    ways = {
+        "expert": [pose[:2] for pose in row["ego_future"]],
+        "stands": [[0.0, 0.0]] * 6,
+        "into the car": [[10.0, 0.0]] * 6,
+    }
+    scores = {name: compute_metrics([way], [frame])["all"]["ours"] for name, way in ways.items()}
+    assert [scores[name]["l2_2s"] for name in ways] == [0.0, 8.0, 2.0]
+    assert [scores[name]["collision_1s"] for name in ways] == [0.0, 0.0, 1.0]
+
+
 def test_rows_without_planning_columns_still_load(tmp_path, nuscenes):
     row = {name: value for name, value in planning_row(nuscenes).items() if name in SCENE_FEATURES}
     with open_shard(tmp_path / "old" / "train" / "shard-00000.parquet") as shard:
@@ -460,11 +485,7 @@ def test_rows_without_planning_columns_still_load(tmp_path, nuscenes):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_training_on_questions_takes_planning_rows_and_leaves_out_frames_without(
-    streaming, nuscenes, make_trainer, processor, config
-):
-    from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
-
+def test_training_on_questions_takes_planning_rows_and_leaves_out_frames_without(streaming, nuscenes, processor):
     prepare(nuscenes, "--json", str(nuscenes.parent / "drivelm.json"))
     scenes = load_scenes(nuscenes.parent / "out", "train", streaming=streaming)
     check_questions(scenes)
@@ -477,7 +498,7 @@ def test_training_on_questions_takes_planning_rows_and_leaves_out_frames_without
 def test_questions_are_trained_on_and_scored_only_where_there_are_some(nuscenes):
     prepare(nuscenes, "--json", str(nuscenes.parent / "drivelm.json"), out="asked")
     prepare(nuscenes, out="unasked")
-    settings = Settings(model="m", scenes="s", split="train")
+    settings = Settings(model="m", name="m", scenes="s", split="train")
     asked = choose_questions(load_scenes(nuscenes.parent / "asked", "train"), settings)
     assert asked.texts["frame_token"] == ["a-2"] and asked.chosen == [[0, 1]]
     unasked = load_scenes(nuscenes.parent / "unasked", "train")

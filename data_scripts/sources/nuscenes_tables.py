@@ -138,12 +138,12 @@ class NuScenesTables:
 
     def _read_annotations(self) -> None:
         names = {category["token"]: category["name"] for category in self._table("category")}
-        self.categories = {
-            instance["token"]: names[instance["category_token"]] for instance in self._table("instance")
-        }
+        instances = self._table("instance")
+        categories = {instance["token"]: names[instance["category_token"]] for instance in instances}
         self.annotations = defaultdict(dict)  # {sample: {instance: row}}
         for row in self._table("sample_annotation"):
             kept = {name: row[name] for name in ("translation", "rotation", "size")}
+            kept["category"] = categories[row["instance_token"]]
             self.annotations[row["sample_token"]][row["instance_token"]] = kept
 
     def _read_pictures_and_poses(self) -> None:
@@ -274,7 +274,7 @@ class NuScenesTables:
         for instance, row in self.annotations[sample_token].items():
             rows = [None if sample is None else self.annotations[sample].get(instance) for sample in moments]
             poses, mask = _relative(now, [None if other is None else _moment(other) for other in rows])
-            agents.append(Agent(self.categories[instance], tuple(row["size"]), poses, mask))
+            agents.append(Agent(row["category"], tuple(row["size"]), poses, mask))
         return agents
 
 
