@@ -5,8 +5,9 @@
     PYTHONPATH=. python tests/check_devkit.py outputs/demo/world
 
 The devkit loads the tables, lists scenes and samples, and projects the annotated boxes into the pictures with its own
-functions; its poses and boxes are those of a planner's rows. Beside it the same frames are rendered again, with the buffer that names the object of each pixel: the
-picture must equal the file, and the pixels of each object must lie in, and fill, the box that the devkit projects.
+functions. Its poses and boxes are compared with the motion in a planner's rows. Beside it the same frames are rendered
+again, with the buffer that names the object of each pixel: the picture must equal the file, and the pixels of each
+object must lie in, and fill, the box that the devkit projects.
 """
 
 import argparse
