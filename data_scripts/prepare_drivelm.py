@@ -6,7 +6,8 @@
 Source: DriveLM (https://github.com/OpenDriveLab/DriveLM, language data CC BY-NC-SA 4.0) on the key frames of nuScenes
 (https://www.nuscenes.org, non-commercial terms). `--image-root` is the folder that holds `samples/CAM_FRONT/...`. The
 challenge's test files are read too: `--split test` keeps questions without an answer. The paper's two data sets on the
-Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them.
+Hub hold questions and images as tables: `--from-paper-hub QUESTIONS IMAGES` reads them. With nuScenes' tables beside
+the images, `prepare_planning.py` writes the same questions with the ego motion and agents that a planner needs.
 
 One source row (see `sources/drivelm_json.py` for the nesting) is one key frame; see `schema.py` for the row that is
 written. A scene goes to train, eval or test by the hash of its token, so that no scene is in two splits. Only the
@@ -42,7 +43,11 @@ FORMAT = 2  # raised when the same input would give other rows, so that an old h
 
 
 def frame_row(
-    frame: dict, read_image: Callable[[dict, str], bytes], image_height: int | None, strict: bool
+    frame: dict,
+    read_image: Callable[[dict, str], bytes],
+    image_height: int | None,
+    strict: bool,
+    unasked: bool = False,
 ) -> tuple[dict | None, dict]:
     """One scene row, and what to report about it.
 
@@ -51,9 +56,10 @@ def frame_row(
         read_image: (frame, camera) -> the image file's bytes; raises UnusableImage.
         image_height: greatest height in pixels, None to keep the size.
         strict: raise for a camera whose image cannot be used.
+        unasked: keep a frame without questions.
 
     Returns:
-        The row, None for a frame without any image or question, and counts by group and reason.
+        The row, None for a frame without any image or (but see `unasked`) question, and counts by group and reason.
     """
     row = {name: frame[name] for name in ("scene_token", "frame_token", "scene_description", "qa")}
     notes = {
@@ -89,7 +95,7 @@ def frame_row(
     reason = None
     if all(row[camera] is None for camera in CAMERAS):
         reason = "no usable image"
-    elif not row["qa"]:
+    elif not row["qa"] and not unasked:
         reason = "no question left"
     if reason:
         notes["dropped frames"][reason] += 1

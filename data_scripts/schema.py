@@ -7,6 +7,8 @@ One row is one key frame, with its images once and all its questions:
      "qa": [{"task": "perception", "question": "Are there barriers to the front of the ego car?", "answer": "Yes.",
              "tag": []}, ...]}
 
+Rows for a planner (data_scripts/prepare_planning.py) also have the `PLANNING_FEATURES`, and their `qa` may be empty.
+
 A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
 the source of the rows, the options, the counts, and whether the preparation was finished.
 """
@@ -14,6 +16,7 @@ the source of the rows, the options, the counts, and whether the preparation was
 import glob
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 
-from smoldriver_common.shipped import CAMERAS
+from smoldriver_common.shipped import CAMERAS, COMMANDS
 from smoldriver_common.whole_files import write_json, written_whole
 
 SPLITS = ("train", "eval", "test")
@@ -46,6 +49,30 @@ SCENE_FEATURES = Features(
         ],
     }
 )
+PLANNING_FEATURES = Features(
+    {
+        # ego frame of the key frame: x forward, y left, metres, origin below the rear axle; yaw in radians
+        "timestamp": Value("int64"),  # microseconds
+        "ego_history": [[Value("float64")]],  # 4 moments of x, y, yaw, the oldest first: 2.0 .. 0.5 s ago
+        "ego_history_mask": [Value("bool")],
+        "ego_future": [[Value("float64")]],  # 6 moments: 0.5 .. 3.0 s ahead; zero and masked beyond the scene
+        "ego_future_mask": [Value("bool")],
+        "speed": Value("float64"),  # m/s; None at a scene's first moment
+        "command": Value("string"),  # None where neither route nor whole future is known
+        "command_source": Value("string"),  # "route" or "future"; the second is a leak: it knows where the ego went
+        "agents": [
+            {
+                "category": Value("string"),  # nuScenes'
+                "size": [Value("float64")],  # width, length, height in metres: nuScenes' order
+                "poses": [[Value("float64")]],  # 7 moments: 0 .. 3.0 s
+                "mask": [Value("bool")],
+            }
+        ],
+    }
+)
+PLANNING_ROW = Features({**SCENE_FEATURES, **PLANNING_FEATURES})
+COMMAND_SOURCES = ("route", "future")
+MOMENTS = {"ego_history": 4, "ego_future": 6}  # agents' poses: as many as the future, and the key frame's own
 MANIFEST = "manifest.json"
 
 
@@ -81,7 +108,7 @@ def validate_row(row: Mapping) -> None:
         ValueError: names the frame, the column and the value at fault.
     """
     frame = row.get("frame_token")
-    if set(row) != set(SCENE_FEATURES):
+    if set(row) not in (set(SCENE_FEATURES), set(PLANNING_ROW)):
         raise ValueError(f"frame {frame!r}: a scene row has the columns {sorted(SCENE_FEATURES)}, not {sorted(row)}")
     for column in ("scene_token", "frame_token"):
         if not isinstance(row[column], str) or not row[column]:
@@ -107,13 +134,51 @@ def validate_row(row: Mapping) -> None:
             raise ValueError(f"frame {frame!r}: task, question and answer must be strings, not {item!r}")
         if not isinstance(item["tag"], list) or not all(type(tag) is int for tag in item["tag"]):
             raise ValueError(f"frame {frame!r}: tag must be a list of integers, not {item['tag']!r}")
+    if set(row) == set(PLANNING_ROW):
+        _validate_planning(row)
 
 
-def scene_table(rows: list[Mapping]) -> pa.Table:
-    """Arrow table of checked scene rows, ready for `open_shard`; `datasets` reads its camera columns as PIL images."""
+def _validate_planning(row: Mapping) -> None:
+    """The same for the columns of `PLANNING_FEATURES`."""
+    frame, speed, command, source = (row[name] for name in ("frame_token", "speed", "command", "command_source"))
+    if type(row["timestamp"]) is not int:
+        raise ValueError(f"frame {frame!r}: timestamp must be whole microseconds, not {row['timestamp']!r}")
+    for column, count in MOMENTS.items():
+        _validate_poses(f"frame {frame!r}: {column}", row[column], row[f"{column}_mask"], count)
+    if speed is not None and not (math.isfinite(speed) and speed >= 0):
+        raise ValueError(f"frame {frame!r}: speed must be a finite number of m/s, 0 or more, or None, not {speed}")
+    if (command, source) != (None, None) and (command not in COMMANDS or source not in COMMAND_SOURCES):
+        raise ValueError(
+            f"frame {frame!r}: the command {command!r} from {source!r} must be one of {', '.join(COMMANDS)} from"
+            f" {' or '.join(COMMAND_SOURCES)}, or both None"
+        )
+    if not isinstance(row["agents"], list):
+        raise ValueError(f"frame {frame!r}: agents must be a list, not {type(row['agents']).__name__}")
+    for agent in row["agents"]:
+        where = f"frame {frame!r}: an agent of category {agent['category']!r}"
+        _validate_poses(where, agent["poses"], agent["mask"], MOMENTS["ego_future"] + 1)
+        if len(agent["size"]) != 3 or not all(math.isfinite(size) and size > 0 for size in agent["size"]):
+            raise ValueError(f"{where} has the size {agent['size']}: give width, length and height in metres")
+
+
+def _validate_poses(where: str, poses: list, mask: list, count: int) -> None:
+    if not (isinstance(poses, list) and isinstance(mask, list) and len(poses) == len(mask) == count):
+        raise ValueError(f"{where} must have {count} poses and as many masks, not {poses!r:.80} and {mask!r:.80}")
+    if not all(isinstance(known, bool) for known in mask):
+        raise ValueError(f"{where} has a mask that is not true or false: {mask!r:.80}")
+    if not all(len(pose) == 3 and all(map(math.isfinite, pose)) for pose in poses):
+        raise ValueError(f"{where} has a pose that is not three finite numbers x, y, yaw: {poses!r:.80}")
+
+
+def scene_table(rows: list[Mapping], features: Features = SCENE_FEATURES) -> pa.Table:
+    """Arrow table of checked scene rows, ready for `open_shard`; `datasets` reads its camera columns as PIL images.
+
+    Args:
+        features: `SCENE_FEATURES`, or `PLANNING_ROW` for rows with ego motion.
+    """
     for row in rows:
         validate_row(row)
-    return pa.Table.from_pylist(rows, schema=SCENE_FEATURES.arrow_schema)
+    return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
 
 def shard_path(folder: str | os.PathLike, split: str, index: int) -> Path:
@@ -122,13 +187,13 @@ def shard_path(folder: str | os.PathLike, split: str, index: int) -> Path:
 
 
 @contextmanager
-def open_shard(path: str | os.PathLike) -> Iterator[pq.ParquetWriter]:
+def open_shard(path: str | os.PathLike, features: Features = SCENE_FEATURES) -> Iterator[pq.ParquetWriter]:
     """Write one shard, table by table: `with open_shard(path) as shard: shard.write_table(scene_table(rows))`.
 
     The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
     Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
     """
-    with written_whole(path) as aside, pq.ParquetWriter(aside, SCENE_FEATURES.arrow_schema) as writer:
+    with written_whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
         yield writer
 
 
@@ -239,7 +304,7 @@ def check_shard(path: Path) -> None:
     Raises:
         ValueError: the columns are not those of a scene row, a picture has no bytes, or its path is more than a name.
     """
-    if Features.from_arrow_schema(pq.read_schema(path)) != SCENE_FEATURES:
+    if Features.from_arrow_schema(pq.read_schema(path)) not in (SCENE_FEATURES, PLANNING_ROW):
         raise ValueError(f"{path} does not hold scene rows: its columns are not those of data_scripts/schema.py")
     with pq.ParquetFile(path) as shard:
         for group in range(shard.num_row_groups):

@@ -13,10 +13,19 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 from tqdm import tqdm
 
 from data_scripts.question_types import question_type
-from data_scripts.schema import check_disjoint, open_shard, read_manifest, scene_table, shard_path, write_manifest
+from data_scripts.schema import (
+    SCENE_FEATURES,
+    check_disjoint,
+    open_shard,
+    read_manifest,
+    scene_table,
+    shard_path,
+    write_manifest,
+)
 from smoldriver_common.whole_files import sole_writer
 
 ROWS_PER_GROUP = 16  # six nuScenes JPEGs are about 1 MB, so a reader or writer holds some 16 MB of rows
@@ -36,6 +45,7 @@ def write_splits(
     options: dict,
     workers: int,
     frames_per_shard: int,
+    features: Features = SCENE_FEATURES,
 ) -> dict:
     """Write every split of the plan, and the manifest; resume an earlier run of the same plan.
 
@@ -59,11 +69,17 @@ def write_splits(
     identity = json.loads(json.dumps({"source": source, "options": options}))
     _refuse_other_work(folder, identity)
     with sole_writer(folder):
-        return _write_splits(folder, plan, make_row, identity, workers, frames_per_shard)
+        return _write_splits(folder, plan, make_row, identity, workers, frames_per_shard, features)
 
 
 def _write_splits(
-    folder: Path, plan: dict[str, list], make_row: Callable, identity: dict, workers: int, frames_per_shard: int
+    folder: Path,
+    plan: dict[str, list],
+    make_row: Callable,
+    identity: dict,
+    workers: int,
+    frames_per_shard: int,
+    features: Features,
 ) -> dict:
     write_manifest(folder, {"complete": False, **identity})
 
@@ -76,7 +92,7 @@ def _write_splits(
                 chunk = frames[start : start + frames_per_shard]
                 tally = _finished_tally(path)
                 if tally is None:
-                    tally = _write_shard(path, _in_order(pool, make_row, chunk), progress)
+                    tally = _write_shard(path, _in_order(pool, make_row, chunk), progress, features)
                 else:
                     progress.update(len(chunk))
                 tallies.setdefault(split, []).append(tally)
@@ -122,9 +138,9 @@ def _in_order(pool: Executor, make_row: Callable, frames: list) -> Iterator[tupl
         yield waiting.popleft().result()
 
 
-def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progress: tqdm) -> dict:
+def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progress: tqdm, features: Features) -> dict:
     tally = {"frames": 0, "scenes": [], "questions by task": Counter(), "questions by type": Counter()}
-    with open_shard(path) as shard:
+    with open_shard(path, features) as shard:
         rows = []
         for row, notes in results:
             progress.update()
@@ -140,10 +156,10 @@ def _write_shard(path: Path, results: Iterable[tuple[Row | None, Notes]], progre
                 tally["questions by type"][question_type(item["question"], item["task"])] += 1
             rows.append(row)
             if len(rows) == ROWS_PER_GROUP:
-                shard.write_table(scene_table(rows))
+                shard.write_table(scene_table(rows, features))
                 rows = []
         if rows:  # `datasets` cannot read an empty row group, but a shard without any
-            shard.write_table(scene_table(rows))
+            shard.write_table(scene_table(rows, features))
         shard.add_key_value_metadata({_TALLY: json.dumps(tally, sort_keys=True)})
     return tally
 

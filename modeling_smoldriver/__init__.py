@@ -7,8 +7,10 @@ code; where it is not installed they load the code saved beside the weights (`tr
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
-from .inputs_smoldriver import CAMERAS
+from .inputs_smoldriver import CAMERAS, COMMANDS
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel, SmolDriverVisionModel
+from .planning_processing_smoldriver import SmolDriverPlannerProcessor
+from .planning_smoldriver import SmolDriverForTrajectoryPrediction, SmolDriverPlannerConfig
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import SmolDriverResampler
 
@@ -23,12 +25,20 @@ for auto_class in {AutoModelForImageTextToText, AutoModelForVision2Seq}:
     auto_class.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
 AutoProcessor.register(SmolDriverConfig, SmolDriverProcessor)
 
+AutoConfig.register(SmolDriverPlannerConfig.model_type, SmolDriverPlannerConfig)
+AutoModel.register(SmolDriverPlannerConfig, SmolDriverForTrajectoryPrediction)
+AutoProcessor.register(SmolDriverPlannerConfig, SmolDriverPlannerProcessor)
+
 __all__ = [
     "CAMERAS",
+    "COMMANDS",
     "AutoModelForVision2Seq",
     "SmolDriverConfig",
     "SmolDriverForConditionalGeneration",
+    "SmolDriverForTrajectoryPrediction",
     "SmolDriverModel",
+    "SmolDriverPlannerConfig",
+    "SmolDriverPlannerProcessor",
     "SmolDriverProcessor",
     "SmolDriverResampler",
     "SmolDriverVisionConfig",

@@ -41,6 +41,16 @@ def camera_asked(question: str) -> str | None:
     return f"CAM_{directions.pop().upper().replace(' ', '_')}" if len(directions) == 1 else None
 
 
+def check_questions(scenes: Dataset | IterableDataset) -> None:
+    """Refuse scenes without any question. It reads up to the first, also of a stream.
+
+    Raises:
+        ValueError: no frame has a question.
+    """
+    if not any(row["qa"] for row in scenes.select_columns(["qa"])):
+        raise ValueError("no frame has a question: prepare the scenes with DriveLM's JSON")
+
+
 def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None:
     """Refuse scenes without a question about one direction. It reads up to the first such question, also of a stream.
 
@@ -114,7 +124,8 @@ def group_questions(
     rows of their own: with one to `most_views` pictures, still encoded, its own and others drawn for each row.
 
     Raises:
-        ValueError: see [`check_directions`]; a stream, which may have no end, is not searched here.
+        ValueError: see [`check_questions`] and [`check_directions`]; a stream, which may have no end, is not searched
+            here.
     """
     if most_views:
         for name, feature in (scenes.features or {}).items():
@@ -123,6 +134,7 @@ def group_questions(
     groups = QuestionGroups(questions_per_scene, seed, most_views)
     if isinstance(scenes, IterableDataset):
         return scenes.map(groups.split, batched=True, batch_size=1)
+    check_questions(scenes)
     if most_views:
         check_directions(scenes, most_views)
     return _indexed(scenes, groups)

@@ -1,4 +1,4 @@
-"""What a model may be shown and told: the cameras' names, pictures as RGB, and what a text may hold.
+"""What a model may be shown and told: the names of cameras and commands, pictures as RGB, what a text may hold.
 
 It needs no model library. The scene rows are written by the same rules (see `smoldriver_common/shipped.py`).
 """
@@ -20,6 +20,9 @@ CAMERAS = (
     "CAM_BACK_RIGHT",
 )
 """nuScenes' six surround cameras, in the one order that data, prompt and resamplers share."""
+
+COMMANDS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
+"""What a route may ask of a planner, in the one order that data and planners share."""
 
 # Pictures
 

@@ -99,14 +99,19 @@ def own_mask(attention_mask: torch.Tensor | None, tokens: torch.Tensor, seen: in
 
 
 class SmolDriverConnector(nn.Module):
-    """SmolVLM's connector: pixel shuffle by `scale_factor`, then one linear layer."""
+    """SmolVLM's connector: pixel shuffle by `scale_factor`, then one linear layer.
 
-    def __init__(self, config: SmolDriverConfig):
+    Args:
+        vision_width (`int`): width C of the vision model's tokens.
+        scale_factor (`int`): side s of the pixel shuffle.
+        text_width (`int`): width D of the language model.
+    """
+
+    def __init__(self, vision_width: int, scale_factor: int, text_width: int):
         super().__init__()
-        self.scale_factor = config.scale_factor
-        width = config.vision_config.hidden_size * config.scale_factor**2
+        self.scale_factor = scale_factor
         self.modality_projection = nn.Module()
-        self.modality_projection.proj = nn.Linear(width, config.text_config.hidden_size, bias=False)
+        self.modality_projection.proj = nn.Linear(vision_width * scale_factor**2, text_width, bias=False)
 
     def forward(self, visual: torch.Tensor) -> torch.Tensor:
         """`(views, (s k)^2, C)` in raster order -> `(views, k^2, D)`."""
@@ -272,7 +277,9 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
     def __init__(self, config: SmolDriverConfig):
         super().__init__(config)
         self.vision_model = SmolDriverVisionModel._from_config(config.vision_config)
-        self.connector = SmolDriverConnector(config)
+        self.connector = SmolDriverConnector(
+            config.vision_config.hidden_size, config.scale_factor, config.text_config.hidden_size
+        )
         self.text_model = AutoModel.from_config(config.text_config)
         attend_to_scenes(self.text_model)
         self.post_init()

@@ -74,7 +74,93 @@ def fetch(address: str) -> bytes:
     return bytes(data)
 
 
-class SmolDriverProcessor(ProcessorMixin):
+class CameraPicturesMixin:
+    """Pictures by camera -> model inputs: for every processor with an `image_processor`, `cameras`,
+    `visual_token_budgets`, `budget_image_sizes` and `allow_urls`.
+    """
+
+    def scene_views(self, images) -> list[tuple[str, object]]:
+        """One frame's (camera, picture) pairs in the order of `self.cameras`, missing cameras left out.
+
+        Raises:
+            ValueError: an unknown camera name, a list of the wrong length, no picture at all.
+        """
+        if not isinstance(images, dict):
+            if len(images) != len(self.cameras):
+                raise ValueError(
+                    f"{len(images)} pictures without camera names; give a dict by camera name, or a list of"
+                    f" {len(self.cameras)} (None where one is missing) in the order {', '.join(self.cameras)}"
+                )
+            images = dict(zip(self.cameras, images, strict=True))
+        for camera in images:
+            self._check_camera(camera)
+        views = [(camera, images[camera]) for camera in self.cameras if images.get(camera) is not None]
+        if not views:
+            raise ValueError(f"the scene has no picture at all; give at least one of {', '.join(self.cameras)}")
+        return views
+
+    def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
+        """Model inputs of a batch of frames, each a list of (camera, picture); None for the largest budget.
+
+        Returns:
+            `pixel_values` `(frames, views, 3, S, S)` float32 and `camera_ids` `(frames, views)` int64, -1 (and zeros)
+            for padding; an empty dict where no frame has a picture.
+
+        Raises:
+            ValueError: an unknown budget, or a picture that cannot be read (its camera is named).
+        """
+        most = max((len(frame) for frame in views), default=0)
+        if most == 0:
+            return {}
+        visual_tokens = self._check_budget(visual_tokens)
+        pictures = [self._load(camera, picture) for frame in views for camera, picture in frame]
+        size = self.budget_image_sizes.get(str(visual_tokens))
+        arguments = {} if size is None else {"size": {"height": size, "width": size}}
+        pixels = self.image_processor(pictures, return_tensors="pt", **arguments)["pixel_values"]
+        camera_ids = torch.full((len(views), most), -1)
+        for row, frame in enumerate(views):
+            camera_ids[row, : len(frame)] = torch.tensor([self.cameras.index(camera) for camera, _ in frame])
+        pixel_values = pixels.new_zeros(len(views), most, *pixels.shape[1:])
+        pixel_values[camera_ids >= 0] = pixels
+        return {"pixel_values": pixel_values, "camera_ids": camera_ids}
+
+    def _check_budget(self, visual_tokens: int | None) -> int:
+        if visual_tokens is None:
+            return self.visual_token_budgets[0]
+        if visual_tokens not in self.visual_token_budgets:
+            raise ValueError(
+                f"visual_tokens={visual_tokens} is not a budget; choose one of {self.visual_token_budgets}"
+            )
+        return visual_tokens
+
+    def _check_camera(self, camera: str) -> str:
+        if camera not in self.cameras:
+            raise ValueError(f"unknown camera {camera!r}; the cameras are {', '.join(self.cameras)}")
+        return camera
+
+    def _load(self, camera: str, picture) -> Image.Image:
+        try:
+            if isinstance(picture, (str, Path)) and not os.path.isfile(picture):
+                picture = Image.open(io.BytesIO(self._bytes_of(str(picture))))
+            return read_picture(picture)
+        except Exception as error:  # decoders and HTTP clients raise errors of every kind
+            raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
+
+    def _bytes_of(self, source: str) -> bytes:
+        """A picture's file behind a URL, or within a base64 string."""
+        if source.lower().startswith(("http://", "https://")):
+            if not self.allow_urls or os.environ.get(ALLOW_URLS, "1").lower() in ("0", "false", "no", "off"):
+                raise ValueError(f"URLs are switched off (allow_urls or {ALLOW_URLS}): give the picture or its file")
+            return fetch(source)
+        check_bytes(len(source) * 3 // 4)
+        text = source.partition(",")[2] if source.startswith("data:image/") else source
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except ValueError:
+            raise ValueError(f"{shortened(source)!r} is not a file, a URL or a base64 string") from None
+
+
+class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
     """Wraps an image processor and a SmolVLM tokenizer.
 
     Args:
@@ -232,26 +318,6 @@ class SmolDriverProcessor(ProcessorMixin):
             features["text_replacement_offsets"] = spans
         return features
 
-    def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
-        """`pixel_values` and `camera_ids` (see `__call__`) of a batch of frames, each a list of (camera, picture).
-
-        Returns an empty dict when no frame has a picture.
-        """
-        most = max((len(frame) for frame in views), default=0)
-        if most == 0:
-            return {}
-        visual_tokens = self._check_budget(visual_tokens)
-        pictures = [self._load(camera, picture) for frame in views for camera, picture in frame]
-        size = self.budget_image_sizes.get(str(visual_tokens))
-        arguments = {} if size is None else {"size": {"height": size, "width": size}}
-        pixels = self.image_processor(pictures, return_tensors="pt", **arguments)["pixel_values"]
-        camera_ids = torch.full((len(views), most), -1)
-        for row, frame in enumerate(views):
-            camera_ids[row, : len(frame)] = torch.tensor([self.cameras.index(camera) for camera, _ in frame])
-        pixel_values = pixels.new_zeros(len(views), most, *pixels.shape[1:])
-        pixel_values[camera_ids >= 0] = pixels
-        return {"pixel_values": pixel_values, "camera_ids": camera_ids}
-
     def scene_messages(self, images, question: str, answer: str | None = None) -> list[dict]:
         """Chat messages of one question about a frame, for `apply_chat_template`; `images` as in `__call__`."""
         content = [{"type": "image", "camera": camera, "image": image} for camera, image in self.scene_views(images)]
@@ -259,26 +325,6 @@ class SmolDriverProcessor(ProcessorMixin):
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return messages
-
-    def scene_views(self, images) -> list[tuple[str, object]]:
-        """One frame's (camera, picture) pairs in the order of `self.cameras`, missing cameras left out.
-
-        Raises:
-            ValueError: an unknown camera name, a list of the wrong length, no picture at all.
-        """
-        if not isinstance(images, dict):
-            if len(images) != len(self.cameras):
-                raise ValueError(
-                    f"{len(images)} pictures without camera names; give a dict by camera name, or a list of"
-                    f" {len(self.cameras)} (None where one is missing) in the order {', '.join(self.cameras)}"
-                )
-            images = dict(zip(self.cameras, images, strict=True))
-        for camera in images:
-            self._check_camera(camera)
-        views = [(camera, images[camera]) for camera in self.cameras if images.get(camera) is not None]
-        if not views:
-            raise ValueError(f"the scene has no picture at all; give at least one of {', '.join(self.cameras)}")
-        return views
 
     def scene_prompt(
         self, cameras: list[str], scene_description: str | None = None, visual_tokens: int | None = None
@@ -510,41 +556,6 @@ class SmolDriverProcessor(ProcessorMixin):
     def _image_tokens(self, visual_tokens: int | None) -> str:
         tokens = IMAGE_TOKEN * self._check_budget(visual_tokens)
         return f"{FAKE_IMAGE_TOKEN}{GLOBAL_IMAGE_TOKEN}{tokens}{FAKE_IMAGE_TOKEN}"
-
-    def _check_budget(self, visual_tokens: int | None) -> int:
-        if visual_tokens is None:
-            return self.visual_token_budgets[0]
-        if visual_tokens not in self.visual_token_budgets:
-            raise ValueError(
-                f"visual_tokens={visual_tokens} is not a budget; choose one of {self.visual_token_budgets}"
-            )
-        return visual_tokens
-
-    def _check_camera(self, camera: str) -> str:
-        if camera not in self.cameras:
-            raise ValueError(f"unknown camera {camera!r}; the cameras are {', '.join(self.cameras)}")
-        return camera
-
-    def _load(self, camera: str, picture) -> Image.Image:
-        try:
-            if isinstance(picture, (str, Path)) and not os.path.isfile(picture):
-                picture = Image.open(io.BytesIO(self._bytes_of(str(picture))))
-            return read_picture(picture)
-        except Exception as error:  # decoders and HTTP clients raise errors of every kind
-            raise ValueError(f"{camera}: the picture cannot be read: {error}") from error
-
-    def _bytes_of(self, source: str) -> bytes:
-        """A picture's file behind a URL, or within a base64 string."""
-        if source.lower().startswith(("http://", "https://")):
-            if not self.allow_urls or os.environ.get(ALLOW_URLS, "1").lower() in ("0", "false", "no", "off"):
-                raise ValueError(f"URLs are switched off (allow_urls or {ALLOW_URLS}): give the picture or its file")
-            return fetch(source)
-        check_bytes(len(source) * 3 // 4)
-        text = source.partition(",")[2] if source.startswith("data:image/") else source
-        try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except ValueError:
-            raise ValueError(f"{shortened(source)!r} is not a file, a URL or a base64 string") from None
 
     def _get_num_multimodal_tokens(self, image_sizes: list[tuple[int, int]] | None = None, **kwargs) -> MultiModalData:
         """Placeholder tokens of pictures of the given sizes (height, width); serving engines call it."""

@@ -14,7 +14,7 @@ import recipes  # noqa: F401 - first, since it silences libraries while they are
 from trl import ModelConfig, TrlParser, get_peft_config
 
 from data_scripts.schema import load_scenes
-from modeling_smoldriver.collator_smoldriver import check_directions
+from modeling_smoldriver.collator_smoldriver import check_directions, check_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
 from recipes.training.loading import (
     base_dtype,
@@ -64,6 +64,7 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     evaluation = load_scenes(data_args.scenes, data_args.eval_split) if data_args.eval_split else None
     shuffled = train
     if data_args.streaming:
+        check_questions(train)
         if training_args.most_views:
             check_directions(train, training_args.most_views)
         # Endless: processes whose shards differ in length need not agree on where an epoch stops.

@@ -13,6 +13,7 @@ _inputs = module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_inputs)
 
 CAMERAS = _inputs.CAMERAS
+COMMANDS = _inputs.COMMANDS
 MAX_PIXELS = _inputs.MAX_PIXELS
 check_text = _inputs.check_text
 fault_of_text = _inputs.fault_of_text

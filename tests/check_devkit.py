@@ -6,8 +6,9 @@
 
 The devkit loads the tables, lists scenes and samples, draws them, and projects the annotated boxes into the pictures
 with its own functions. It evaluates the ground truth as if it were a result: detection and tracking must score 1.0.
-Beside it the same frames are rendered again, with the buffer that names the object of each pixel: the
-picture must equal the file, and the pixels of each object must lie in, and fill, the box that the devkit projects.
+Its poses and boxes are compared with the motion in a planner's rows. Beside it the same frames are rendered again,
+with the buffer that names the object of each pixel: the picture must equal the file, and the pixels of each object
+must lie in, and fill, the box that the devkit projects.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.utils import quaternion_yaw
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.eval.tracking.evaluate import TrackingEval
@@ -29,7 +31,9 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility, points_in_box, view_points
 from PIL import Image
+from pyquaternion import Quaternion
 
+from data_scripts.sources.nuscenes_tables import STEP, NuScenesTables
 from data_scripts.world.cameras import CAMERAS, FULL_HEIGHT, FULL_WIDTH
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.lidar import LIDAR
@@ -59,6 +63,7 @@ def main() -> None:
     check_points(nusc)
     check_drawing(nusc)
     check_evaluation(nusc, args.world)
+    check_ego_motion(nusc, args.world)
     check_boxes(nusc, options, min(args.scenes, options["scenes"]))
     print("the devkit reads the world: all checks passed")
 
@@ -236,6 +241,42 @@ def boxes_with_points(nusc: NuScenes, sample: dict) -> list[dict]:
 def box_of(nusc: NuScenes, row: dict) -> dict:
     fields = {name: row[name] for name in ("sample_token", "translation", "size", "rotation")}
     return fields | {"velocity": nusc.box_velocity(row["token"])[:2].tolist()}
+
+
+def check_ego_motion(nusc: NuScenes, world: Path) -> None:
+    """The planning columns of every key frame are the devkit's own poses to 1 mm and end with the scene."""
+    tables, worst, compared = NuScenesTables(world), 0.0, 0
+    gap = (nusc.sample[1]["timestamp"] - nusc.sample[0]["timestamp"]) / 1e6
+    every = round(gap / STEP)  # moments from one key frame to the next
+
+    def pose_of(sample: dict) -> dict:
+        return nusc.get("ego_pose", nusc.get("sample_data", sample["data"]["CAM_FRONT"])["ego_pose_token"])
+
+    def difference(now: dict, there: dict, pose: tuple) -> float:
+        turn = Quaternion(now["rotation"]).inverse
+        x, y, _ = turn.rotate(np.array(there["translation"]) - np.array(now["translation"]))
+        yaw = quaternion_yaw(turn * Quaternion(there["rotation"])) - pose[2]
+        return max(abs(x - pose[0]), abs(y - pose[1]), abs(np.arctan2(np.sin(yaw), np.cos(yaw))))
+
+    for sample in nusc.sample:
+        motion, now = tables.motion(sample["token"]), pose_of(sample)
+        for link, columns, mask in (
+            ("next", motion.future, motion.future_mask),
+            ("prev", motion.history[::-1], motion.history_mask[::-1]),
+        ):
+            other, step = sample, 0
+            while other[link] and (step := step + every) <= len(columns):
+                other = nusc.get("sample", other[link])
+                assert mask[step - 1], f"sample {sample['token']} lacks moment {step} ({link})"
+                worst, compared = max(worst, difference(now, pose_of(other), columns[step - 1])), compared + 1
+            assert every > 1 or not any(mask[step:]), f"{sample['token']} runs beyond its scene ({link})"
+        boxes = [nusc.get("sample_annotation", token) for token in sample["anns"]]
+        for box, agent in zip(boxes, motion.agents, strict=True):
+            assert box["category_name"] == agent.category, f"an agent of {sample['token']} has another category"
+            worst = max(worst, difference(now, box, agent.poses[0]))
+            assert list(agent.size) == box["size"], f"an agent of {sample['token']} has another size"
+    print(f"ego motion and agents are the devkit's: {compared} moments, largest difference {worst:.1e} m or rad")
+    assert compared and worst <= 1e-3, "the planning columns are not the devkit's poses"
 
 
 def check_boxes(nusc: NuScenes, options: dict, scenes: int) -> None:

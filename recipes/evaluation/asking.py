@@ -54,11 +54,16 @@ class Answered:
 
 
 def choose_questions(rows: Dataset, settings: Settings) -> Asked:
-    """The frames and questions that the settings ask for, of the rows of their split.
+    """The frames and questions that the settings ask for, of the rows of their split that have questions.
 
     Raises:
-        ValueError: a question has no true answer, or a text may not stand in a prompt.
+        ValueError: no row has a question, a question has no true answer, or a text may not stand in a prompt.
     """
+    asked = [place for place, row in enumerate(rows.select_columns(["qa"])) if row["qa"]]
+    if not asked:
+        raise ValueError(f"no frame in split {settings.split!r} of {settings.scenes} has a question")
+    if len(asked) < len(rows):
+        rows = rows.select(asked)
     if settings.max_frames is not None and settings.max_frames < len(rows):
         count = settings.max_frames
         rows = rows.select([index * len(rows) // count for index in range(count)])
