@@ -867,6 +867,21 @@ def test_two_processes_train_as_one_at_the_same_global_batch(options, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_evaluate_as_one(options, tmp_path):
+    """Seven rows of questions, so that the last batch of two processes repeats some."""
+    options |= {"learning_rate": 0.0, "eval_split": "train", "eval_strategy": "steps", "eval_steps": 1}
+    options |= {"per_device_eval_batch_size": 2, "save_strategy": "steps", "save_steps": 1}
+    found = []
+    for name, launcher in ("one", ("torch.distributed.run", "--nproc_per_node", "1")), ("two", PAIR):
+        launch({**options, "output_dir": tmp_path / name}, *launcher)
+        checkpoint = tmp_path / name / "checkpoint-1"
+        assert len(list(checkpoint.glob("rng_state*.pth"))) == (2 if name == "two" else 1)
+        history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+        found += [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert len(found) == 2 and found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_stream(options):
     """Of two shards one holds 5 sequences and one 2: neither process waits for the other at its end."""
     options |= {"max_steps": 6, "streaming": True, "per_device_train_batch_size": 1}
