@@ -162,7 +162,7 @@ def check_rows(rows, args: SmolDriverTrainingConfig) -> None:
         return
     batch = args.train_batch_size * args.world_size
     if len(rows) == 0:
-        raise ValueError("the training rows hold no question: nothing would train")
+        raise ValueError("there are no training rows: nothing would train")
     if args.dataloader_drop_last and len(rows) < batch:
         raise ValueError(
             f"dataloader_drop_last leaves out all {len(rows)} training rows, fewer than the {batch} of a batch on all"

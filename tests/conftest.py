@@ -5,6 +5,7 @@ import resource
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests run: two workers share two cores
 
 import datasets
 import pytest
@@ -30,6 +31,14 @@ from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriv
 
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny tensors: more threads cost more than they bring
+
+
+LONGEST = ("test_sample_run.py", "test_training.py", "test_benchmark.py", "test_push_to_hub.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: a worker that begins one last would keep the other waiting."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

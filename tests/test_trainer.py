@@ -130,7 +130,7 @@ def test_rows_that_fill_no_batch_are_refused(make_trainer):
         make_trainer(rows=rows, per_device_train_batch_size=3, **options)
     trainer = make_trainer(rows=rows, per_device_train_batch_size=2, **options)
     assert trainer.train().global_step == 1
-    with pytest.raises(ValueError, match="the training rows hold no question"):
+    with pytest.raises(ValueError, match="no frame has a question"):
         make_trainer(rows=[frame(0, qa=[])])
 
 

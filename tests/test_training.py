@@ -500,7 +500,7 @@ def test_run_that_saved_its_model_only_does_not_resume_silently(options, monkeyp
 @pytest.mark.parametrize(
     "changed, named",
     [
-        ({"model_name_or_path": "other"}, "model_name_or_path was .*base[0-9]+, now .*other"),
+        ({"model_name_or_path": "other"}, "model_name_or_path was .*model[0-9]+, now .*other"),
         ({"scenes": "other"}, "scenes was .*scenes[0-9]+, now .*other"),
         ({"learning_rate": 2e-2}, r"learning_rate was 0.01, now 0.02"),
         ({"per_device_train_batch_size": 1, "seed": 3}, "seed was 42, now 3; rows_a_step was 2, now 1"),
