@@ -412,3 +412,39 @@ def generated(model, processor, images, question, description=None, visual_token
 def up_to_end(ids, model):
     end = model.generation_config.eos_token_id
     return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def write_shards(folder: Path, *shards: list[dict]) -> None:
+    for number, rows in enumerate(shards):
+        with open_shard(shard_path(folder, "train", number)) as writer:
+            writer.write_table(scene_table(rows))
+    rows = [row for shard in shards for row in shard]
+    counts = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": len(shards)}
+    counts["questions"] = sum(len(row["qa"]) for row in rows)
+    splits = {"train": counts}
+    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": splits, "report": {}})
+
+
+def sft_options(base, scenes, output_dir) -> dict:
+    """Of `recipes/sft_qlora.py`: one step of full fine-tuning on two packed frames."""
+    return {
+        "model_name_or_path": base,
+        "dtype": "float32",
+        "scenes": scenes,
+        "scene_packing": True,
+        "questions_per_scene": 2,
+        "output_dir": output_dir,
+        "max_steps": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+    }

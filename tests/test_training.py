@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -13,8 +12,6 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
-import yaml
-from accelerate.commands.config.config_args import load_config_from_file
 from fakes import (
     ANSWERS,
     LORA,
@@ -24,8 +21,10 @@ from fakes import (
     command_line,
     logits_of,
     scene_row,
+    sft_options,
     tiny_config,
     tiny_model,
+    write_shards,
 )
 from peft import PeftModel
 from processes import killed_recipe
@@ -33,28 +32,17 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
-from data_scripts.schema import load_scenes, open_shard, scene_table, shard_path, write_manifest
-from modeling_smoldriver import SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
+from data_scripts.schema import load_scenes, write_manifest
+from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes import model_report, sft_qlora
 from recipes.training.checkpoints import fault_of_checkpoint, last_whole_checkpoint
-from recipes.training.loading import CLASSES, load_model
+from recipes.training.loading import load_model
 from recipes.training.manifest import read_training_manifest
 from smoldriver_common.whole_files import sole_writer
 
 ROOT = Path(__file__).parents[1]
-
-
-def write_shards(folder: Path, *shards: list[dict]) -> None:
-    for number, rows in enumerate(shards):
-        with open_shard(shard_path(folder, "train", number)) as writer:
-            writer.write_table(scene_table(rows))
-    rows = [row for shard in shards for row in shard]
-    counts = {"scenes": len({row["scene_token"] for row in rows}), "frames": len(rows), "shards": len(shards)}
-    counts["questions"] = sum(len(row["qa"]) for row in rows)
-    splits = {"train": counts}
-    write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": splits, "report": {}})
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +61,7 @@ def base(model_folder):
 
 @pytest.fixture
 def options(base, scenes, tmp_path):
-    return options_of(base, scenes, tmp_path / "run")
-
-
-def options_of(base, scenes, output_dir) -> dict:
-    return {
-        "model_name_or_path": base,
-        "dtype": "float32",
-        "scenes": scenes,
-        "scene_packing": True,
-        "questions_per_scene": 2,
-        "output_dir": output_dir,
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-    }
+    return sft_options(base, scenes, tmp_path / "run")
 
 
 def train(monkeypatch, options: dict, callback: TrainerCallback | None = None):
@@ -414,7 +378,7 @@ def test_a_finished_run_given_again_takes_no_step_more(way, options, monkeypatch
 @pytest.fixture(scope="module")
 def finished(base, scenes, tmp_path_factory):
     """The options of a run that took both its steps and kept a checkpoint of each."""
-    options = options_of(base, scenes, tmp_path_factory.mktemp("finished") / "run")
+    options = sft_options(base, scenes, tmp_path_factory.mktemp("finished") / "run")
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     with pytest.MonkeyPatch.context() as patch:
         train(patch, options)
@@ -756,83 +720,7 @@ def test_run_that_would_write_over_its_base_is_refused(options, base, monkeypatc
     assert trainer.state.global_step == 1
 
 
-def test_every_config_is_read_by_the_recipe():
-    paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-    paths = [path for path in paths if "distill" not in path.name]  # of recipes/distill_vision.py
-    assert len(paths) >= 5
-    for path in paths:
-        parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))  # keeps the last file's values
-        values = yaml.safe_load(path.read_text())
-        on_cpu = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]  # these depend on the machine
-        data, training, model = parser.parse_args_and_config(args=["--config", str(path), *on_cpu])
-        assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
-        assert model.use_peft == values.get("use_peft", False)
-
-
-PAPER = {
-    **{"learning_rate": 2e-5, "max_steps": 11_000, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
-    **{"scene_packing": False, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "use_peft": True},
-    **{"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4", "train_vision": True},
-}
 """One question a step; what the paper names."""
-
-
-def test_both_contestants_train_with_the_papers_values_and_the_same_ones():
-    """By the commands in the head of the paper's file, one for each contestant."""
-    path = ROOT / "recipes" / "configs" / "paper" / "sft_qlora_2b.yaml"
-    commands = re.findall(r"accelerate launch(?:.*\\\n)*.*", path.read_text())
-    parsed = []
-    for command in commands:
-        words = command.replace("\\\n#", "").split()
-        words = words[words.index("recipes/sft_qlora.py") + 1 :]
-        assert words[:2] == ["--config", str(path.relative_to(ROOT))]
-        words[1] = str(path)
-        parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))
-        given = parser.parse_args_and_config(args=[*words, "--use_cpu", "true", "--fp16", "false"])
-        parsed.append({name: value for part in given for name, value in vars(part).items()})
-    smoldriver, smolvlm = parsed
-    assert {name: smoldriver[name] for name in PAPER} == PAPER
-    assert smoldriver["lora_target_modules"] is None  # all linear layers of the language model
-    compared = {name for name in smoldriver if smoldriver[name] != smolvlm[name]} - {
-        "logging_dir",
-        "accelerator_config",
-    }
-    assert {name for name in compared if isinstance(smoldriver[name], (str, int, float, list, bool, type(None)))} == {
-        "model_name_or_path",
-        "output_dir",
-    }
-
-
-@pytest.mark.parametrize(
-    "name, smolvlm, mode, tokens",
-    [
-        ("sft_qlora_2b", False, "QLoRA and vision", 640),
-        ("sft_qlora_2b", True, "QLoRA and vision", 640),
-        ("sft_vision_2b", False, "vision, language model frozen", 1024),
-        ("sft_full_2b", False, "full", 1024),
-    ],
-)
-def test_head_of_a_paper_config_states_the_memory_that_the_report_computes(name, smolvlm, mode, tokens):
-    text = (ROOT / "recipes" / "configs" / "paper" / f"{name}.yaml").read_text()
-    config = model_report.smolvlm_config() if smolvlm else SmolDriverConfig()
-    with torch.device("meta"):
-        model = CLASSES[config.model_type][0](config)
-    size = sum(model_report.training_memory(model, tokens)[mode].values())
-    whose, options = (" of the baseline", "--smolvlm ") if smolvlm else ("", "")
-    options += "--tokens 640" if tokens == 640 else ""  # 1024 is the report's default
-    command = re.escape(f"model_report.py {options}".strip())
-    assert re.search(rf"# Memory{whose}, computed: {size / 1e9:.1f} GB[^.]*{command}( prints|\))", text)
-
-
-@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero3"])
-def test_accelerate_reads_its_config(name):
-    config = load_config_from_file(str(ROOT / "recipes" / "accelerate_configs" / f"{name}.yaml"))
-    kinds = {"single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}
-    assert config.distributed_type == kinds[name]
-    if name == "fsdp2":
-        assert config.fsdp_config["fsdp_version"] == 2
-    if name == "zero3":
-        assert config.deepspeed_config["zero_stage"] == 3
 
 
 def launch(options: dict, *launcher: str) -> None:
