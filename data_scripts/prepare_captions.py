@@ -166,16 +166,16 @@ def rows_to_be(world: Path, most_views: int, seed: int) -> tuple[list[dict], dic
     return rows, digests
 
 
-def prepare(arguments: argparse.Namespace) -> dict:
-    """Do what the command line asks for; returns the manifest."""
-    check_apart(arguments.output_dir, {"the --world": arguments.world})
-    rows, digests = rows_to_be(arguments.world, arguments.most_views, arguments.seed)
+def prepare(*, world: Path, output_dir: Path, most_views: int, seed: int, workers: int) -> dict:
+    """Do what the command line asks for, whose options these are; returns the manifest."""
+    check_apart(output_dir, {"the --world": world})
+    rows, digests = rows_to_be(world, most_views, seed)
 
     def picture(path: str) -> dict:
         try:
-            return {"bytes": usable_image(read_image_file(arguments.world, path)), "path": PurePosixPath(path).name}
+            return {"bytes": usable_image(read_image_file(world, path)), "path": PurePosixPath(path).name}
         except UnusableImage as error:
-            raise ValueError(f"{arguments.world / path}: {error}") from None
+            raise ValueError(f"{world / path}: {error}") from None
 
     def make_row(row: dict) -> tuple[dict, dict]:
         pictures = {camera: picture(path) for camera, path in row["paths"].items()}
@@ -183,12 +183,12 @@ def prepare(arguments: argparse.Namespace) -> dict:
         return made | {camera: pictures.get(camera) for camera in CAMERAS}, {}
 
     return write_splits(
-        arguments.output_dir,
+        output_dir,
         plan_splits(rows, "auto"),
         make_row,
-        source={"json sha256": digests, "world": str(arguments.world)},
-        options={"format": FORMAT, "most_views": arguments.most_views, "seed": arguments.seed},
-        workers=arguments.workers,
+        source={"json sha256": digests, "world": str(world)},
+        options={"format": FORMAT, "most_views": most_views, "seed": seed},
+        workers=workers,
         frames_per_shard=1024,
     )
 
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=whole_number(), default=os.cpu_count() or 1, help="reading threads")
     arguments = parser.parse_args(argv)
     with errors_in_one_line("prepare_captions"):
-        manifest = prepare(arguments)
+        manifest = prepare(**vars(arguments))
     print(format_report(manifest))
 
 

@@ -125,43 +125,54 @@ def plan_splits(frames: list[dict], split: str) -> dict[str, list[dict]]:
     return {name: planned for name, planned in plan.items() if planned}
 
 
-def prepare(arguments: argparse.Namespace) -> dict:
-    """Do what the command line asks for; returns the manifest."""
-    drop_tags = arguments.object_tags == "drop"
-    keep_unlabelled = arguments.split == "test"
-    if arguments.from_paper_hub:
-        for name in arguments.from_paper_hub:
-            check_apart(arguments.output_dir, {"a folder of --from-paper-hub": name})
-        frames, read_image, source = open_paper_tables(*arguments.from_paper_hub, drop_tags, keep_unlabelled)
+def prepare(
+    *,
+    json: list[Path] | None,
+    image_root: Path | None,
+    from_paper_hub: list[str] | None,
+    output_dir: Path,
+    object_tags: str,
+    image_height: int | None,
+    split: str,
+    workers: int,
+    shard_size: int,
+    strict: bool,
+) -> dict:
+    """Do what the command line asks for, whose options these are; returns the manifest."""
+    drop_tags = object_tags == "drop"
+    keep_unlabelled = split == "test"
+    if from_paper_hub:
+        for name in from_paper_hub:
+            check_apart(output_dir, {"a folder of --from-paper-hub": name})
+        frames, read_image, source = open_paper_tables(*from_paper_hub, drop_tags, keep_unlabelled)
     else:
-        root = arguments.image_root
-        if not root.is_dir():
-            raise FileNotFoundError(f"--image-root {root} is not a folder")
-        check_apart(arguments.output_dir, {"the --image-root": root})
-        frames, digests = read_drivelm(arguments.json, drop_tags, keep_unlabelled)
-        source = {"json sha256": digests, "image root": str(root)}
-        if not any((root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
+        if not image_root.is_dir():
+            raise FileNotFoundError(f"--image-root {image_root} is not a folder")
+        check_apart(output_dir, {"the --image-root": image_root})
+        frames, digests = read_drivelm(json, drop_tags, keep_unlabelled)
+        source = {"json sha256": digests, "image root": str(image_root)}
+        if not any((image_root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
             tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
-            raise FileNotFoundError(f"no image of the JSON lies under --image-root {root} (for example {tried})")
+            raise FileNotFoundError(f"no image of the JSON lies under --image-root {image_root} (for example {tried})")
 
         def read_image(frame: dict, camera: str) -> bytes:
-            return read_image_file(root, frame["image_paths"][camera])
+            return read_image_file(image_root, frame["image_paths"][camera])
 
     return write_splits(
-        arguments.output_dir,
-        plan_splits(frames, arguments.split),
-        lambda frame: frame_row(frame, read_image, arguments.image_height, arguments.strict),
+        output_dir,
+        plan_splits(frames, split),
+        lambda frame: frame_row(frame, read_image, image_height, strict),
         source=source,
         options={
             "format": FORMAT,
-            "object_tags": arguments.object_tags,
-            "image_height": arguments.image_height,
-            "split": arguments.split,
-            "shard_size": arguments.shard_size,
-            "strict": arguments.strict,
+            "object_tags": object_tags,
+            "image_height": image_height,
+            "split": split,
+            "shard_size": shard_size,
+            "strict": strict,
         },
-        workers=arguments.workers,
-        frames_per_shard=arguments.shard_size,
+        workers=workers,
+        frames_per_shard=shard_size,
     )
 
 
@@ -210,7 +221,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     with errors_in_one_line("prepare_drivelm"):
-        manifest = prepare(arguments)
+        manifest = prepare(**vars(arguments))
     print(format_report(manifest))
     if not manifest["splits"] or not any(count["frames"] for count in manifest["splits"].values()):
         sys.exit("prepare_drivelm: not one frame was usable, see the report above")

@@ -72,50 +72,59 @@ def key_frames(tables: NuScenesTables, asked: dict[str, dict]) -> list[dict]:
     return frames
 
 
-def prepare(arguments: argparse.Namespace) -> dict:
-    """Do what the command line asks for; returns the manifest."""
-    tables = NuScenesTables(arguments.nuscenes, arguments.nuscenes_version)
-    asked, digests = read_drivelm(arguments.json, arguments.object_tags == "drop", keep_unlabelled=False)
+def prepare(
+    *,
+    nuscenes: Path,
+    nuscenes_version: str | None,
+    json: list[Path],
+    output_dir: Path,
+    object_tags: str,
+    image_height: int | None,
+    split: str,
+    workers: int,
+    shard_size: int,
+) -> dict:
+    """Do what the command line asks for, whose options these are; returns the manifest."""
+    tables = NuScenesTables(nuscenes, nuscenes_version)
+    asked, digests = read_drivelm(json, object_tags == "drop", keep_unlabelled=False)
     unknown = [frame["frame_token"] for frame in asked if frame["frame_token"] not in tables.samples]
     if asked and len(unknown) == len(asked):
         raise ValueError(
             f"no frame of --json is in {tables.folder} (for example {unknown[0]}): are they of one version?"
         )
     frames = key_frames(tables, {frame["frame_token"]: frame for frame in asked})
-    if not any((arguments.nuscenes / path).is_file() for frame in frames for path in frame["image_paths"].values()):
+    if not any((nuscenes / path).is_file() for frame in frames for path in frame["image_paths"].values()):
         tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
-        raise FileNotFoundError(
-            f"no picture of the tables lies under --nuscenes {arguments.nuscenes} (such as {tried})"
-        )
+        raise FileNotFoundError(f"no picture of the tables lies under --nuscenes {nuscenes} (such as {tried})")
     if unknown:
         print(f"{len(unknown)} of the {len(asked)} frames of --json are not in {tables.folder}: left out")
 
     def read_image(frame: dict, camera: str) -> bytes:
-        return read_image_file(arguments.nuscenes, frame["image_paths"][camera])
+        return read_image_file(nuscenes, frame["image_paths"][camera])
 
     def make_row(frame: dict) -> tuple[dict | None, dict]:
-        row, notes = frame_row(frame, read_image, arguments.image_height, strict=False, unasked=True)
+        row, notes = frame_row(frame, read_image, image_height, strict=False, unasked=True)
         return row and {**row, **planning_columns(tables.motion(frame["frame_token"]))}, notes
 
     return write_splits(
-        arguments.output_dir,
-        plan_splits(frames, arguments.split),
+        output_dir,
+        plan_splits(frames, split),
         make_row,
         source={
             "tables sha256": {path.name: _sha256(path) for path in table_files(tables.folder)},
             "json sha256": digests,
-            "nuscenes": str(arguments.nuscenes),
+            "nuscenes": str(nuscenes),
         },
         options={
             "format": FORMAT,
             "planning": True,
-            "object_tags": arguments.object_tags,
-            "image_height": arguments.image_height,
-            "split": arguments.split,
-            "shard_size": arguments.shard_size,
+            "object_tags": object_tags,
+            "image_height": image_height,
+            "split": split,
+            "shard_size": shard_size,
         },
-        workers=arguments.workers,
-        frames_per_shard=arguments.shard_size,
+        workers=workers,
+        frames_per_shard=shard_size,
         features=PLANNING_ROW,
     )
 
@@ -159,7 +168,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     with errors_in_one_line("prepare_planning"):
-        manifest = prepare(arguments)
+        manifest = prepare(**vars(arguments))
     print(format_report(manifest))
     if not any(count["frames"] for count in manifest["splits"].values()):
         sys.exit("prepare_planning: not one frame was usable, see the report above")

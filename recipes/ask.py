@@ -68,29 +68,35 @@ def read_frame(scenes: Path, split: str, number: int) -> dict:
     return rows[number]
 
 
-def ask(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
-    check_source(arguments.model)
-    row = read_frame(arguments.scenes, arguments.split, arguments.frame)
-    own = [{"question": text, "answer": None} for text in arguments.questions or []]
+def ask(
+    model: str,
+    scenes: Path,
+    split: str,
+    frame: int,
+    questions: list[str] | None,
+    visual_tokens: int | None,
+    picture: Path | None,
+) -> None:
+    """Print a model's answers about one frame, and paint them; the arguments are the command line's."""
+    check_source(model)
+    row = read_frame(scenes, split, frame)
+    own = [{"question": text, "answer": None} for text in questions or []]
     asked = own or spread_questions(row["qa"], 5)
 
-    questions = [
-        Question(f"number {number}", qa["question"], qa["answer"]) for number, qa in enumerate(asked, start=1)
-    ]
-    check_lengths(arguments.model, questions, [arguments.visual_tokens])
-    model, processor = load_model(arguments.model)
+    numbered = [Question(f"number {number}", qa["question"], qa["answer"]) for number, qa in enumerate(asked, start=1)]
+    check_lengths(model, numbered, [visual_tokens])
+    answering, processor = load_model(model)
     images = {camera: row[camera] for camera in processor.cameras}
-    scene = model.encode_scene(**processor.encode_scene(images, visual_tokens=arguments.visual_tokens))
-    answers = model.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
+    scene = answering.encode_scene(**processor.encode_scene(images, visual_tokens=visual_tokens))
+    answers = answering.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
     lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
     for question, answer, truth in lines:
         print(f"Q {question}\n  answer {answer}")
         if truth is not None:
             print(f"  truth  {truth}")
-    if arguments.picture:
-        paint(row, lines, arguments.picture)
-        print(f"wrote {arguments.picture}")
+    if picture:
+        paint(row, lines, picture)
+        print(f"wrote {picture}")
 
 
 def main():
@@ -109,7 +115,7 @@ def main():
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with errors_in_one_line("ask"):
-        ask(arguments)
+        ask(**vars(arguments))
 
 
 if __name__ == "__main__":
