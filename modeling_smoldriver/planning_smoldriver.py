@@ -27,6 +27,11 @@ from .inputs_smoldriver import COMMANDS
 from .modeling_smoldriver import SmolDriverConnector, SmolDriverPreTrainedModel, SmolDriverVisionModel
 from .planning_processing_smoldriver import SmolDriverPlannerProcessor
 
+# transformers 4.57 takes only the files that this one names from a folder, not those that they name in turn.
+from .processing_smoldriver import CameraPicturesMixin  # noqa: F401
+from .resampler_smoldriver import SmolDriverResampler  # noqa: F401
+from .scene_smoldriver import SceneCache  # noqa: F401
+
 EGO_INPUTS = ("speed", "history")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """What `from_pretrained` passes on to the processor beside the weights."""

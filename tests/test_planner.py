@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,20 @@ def test_folder_holds_the_code_it_needs_and_a_smoldrivers_folder_none_of_the_pla
         "AutoModel": "planning_smoldriver.SmolDriverForTrajectoryPrediction",
         "AutoProcessor": "planning_processing_smoldriver.SmolDriverPlannerProcessor",
     }
+
+
+def test_entry_files_name_every_sibling_that_they_need(built):
+    """transformers 4.57 copies from a folder only what the file of an Auto class names itself."""
+
+    def named(module: str) -> set[str]:
+        return set(re.findall(r"^from \.(\w+) import", (built / f"{module}.py").read_text(), re.MULTILINE))
+
+    auto_map = json.loads((built / "config.json").read_text())["auto_map"]
+    for entry in {target.split(".")[0] for target in auto_map.values()}:
+        needed = named(entry)
+        while more := set().union(*map(named, needed)) - needed:
+            needed |= more
+        assert needed == named(entry), entry
 
 
 def test_the_build_prints_what_it_made_and_records_where_it_is_from(smoldriver, built, monkeypatch, tmp_path, capsys):
