@@ -176,19 +176,9 @@ def prepare(
     )
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="DriveLM questions and nuScenes images -> Parquet shards of scene rows (one row per key frame)."
-    )
+def add_row_options(parser: argparse.ArgumentParser) -> None:
+    """The options on rows and shards that `prepare_planning.py` has too."""
     add = parser.add_argument
-    add("--json", type=Path, nargs="+", help="DriveLM files, e.g. v1_1_train_nus.json")
-    add("--image-root", type=Path, help="nuScenes folder, the one that holds samples/CAM_FRONT/...")
-    add(
-        "--from-paper-hub",
-        nargs=2,
-        metavar=("QUESTIONS", "IMAGES"),
-        help="the paper's two data sets: Hub ids or folders",
-    )
     add("--output-dir", type=Path, required=True, help="new folder, or one that an earlier run did not finish")
     add(
         "--object-tags",
@@ -209,6 +199,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--workers", type=whole_number(), default=os.cpu_count() or 1, help="threads that read and check images")
     add("--shard-size", type=whole_number(), default=256, help="frames per shard (256 at full size: about 200 MB)")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="DriveLM questions and nuScenes images -> Parquet shards of scene rows (one row per key frame)."
+    )
+    add = parser.add_argument
+    add("--json", type=Path, nargs="+", help="DriveLM files, e.g. v1_1_train_nus.json")
+    add("--image-root", type=Path, help="nuScenes folder, the one that holds samples/CAM_FRONT/...")
+    add(
+        "--from-paper-hub",
+        nargs=2,
+        metavar=("QUESTIONS", "IMAGES"),
+        help="the paper's two data sets: Hub ids or folders",
+    )
+    add_row_options(parser)
     add("--strict", action="store_true", help="stop at the first image that is missing, cut or too large")
     arguments = parser.parse_args(argv)
     if bool(arguments.from_paper_hub) == bool(arguments.json or arguments.image_root):

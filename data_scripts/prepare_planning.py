@@ -16,19 +16,18 @@ Run it again after a crash or a kill: finished shards are kept and the result is
 
 import argparse
 import hashlib
-import os
 import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from data_scripts.prepare_drivelm import frame_row, plan_splits
-from data_scripts.schema import PLANNING_ROW, SPLITS
+from data_scripts.prepare_drivelm import add_row_options, frame_row, plan_splits
+from data_scripts.schema import PLANNING_ROW
 from data_scripts.shards import format_report, write_splits
 from data_scripts.sources.camera_images import read_image_file
 from data_scripts.sources.drivelm_json import path_below, read_drivelm
 from data_scripts.sources.nuscenes_tables import ROUTE_FILE, EgoMotion, NuScenesTables
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line
 
 FORMAT = 1  # raised when the same input would give other rows
 TABLES = (
@@ -146,22 +145,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--nuscenes", type=Path, required=True, help="folder that holds v1.0-trainval/ and samples/CAM_FRONT/...")
     add("--nuscenes-version", help="folder of the tables (default: the only one there is)")
     add("--json", type=Path, nargs="+", default=[], help="DriveLM files with questions about some of the key frames")
-    add("--output-dir", type=Path, required=True, help="new folder, or one that an earlier run did not finish")
-    add(
-        "--object-tags",
-        choices=("keep", "drop"),
-        default="keep",
-        help="drop: leave out questions that name <cN,CAM,x,y>",
-    )
-    add("--image-height", type=whole_number(), help="shrink higher images to this many pixels")
-    add(
-        "--split",
-        choices=("auto", *SPLITS),
-        default="auto",
-        help="auto: 8/1/1 by scene; else all frames go to this split",
-    )
-    add("--workers", type=whole_number(), default=os.cpu_count() or 1, help="threads that read and check images")
-    add("--shard-size", type=whole_number(), default=256, help="frames per shard")
+    add_row_options(parser)
     return parser.parse_args(argv)
 
 

@@ -23,7 +23,7 @@ from smoldriver_common.whole_files import write_json, written_whole
 
 from .collator_smoldriver import draw_budget
 from .inputs_smoldriver import to_rgb
-from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel
+from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel, compute_dtype
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
 from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
@@ -403,7 +403,7 @@ class VisionDistillationTrainer(SmolDriverTrainer):
 
     def _connector(self, visual: torch.Tensor) -> torch.Tensor:
         connector = self.accelerator.unwrap_model(self.model).model.connector
-        return connector(visual.to(connector.modality_projection.proj.weight.dtype)).float()
+        return connector(visual.to(compute_dtype(connector.modality_projection.proj, visual.dtype))).float()
 
     def _connector_digest(self) -> str:
         weight = self.accelerator.unwrap_model(self.model).model.connector.modality_projection.proj.weight

@@ -217,7 +217,7 @@ PREPROCESSING = {"image_processor_type": "SmolVLMImageProcessor", "image_mean": 
 
 
 def tiny_smolvlm(tokenizer, image_size: int = 48, seed: int = 0) -> SmolVLMForConditionalGeneration:
-    """48 pixels in 36 patches, pixel shuffle by 2: 9 tokens a view; language model as in `tiny_config`."""
+    """48 pixels in 36 patches, pixel shuffle by 2: 9 tokens per view; language model as in `tiny_config`."""
     torch.manual_seed(seed)
     config = SmolVLMConfig(
         vision_config={
@@ -425,6 +425,20 @@ def write_shards(folder: Path, *shards: list[dict]) -> None:
     write_manifest(folder, {"complete": True, "source": {}, "options": {}, "splits": splits, "report": {}})
 
 
+ON_A_CPU = {
+    "lr_scheduler_type": "constant",
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+"""Options of a training recipe in a test: float32, nothing saved between, a loss for each step."""
+
+
 def sft_options(base, scenes, output_dir) -> dict:
     """Of `recipes/sft_qlora.py`: one step of full fine-tuning on two packed frames."""
     return {
@@ -437,14 +451,6 @@ def sft_options(base, scenes, output_dir) -> dict:
         "max_steps": 1,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
+        **ON_A_CPU,
     }

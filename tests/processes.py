@@ -5,10 +5,17 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts"):
+        if name.split(".")[0] in ("modeling_smoldriver", "recipes", "data_scripts", "smoldriver_common"):
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Blocker())
+
+try:
+    import modeling_smoldriver
+except ImportError:
+    pass
+else:
+    raise SystemExit("the package can be imported: this would test the installed code")
 """
 """Goes before code that must run with what was saved beside a model alone."""
 

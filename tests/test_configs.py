@@ -20,6 +20,7 @@ PAPER = {
     **{"scene_packing": False, "lora_r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "use_peft": True},
     **{"load_in_4bit": True, "use_bnb_nested_quant": True, "bnb_4bit_quant_type": "nf4", "train_vision": True},
 }
+"""One question per step; what the paper names."""
 
 
 def test_every_config_is_read_by_the_recipe():

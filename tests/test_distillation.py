@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TOWERS, assert_same, command_line, picture, scene_row, tiny_config, tiny_model
+from fakes import ON_A_CPU, TOWERS, assert_same, command_line, picture, scene_row, tiny_config, tiny_model
 from processes import killed_recipe
 from safetensors.torch import load_file
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, TrainerCallback
@@ -95,16 +95,8 @@ def options_of(folders, scenes, output_dir) -> dict:
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 5e-3,
-        "lr_scheduler_type": "constant",
         "weight_decay": 0.1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
+        **ON_A_CPU,
     }
 
 

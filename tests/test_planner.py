@@ -39,13 +39,6 @@ CLEAN_PROCESS = (
     + """
 import json, sys
 
-try:
-    import modeling_smoldriver
-except ImportError:
-    pass
-else:
-    raise SystemExit("the package can be imported: this would test the installed code")
-
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 

@@ -501,7 +501,7 @@ def test_what_a_run_may_change_and_checkpoints_without_settings_do_not_stop_it(o
     kept = options["output_dir"] / "checkpoint-1" / "run_settings.json"
     assert json.loads(kept.read_text())["learning_rate"] == 1e-2
     changed = {"save_steps": 2, "logging_steps": 2, "sample_steps": 1, "dataloader_num_workers": 1}
-    changed |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}  # as many rows a step
+    changed |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}  # as many rows per step
     trainer, _ = train(monkeypatch, {**options, **changed})
     assert trainer.state.global_step == 2
     assert not (options["output_dir"] / kept.name).exists()  # where it would go to the Hub with the model
@@ -718,9 +718,6 @@ def test_run_that_would_write_over_its_base_is_refused(options, base, monkeypatc
     checkpoint = options["output_dir"] / "checkpoint-1"
     trainer, _ = train(monkeypatch, {**options, "resume_from_checkpoint": checkpoint})
     assert trainer.state.global_step == 1
-
-
-"""One question a step; what the paper names."""
 
 
 def launch(options: dict, *launcher: str) -> None:
