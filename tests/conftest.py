@@ -1,7 +1,6 @@
 """What every test may ask for; the small models, pictures and rows are in fakes.py."""
 
 import os
-import resource
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -143,11 +142,3 @@ def make_trainer(config, processor, tmp_path):
         )
 
     return make
-
-
-@pytest.fixture
-def small_files():
-    """The system refuses to write files of more than so many bytes, as it refuses all on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

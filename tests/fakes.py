@@ -3,7 +3,9 @@
 import copy
 import io
 import json
+import resource
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,20 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor, name: str = ""):
     difference = (actual - expected).abs().max().item()
     limit = 1e-5 * max(1.0, expected.abs().max().item())
     assert actual.shape == expected.shape and difference <= limit, f"{name} differs by {difference}, more than {limit}"
+
+
+@contextmanager
+def small_files(size: int):
+    """The system refuses to write files of more than `size` bytes, as it refuses all on a full disk.
+
+    Leave it before the test ends: what pytest prints may itself go to a larger file.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 36)) -> Image.Image:

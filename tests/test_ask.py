@@ -6,7 +6,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import picture, scene_row, write_scenes
+from fakes import picture, scene_row, small_files, write_scenes
 from PIL import Image
 
 from data_scripts.schema import SCENE_FEATURES
@@ -95,11 +95,11 @@ def test_a_question_longer_than_the_context_is_refused(model_folder, monkeypatch
     assert "the model's context has 1024 tokens" in said and "\n" not in said
 
 
-def test_a_picture_that_does_not_fit_on_the_disk_is_one_line(model_folder, small_files, monkeypatch, tmp_path, capsys):
+def test_a_picture_that_does_not_fit_on_the_disk_is_one_line(model_folder, monkeypatch, tmp_path, capsys):
     scenes = write_scenes(tmp_path / "scenes", [scene_row(0, 1)])
     ask.read_frame(scenes, "train", 0)  # what `datasets` unpacks is written before
     options = ("--model", model_folder, "--scenes", scenes, "--split", "train", "--picture", tmp_path / "answers.png")
-    small_files(10_000)
-    said = refusal(monkeypatch, *options)
+    with small_files(10_000):
+        said = refusal(monkeypatch, *options)
     assert said.startswith("ask: [Errno 27] File too large") and "\n" not in said
     assert capsys.readouterr().out.startswith("Q ") and not list(tmp_path.glob("answers*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from fakes import QUESTIONS, TOWERS, assert_same, picture
+from fakes import QUESTIONS, TOWERS, assert_same, picture, small_files
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -330,15 +330,13 @@ def test_a_build_that_was_killed_can_be_repeated(base, monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and model is not None
 
 
-def test_a_build_on_a_full_disk_is_one_line_and_can_be_repeated(base, small_files, monkeypatch, tmp_path):
+def test_a_build_on_a_full_disk_is_one_line_and_can_be_repeated(base, monkeypatch, tmp_path):
     sources = ("--base", base / "vlm", "--tower", base / "tower")
-    small_files(50_000)
-    with pytest.raises(SystemExit) as stopped:
+    with small_files(50_000), pytest.raises(SystemExit) as stopped:
         build(monkeypatch, tmp_path / "out", *sources)
     said = str(stopped.value)
     assert said.startswith("build_checkpoint.py: ") and "File too large" in said and "\n" not in said
     assert list(tmp_path.iterdir()) == []
-    small_files(10**9)
     build(monkeypatch, tmp_path / "out", *sources)
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from fakes import small_files
 from safetensors import SafetensorError
 
 from smoldriver_common.command_line import errors_in_one_line
@@ -55,11 +56,10 @@ def test_a_fault_of_the_program_keeps_its_traceback(cause):
         raise LibraryError("fault") from cause
 
 
-def test_weights_that_do_not_fit_on_the_disk_are_one_line(small_files, tmp_path):
+def test_weights_that_do_not_fit_on_the_disk_are_one_line(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    small_files(100_000)
-    with pytest.raises(SystemExit) as stopped, errors_in_one_line("program"):
+    with pytest.raises(SystemExit) as stopped, small_files(100_000), errors_in_one_line("program"):
         save_file({"a": torch.zeros(100_000)}, tmp_path / "a.safetensors")
     assert stopped.value.code.startswith("program: ") and "\n" not in stopped.value.code

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from fakes import command_line, evaluate, generated, scene_row, tiny_model, write_scenes, written
+from fakes import command_line, evaluate, generated, scene_row, small_files, tiny_model, write_scenes, written
 from PIL import Image
 from transformers import GenerationConfig
 
@@ -379,20 +379,16 @@ def test_an_evaluation_is_not_written_into_what_it_reads(output, arguments, monk
 
 @pytest.mark.usefixtures("own_datasets_cache")
 @pytest.mark.parametrize("room", [1_000, 12_000])
-def test_a_full_disk_is_one_line_and_the_same_command_finishes(
-    room, small_files, arguments, scenes, monkeypatch, tmp_path
-):
+def test_a_full_disk_is_one_line_and_the_same_command_finishes(room, arguments, scenes, monkeypatch):
     """1,000 bytes: while `datasets` unpacks the rows; 12,000: while the report is written."""
     if room > 1_000:
         load_scenes(scenes, "train")
-    small_files(room)
-    with pytest.raises(SystemExit) as stopped:
+    with small_files(room), pytest.raises(SystemExit) as stopped:
         evaluate(monkeypatch, arguments, "--controls")
     said = str(stopped.value)
     assert said.startswith("evaluate_drivelm: ") and "File too large" in said and "\n" not in said
     assert not (arguments["output-dir"] / "metrics.json").exists()
     assert not list(arguments["output-dir"].rglob("*.tmp"))
-    small_files(10**9)
     metrics, _ = evaluate(monkeypatch, arguments, "--controls")
     assert metrics["results"]["smoldriver"]["overall"]["count"] == 10
 

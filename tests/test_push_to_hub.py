@@ -16,7 +16,17 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from fakes import QUESTIONS, command_line, evaluate, picture, prompt_of, scene_row, tiny_model, write_scenes
+from fakes import (
+    QUESTIONS,
+    command_line,
+    evaluate,
+    picture,
+    prompt_of,
+    scene_row,
+    small_files,
+    tiny_model,
+    write_scenes,
+)
 from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
@@ -514,9 +524,9 @@ def test_links_within_the_folder_are_published(trained, arguments, hub, monkeypa
     assert hub.files(REPO)["model.safetensors"] == (trained / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_push_needs_no_room_on_the_disk(arguments, hub, small_files, monkeypatch, capsys):
-    small_files(1_000)
-    push(monkeypatch, arguments)
+def test_a_push_needs_no_room_on_the_disk(arguments, hub, monkeypatch, capsys):
+    with small_files(1_000):
+        push(monkeypatch, arguments)
     assert len(hub.repos[REPO]["commits"]) == 1
 
 
