@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration, TrainerCallback
 
 from data_scripts.schema import SCENE_FEATURES, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
@@ -126,17 +126,30 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor, name: str = ""):
 
 
 @contextmanager
-def small_files(size: int):
+def small_files(size: int | None = None):
     """The system refuses to write files of more than `size` bytes, as it refuses all on a full disk.
+
+    Without a size it only ends what is set inside, as by `FillDisk`.
 
     Leave it before the test ends: what pytest prints may itself go to a larger file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FillDisk(TrainerCallback):
+    """From the first step on no file can grow beyond `size` bytes; use it inside `small_files()`."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def on_step_begin(self, *args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 36)) -> Image.Image:

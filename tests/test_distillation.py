@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import ON_A_CPU, TOWERS, assert_same, command_line, picture, scene_row, tiny_config, tiny_model
+from fakes import (
+    ON_A_CPU,
+    TOWERS,
+    FillDisk,
+    assert_same,
+    command_line,
+    picture,
+    scene_row,
+    small_files,
+    tiny_config,
+    tiny_model,
+)
 from processes import killed_recipe
 from safetensors.torch import load_file
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, TrainerCallback
@@ -292,6 +303,21 @@ def test_killed_run_that_resumes_equals_one_never_killed(killed_at, options, mon
     assert ours.read_text() == theirs.read_text()
 
 
+@pytest.mark.parametrize("torn", ["checkpoint", "statistics"])
+def test_full_disk_ends_the_transfer_with_one_line_and_the_same_command_resumes(torn, options, monkeypatch, tmp_path):
+    options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    never = distil(monkeypatch, {**options, "output_dir": tmp_path / "never"})
+    with small_files(100 if torn == "statistics" else None), pytest.raises(SystemExit) as stopped:
+        distil(monkeypatch, options, FillDisk(50_000))
+    said = str(stopped.value)
+    assert said.startswith("distill_vision: ") and "File too large" in said and "\n" not in said
+    again = distil(monkeypatch, options)
+    assert losses(again) == losses(never) and len(losses(never)) == 2
+    for name in ("model.safetensors", "teacher_statistics.safetensors"):
+        ours, theirs = (load_file(folder / name) for folder in (options["output_dir"], tmp_path / "never"))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 @pytest.mark.parametrize("kind", [name for name in TOWERS if name != "vit"])
 def test_students_with_other_towers_learn_too(kind, options, tokenizer, processor, tmp_path, monkeypatch):
     tiny_model(tiny_config(tokenizer, kind, resampler_keys="position", resampler_residual=False)).save_pretrained(
@@ -572,6 +598,18 @@ def test_the_config_is_read_with_the_paths_of_make_compare():
     data, training, model = parser.parse_args_and_config(args=["--config", str(path), "--bf16", "false"])
     paths = [data.scenes, data.teacher, model.model_name_or_path, training.output_dir]
     assert paths == [f"outputs/compare/{name}" for name in ("scenes", "smolvlm", "built", "distilled")]
+
+
+def test_full_disk_ends_a_cache_with_one_line_and_the_same_command_finishes(folders, scenes, tmp_path, monkeypatch):
+    words = ["--teacher", folders / "teacher", "--scenes", scenes, "--output-dir", tmp_path / "cache"]
+    monkeypatch.setattr(sys, "argv", ["teacher_features.py", *map(str, words)])
+    with small_files(10_000), pytest.raises(SystemExit) as stopped:
+        teacher_features.main()
+    said = str(stopped.value)
+    assert said.startswith("teacher_features: ") and "File too large" in said and "\n" not in said
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["manifest.json"]
+    teacher_features.main()
+    assert len(TeacherCache(tmp_path / "cache", load_teacher(str(folders / "teacher")), scenes).shard_of) == 47
 
 
 def test_command_line_makes_a_cache(folders, scenes, tmp_path, monkeypatch, capsys):

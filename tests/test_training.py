@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,13 @@ from fakes import (
     LORA,
     MODES,
     QUESTIONS,
+    FillDisk,
     assert_same,
     command_line,
     logits_of,
     scene_row,
     sft_options,
+    small_files,
     tiny_config,
     tiny_model,
     write_shards,
@@ -635,26 +636,13 @@ def test_weights_that_are_not_finite_are_not_saved(broken_at, options_of_saving,
     assert not (folder / "model.safetensors").exists()
 
 
-class FillDisk(TrainerCallback):
-    """From the first step on no file can grow beyond a size: as if the disk were full."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def on_step_begin(self, *args, **kwargs):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
 @pytest.mark.parametrize("torn", ["model.safetensors", "optimizer.pt"])
 def test_full_disk_ends_training_with_one_line_and_the_same_command_resumes(torn, options, base, monkeypatch):
     options |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     weights = (base / "model.safetensors").stat().st_size
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            train(monkeypatch, options, FillDisk(weights // 2 if torn == "model.safetensors" else weights * 3 // 2))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    room = weights // 2 if torn == "model.safetensors" else weights * 3 // 2
+    with small_files(), pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, options, FillDisk(room))
     message = str(stopped.value)
     assert message.startswith("sft_qlora: ") and message.endswith("; no checkpoint was saved") and "\n" not in message
     assert ("File too large" if torn == "model.safetensors" else "perhaps for want of disk space") in message
