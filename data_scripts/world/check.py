@@ -219,7 +219,7 @@ def sources_in_front(look: Look) -> list[tuple[str, int]]:
 
 
 def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
-    """Whether the lit lamp of a head of a signal lies in the front picture, with its middle not hidden."""
+    """Whether the lit lamp of a head of a signal lies in the front picture, and a third of nine points on it show."""
     front, leg = CAMERAS.index("CAM_FRONT"), scene.light_legs[light]
     heads = [n for n, source in enumerate(look.sources) if tuple(source) == ("light", light)]
     height = 2.9 + 2.6 * LAMP_HEIGHTS[scene.light_colours[t, light]]
@@ -231,8 +231,11 @@ def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
         pixels = np.array([in_front_picture(scene, t, place, z) for place, z in [(middle, height), *corners]])
         if np.isnan(pixels).any() or (pixels < 0).any() or (pixels > (FULL_WIDTH, FULL_HEIGHT)).any():
             continue
-        column, row = (pixels[0] / 5).astype(int)
-        if look.ids[front, min(row, 179), min(column, 319)] == n + 1:
+        (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
+        columns = (np.array([0.2, 0.5, 0.8]) * (right - left) + left) / 5
+        rows = (np.array([0.2, 0.5, 0.8]) * (bottom - top) + top) / 5
+        shown = look.ids[front][np.ix_(rows.astype(int).clip(max=179), columns.astype(int).clip(max=319))] == n + 1
+        if shown.sum() >= 3:
             return True
     return False
 

@@ -52,6 +52,8 @@ MINDED_FROM = 28.0  # metres from which on the ego's driver minds a blocked lane
 WAITS_BEFORE = 12.0  # metres before a blocked stretch where the ego waits: room enough to get round it
 TOO_NEAR = 9.0  # metres before it from which on nobody begins to go round
 SPEED_AROUND = 6.0  # m/s
+SPEED_BEFORE_STREET = 5.5  # m/s in the last metres before a turn across oncoming traffic
+MAY_BRAKE = 4.0  # m/s^2 that giving way may ask for
 ASIDE = 1.0  # metres from its route from which on the ego is in another lane, or on its way there
 
 
@@ -324,7 +326,8 @@ class Traffic:
         return ahead
 
     def _stop_at_street(self, street: SideStreet, front: float, rear: float, speed: float, d: float) -> float | None:
-        """`s` at which the front of who turns left stops to give way; None where it need not, or no longer can."""
+        """`s` at which the front of who turns left stops to give way; None where it need not, or no longer can: those
+        in the street brake for who is in their way."""
         line = street.leg.stop_line
         into = street.zone(d)[0]
         if not line - MINDED_FROM < front < into:
@@ -334,7 +337,10 @@ class Traffic:
         waits = any(leg is street.leg and light != "green" for leg, light in lights)
         if not street.gives_way(front, rear, speed, d, users, waits):
             return None
-        return line if front < line + 0.5 else into
+        for stop in (line, into):
+            if front < stop + 0.5 and speed * speed / (2 * max(stop - front, 0.3)) < MAY_BRAKE:
+                return stop
+        return None
 
     def _gives_way_at(self) -> float | None:
         """`s` at which the ego's front stops to give way where it turns left."""
@@ -403,6 +409,8 @@ class Traffic:
         line, stand = self._way_round(aside)
         if abs(aside - line) > ASIDE or stand is not None:
             wanted = min(wanted, SPEED_AROUND)
+        if any(-20.0 < ego.s + EGO_FRONT - street.leg.stop_line < 0.0 for street in self.streets):
+            wanted = min(wanted, SPEED_BEFORE_STREET)
         acceleration = follow(ego.speed, wanted, self._ahead_of_ego(), 8.0)
         gives_way_at = self._gives_way_at()
         for s in (stand, None if gives_way_at is None else gives_way_at - EGO_FRONT - 0.3):
