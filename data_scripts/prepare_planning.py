@@ -29,7 +29,7 @@ from data_scripts.sources.drivelm_json import path_below, read_drivelm
 from data_scripts.sources.nuscenes_tables import ROUTE_FILE, EgoMotion, NuScenesTables
 from smoldriver_common.command_line import errors_in_one_line
 
-FORMAT = 1  # raised when the same input would give other rows
+FORMAT = 2  # raised when the same input would give other rows
 TABLES = (
     *("scene", "sample", "sample_data", "ego_pose", "sample_annotation"),
     *("instance", "category", "sensor", "calibrated_sensor"),
@@ -47,6 +47,7 @@ def planning_columns(motion: EgoMotion) -> dict:
         "speed": motion.speed,
         "command": motion.command,
         "command_source": motion.command_source,
+        "scenario": motion.scenario,
         "agents": [asdict(agent) for agent in motion.agents],
     }
 

@@ -60,6 +60,7 @@ PLANNING_FEATURES = Features(
         "speed": Value("float64"),  # m/s; None at a scene's first moment
         "command": Value("string"),  # None where neither route nor whole future is known
         "command_source": Value("string"),  # "route" or "future"; the second is a leak: it knows where the ego went
+        "scenario": Value("string"),  # what matters for the ego's next 3 s, of SCENARIOS; None: nothing, or not known
         "agents": [
             {
                 "category": Value("string"),  # nuScenes'
@@ -72,6 +73,7 @@ PLANNING_FEATURES = Features(
 )
 PLANNING_ROW = Features({**SCENE_FEATURES, **PLANNING_FEATURES})
 COMMAND_SOURCES = ("route", "future")
+SCENARIOS = ("crossing_pedestrian", "cut_in", "pull_out", "oncoming_turn", "blocked_lane")
 MOMENTS = {"ego_history": 4, "ego_future": 6}  # agents' poses: as many as the future, and the key frame's own
 MANIFEST = "manifest.json"
 
@@ -151,6 +153,10 @@ def _validate_planning(row: Mapping) -> None:
         raise ValueError(
             f"frame {frame!r}: the command {command!r} from {source!r} must be one of {', '.join(COMMANDS)} from"
             f" {' or '.join(COMMAND_SOURCES)}, or both None"
+        )
+    if row["scenario"] is not None and row["scenario"] not in SCENARIOS:
+        raise ValueError(
+            f"frame {frame!r}: the scenario {row['scenario']!r} must be None or of {', '.join(SCENARIOS)}"
         )
     if not isinstance(row["agents"], list):
         raise ValueError(f"frame {frame!r}: agents must be a list, not {type(row['agents']).__name__}")
@@ -304,7 +310,14 @@ def check_shard(path: Path) -> None:
     Raises:
         ValueError: the columns are not those of a scene row, a picture has no bytes, or its path is more than a name.
     """
-    if Features.from_arrow_schema(pq.read_schema(path)) not in (SCENE_FEATURES, PLANNING_ROW):
+    features = Features.from_arrow_schema(pq.read_schema(path))
+    if "command" in features and "scenario" not in features:
+        raise ValueError(
+            f"{path} holds planning rows of an older format, without the column 'scenario': delete"
+            f" {path.parents[1]} and run python data_scripts/prepare_planning.py --nuscenes <tables> --output-dir"
+            f" {path.parents[1]}"
+        )
+    if features not in (SCENE_FEATURES, PLANNING_ROW):
         raise ValueError(f"{path} does not hold scene rows: its columns are not those of data_scripts/schema.py")
     with pq.ParquetFile(path) as shard:
         for group in range(shard.num_row_groups):

@@ -52,7 +52,7 @@ from data_scripts.world.nuscenes import (
     VERSION,
     image_file,
     lidar_file,
-    route_commands,
+    route_rows,
     scene_name,
     scene_tables,
     shared_tables,
@@ -252,11 +252,11 @@ def make_scene(folder: Path, options: Options, index: int) -> float:
         points_on.append(scanned.on_agent)
     questions = scene_questions(scene, frames)
     tables = scene_tables(scene, frames, points_on, *options.image_size)
-    tables["route"] = route_commands(scene, list(options.times()))
+    tables["route"] = route_rows(scene, list(options.times()))
     tables["drivelm"] = drivelm_scene(scene, frames, questions)
     tables["captions"] = {token("sample", scene.seed, index, frame.t): captions(scene, frame) for frame in frames}
     lines = [f"{name}\t{json.dumps(rows)[1:-1]}" for name, rows in tables.items()]
-    lines.append(f"statistics\t{json.dumps(statistics(frames, questions))}")
+    lines.append(f"statistics\t{json.dumps(statistics(scene, frames, questions))}")
     write_bytes(scene_file(folder, index), "\n".join(lines).encode())
     return rendering
 

@@ -4,7 +4,9 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Features
 from drivelm_source import encode, file_bytes, noise, question, stored_rows
 from fakes import dataset, frame
 
@@ -14,6 +16,7 @@ from data_scripts.schema import (
     CAMERAS,
     PLANNING_FEATURES,
     PLANNING_ROW,
+    SCENARIOS,
     SCENE_FEATURES,
     load_scenes,
     read_manifest,
@@ -23,6 +26,7 @@ from data_scripts.schema import (
 from data_scripts.shards import open_shard
 from data_scripts.sources.nuscenes_tables import ROUTE_FILE, NuScenesTables
 from data_scripts.synthesize_world import synthesize
+from data_scripts.world import scenarios as world_scenarios
 from data_scripts.world.nuscenes import token
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, check_questions, group_questions
@@ -220,6 +224,11 @@ def test_the_route_comes_before_the_future(nuscenes):
     assert (now[0].command, now[0].command_source) == ("change lane right", "route")
     assert (now[2].command, now[2].command_source) == ("turn left", "future")
     assert (now[3].command, now[3].command_source) == ("go straight", "route")
+    said = {"a-0": {"command": "turn right", "scenario": "cut_in"}, "a-3": "go straight"}
+    (nuscenes / "v1.0-mini" / ROUTE_FILE).write_text(json.dumps(said))
+    now = {k: motion(nuscenes, f"a-{k}") for k in (0, 3)}
+    assert (now[0].command, now[0].scenario) == ("turn right", "cut_in")
+    assert (now[3].command, now[3].scenario) == ("go straight", None)
     (nuscenes / "v1.0-mini" / ROUTE_FILE).write_text(json.dumps({"a-0": "fly"}))
     assert "route.json: sample a-0 has the command 'fly', not turn left" in refusal(nuscenes)
 
@@ -424,6 +433,7 @@ def planning_row(nuscenes, sample="a-0", **changes):
         ({"ego_future": [[0.0, math.inf, 0.0]] * 6}, "ego_future has a pose that is not three finite numbers"),
         ({"timestamp": 1.5}, "timestamp must be whole microseconds, not 1.5"),
         ({"agents": None}, "agents must be a list"),
+        ({"scenario": "flood"}, "the scenario 'flood' must be None or"),
     ],
 )
 def test_rows_that_are_not_a_planners_are_refused_by_value(changes, message, nuscenes):
@@ -482,6 +492,22 @@ def test_rows_without_planning_columns_still_load(tmp_path, nuscenes):
     assert set(loaded) == set(SCENE_FEATURES) and loaded["frame_token"] == "frame0"
     with pytest.raises(ValueError, match="a scene row has the columns"):
         validate_row({**row, "speed": 1.0})
+
+
+def test_rows_of_the_format_without_scenarios_are_refused_with_the_command_that_remakes_them(tmp_path, nuscenes):
+    row = planning_row(nuscenes)
+    del row["scenario"]
+    old = Features({name: feature for name, feature in PLANNING_ROW.items() if name != "scenario"})
+    with open_shard(tmp_path / "old" / "train" / "shard-00000.parquet", old) as shard:
+        shard.write_table(pa.Table.from_pylist([row], schema=old.arrow_schema))
+    counts = {"train": {"scenes": 1, "frames": 1, "questions": 5, "shards": 1}}
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps({"complete": True, "splits": counts}))
+    with pytest.raises(ValueError, match="without the column 'scenario': delete .*/old and run python .*--output-dir"):
+        load_scenes(tmp_path / "old", "train")
+
+
+def test_scenarios_have_one_list():
+    assert SCENARIOS == world_scenarios.SCENARIOS
 
 
 @pytest.mark.parametrize("streaming", [False, True])

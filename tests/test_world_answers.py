@@ -222,30 +222,58 @@ def test_safe_is_to_stop_at_a_light_or_a_stopped_leader_and_to_slow_down_behind_
     go = "Keep going at the same speed, accelerate and go ahead."
     cases = Counter()
     for frame, _, answer in asked_in(frames, r"In this scenario, what are safe actions to take for the ego vehicle\?"):
+        scene, t = frame.scene, frame.t
         colours, doubtful = signals(frame)
         why = ["light"] * (colours[:1] in (["red"], ["yellow"]))
-        gap, leader = math.inf, ""
+        gap, leader, joins = math.inf, "", False
         for i in frame.agents("CAM_FRONT"):
-            agent, (ahead, left), status = frame.scene.agents[i], frame.place(i), frame.scene.statuses[frame.t, i]
+            agent, (ahead, left), status = scene.agents[i], frame.place(i), scene.statuses[t, i]
             to_pass = -left * math.copysign(1, agent.walk[1]) > -2.2  # not yet beyond the ego's lane
             if agent.crossing and status == "moving" and to_pass and ahead < 28:
                 why.append("someone crosses")
-            if agent.kind in (*MOTOR_VEHICLES, "motorcycle") and abs(left) < 1.5:
-                gap, leader = min((gap, leader), (ahead - agent.size[1] / 2 - EGO_FRONT, status))
-        if leader == "stopped" and gap < 22:
-            why.append("stopped leader")
+            if agent.street is not None and "oncoming_turn" in scene.active[t] and ahead > 0:
+                why.append("someone comes straight on")
+            to_it = ahead - agent.size[1] / 2 - EGO_FRONT
+            joins |= to_it < 16 and changes_to_lane_of_ego(scene, t, i)
+            if abs(left) < 1.5 and (agent.blocks or agent.kind in (*MOTOR_VEHICLES, "motorcycle")):
+                gap, leader = min((gap, leader), (to_it, goes_round(scene, t, i) if agent.blocks else status))
+        if not why and not joins and leader in ("left", "right"):
+            assert answer == f"Slow down, change to the {leader} lane.", (answer, leader)
+            cases["goes round"] += 1
+            continue
+        if leader in ("stopped", "waits"):
+            why.append(f"{leader} leader")
         # Nothing is asked about a leader 16 to 22 m away.
-        assert answer == (stop if why else slow if gap < 19 else go), (answer, why, gap)
+        assert answer == (stop if why and not (joins and "leader" in why[0]) else slow if joins or gap < 19 else go), (
+            why
+        )
         assert not doubtful, answer
         cases.update(why or [answer])
-    assert len(cases) == 5 and min(cases.values()) >= 5, cases
+    usual = ["light", "someone crosses", "stopped leader", slow, go]
+    assert min(cases[why] for why in usual) >= 5, cases
+    assert min(cases["goes round"], cases["someone comes straight on"]) >= 1, cases
+
+
+def changes_to_lane_of_ego(scene: Scene, t: int, i: int) -> bool:
+    """Whether a vehicle has left its lane, or its place, for that of the ego, and is not there yet."""
+    joins, d = scene.agents[i].joins, scene.road[:, i, 1]
+    if joins is None or abs(joins - scene.ego_d[t]) > 1.5 or scene.road[t, i, 0] < scene.ego_s[t]:
+        return False
+    return abs(d[t] - d[0]) > 0.2 and abs(d[t] - joins) > 0.3
+
+
+def goes_round(scene: Scene, t: int, i: int) -> str:
+    """The side on which the ego has left the lane of what blocks it within 3 s, or "waits"."""
+    aside = scene.ego_d[t : t + 7] - scene.road[t, i, 1]
+    far = aside[np.abs(aside).argmax()]
+    return "waits" if abs(far) < 1.75 else "left" if far > 0 else "right"
 
 
 def test_answers_and_traffic_agree_with_the_recorded_states():
     """The short form of `python data_scripts/world/check.py --scenes 60`."""
     found = check(seed=2, scenes=5, every=4)
     assert not +found.faults, found.examples
-    assert len(found.cases) >= 14 and all(found.cases[name] for name in found.cases), found.cases
+    assert len(found.cases) >= 18 and all(found.cases[name] for name in found.cases), found.cases
     assert found.cases["future state is that of 3 s later"] >= 50
     assert found.cases["moving status: turning"] >= 5
 

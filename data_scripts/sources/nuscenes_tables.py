@@ -35,7 +35,7 @@ TOLERANCE = 0.1  # seconds between a moment and the pose that stands for it, whe
 SCENE_SECONDS = 20.0  # a pose further than this from a scene's key frames is not the scene's
 TURN = 2.0  # metres to the side after 3 s from which a future counts as a turn, as in UniAD, VAD and ST-P3
 REFERENCE_CHANNELS = ("LIDAR_TOP", "CAM_FRONT")
-ROUTE_FILE = "route.json"  # of a synthetic world: {sample token: command}
+ROUTE_FILE = "route.json"  # {sample token: command}, or {sample token: {"command", "scenario"}} of a synthetic world
 
 Pose = tuple[float, float, float]  # x, y in metres, yaw in radians
 
@@ -67,6 +67,7 @@ class EgoMotion:
     speed: float | None
     command: str | None
     command_source: str | None
+    scenario: str | None  # what matters for the ego's next 3 s, where `route.json` has one
     agents: list[Agent]
 
 
@@ -197,7 +198,8 @@ class NuScenesTables:
         return found
 
     def _read_route(self) -> dict[str, str]:
-        """{sample: command}; empty where the folder has no such file."""
+        """{sample: command}; empty where the folder has no such file. Also keeps {sample: scenario}."""
+        self.scenarios = {}
         path = self.folder / ROUTE_FILE
         if not path.is_file():
             return {}
@@ -205,9 +207,13 @@ class NuScenesTables:
             route = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} cannot be read ({error}): it is cut short, copy it again") from None
-        for sample, command in route.items():
-            if command not in COMMANDS:
-                raise ValueError(f"{path}: sample {sample} has the command {command!r}, not {', '.join(COMMANDS)}")
+        for sample, said in route.items():
+            if isinstance(said, dict):
+                route[sample], self.scenarios[sample] = said.get("command"), said.get("scenario")
+            if route[sample] not in COMMANDS:
+                raise ValueError(
+                    f"{path}: sample {sample} has the command {route[sample]!r}, not {', '.join(COMMANDS)}"
+                )
         return route
 
     def sample_tokens(self, scene_token: str) -> list[str]:
@@ -238,6 +244,7 @@ class NuScenesTables:
             speed=speed,
             command=command,
             command_source=source,
+            scenario=self.scenarios.get(sample_token),
             agents=self._agents(sample_token, now),
         )
 

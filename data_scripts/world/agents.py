@@ -1,7 +1,7 @@
 """Road users and things of a synthetic scene, and where they are when it begins."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from data_scripts.world.road import (
     LANE_WIDTH,
@@ -9,6 +9,7 @@ from data_scripts.world.road import (
     STRIP_WIDTH,
     Leg,
     closed_zones,
+    ego_offset,
     is_open,
     lane_offset,
 )
@@ -48,6 +49,7 @@ CROSSER_BESIDE = 1.6  # metres from an outer lane's edge to where a pedestrian w
 CROSSERS = 0.7  # share of the places for a crosser that have one
 CROSSER_SPEED = 2.0  # m/s: in a hurry
 CROSSER_ROOM = 2.5  # metres along the road, on both sides, that nothing in the parking strip takes from a crosser
+TAKEN_BESIDE = 6.0  # metres from a scenario's room to the middle of a driver, who may draw a trailer
 STOPS_WITHIN = 20.0  # seconds from the beginning in which a driver may begin to stop
 
 
@@ -71,11 +73,38 @@ class Agent:
     crossing: bool = False  # a pedestrian who crosses the road when the ego comes near
     walk: tuple[float, float] = (0.0, 0.0)  # speeds along s and d of who does not drive
     walk_to: float = 0.0  # `d` at which a crosser has arrived
+    blocks: bool = False  # closes its lane for good
+    joins: float | None = None  # `d` of the lane that it changes to when the ego comes near: cuts in, or pulls out
+    joins_after: float = 0.0  # seconds from the beginning
+    joining: bool = False  # on its way there
+    street: float | None = None  # comes straight on along a street that meets the road at this `s`
 
     @property
     def size(self) -> tuple[float, float, float]:
         width, length, height = SIZES[self.kind]
         return (width, length, RIDER_HEIGHT if self.rider else height)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a scenario puts on the road, and the room that it needs there.
+
+    Intervals run along `s`; in those of `lanes` (lane, low, high) no other driver begins. `green` is the `s` at which
+    the bend of a leg with a light begins, and the second of its cycle in which that light is at time 0.
+    """
+
+    agents: list[Agent] = field(default_factory=list)
+    lanes: list[tuple[int, float, float]] = field(default_factory=list)
+    strips: list[tuple[float, float]] = field(default_factory=list)  # nothing is parked, nobody crosses
+    crossers: list[tuple[float, float]] = field(default_factory=list)  # nobody crosses
+    walkers: list[tuple[float, float]] = field(default_factory=list)  # nobody walks on the right pavement
+    cyclists: bool = True  # whether cyclists ride beside the ego's lanes
+    green: tuple[float, float] | None = None
+
+
+def coloured(rng, kind: str, s: float, d: float, **more) -> Agent:
+    """An agent in one of the colours of its kind."""
+    return Agent(kind, COLOURS[kind][int(rng.integers(len(COLOURS[kind])))], float(s), float(d), **more)
 
 
 def status_of(agent: Agent) -> str:
@@ -90,7 +119,7 @@ def status_of(agent: Agent) -> str:
     return "moving" if moving else "stopped"
 
 
-def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float) -> list[Agent]:
+def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float, staged: Staged | None = None) -> list[Agent]:
     """Everything that is on the road and beside it when the scene begins.
 
     Args:
@@ -98,8 +127,10 @@ def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float) -> lis
         legs: the ego's route.
         opposite_lanes: lanes of the oncoming traffic.
         limit: speed limit in m/s.
+        staged: what a scenario has on the road; everyone else leaves it room.
     """
-    placing = _Placing(rng, legs, opposite_lanes, limit)
+    staged = staged or Staged()
+    placing = _Placing(rng, legs, opposite_lanes, limit, staged)
     outer_edges = ((-1, -LANE_WIDTH * SAME_LANES), (1, LANE_WIDTH * opposite_lanes))
     placing.place_crossers(legs[1:], outer_edges)
     for side, edge in outer_edges:
@@ -107,7 +138,8 @@ def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float) -> lis
     for side, edge in outer_edges:
         placing.fill_pavement(side, edge + side * STRIP_WIDTH)
     for side, edge in outer_edges:
-        placing.place_cyclists(-side, edge + side * CYCLIST_BESIDE)
+        if side > 0 or staged.cyclists:
+            placing.place_cyclists(-side, edge + side * CYCLIST_BESIDE)
     placing.fill_lanes(legs[0].lane, opposite_lanes)
     return placing.agents
 
@@ -115,15 +147,17 @@ def place_agents(rng, legs: list[Leg], opposite_lanes: int, limit: float) -> lis
 class _Placing:
     """The agents of a scene as they are placed, one part of the street after the other."""
 
-    def __init__(self, rng, legs: list[Leg], opposite_lanes: int, limit: float):
-        self.rng, self.limit = rng, limit
+    def __init__(self, rng, legs: list[Leg], opposite_lanes: int, limit: float, staged: Staged):
+        self.rng, self.limit, self.staged = rng, limit, staged
         self.zones, self.end = closed_zones(legs), legs[-1].end + 40.0
-        self.crossings: list[tuple[float, float]] = []  # intervals of s where the parking strips are kept free
-        self.agents: list[Agent] = []
+        self.crossings = list(staged.strips)  # intervals of s where the parking strips are kept free
+        self.taken = list(staged.lanes)
+        if ego_offset(legs, 0.0)[0] != lane_offset(legs[0].lane):  # the ego begins between its lanes
+            self.taken += [(lane, -16.0, 30.0) for lane in range(SAME_LANES)]
+        self.agents = list(staged.agents)
 
     def add(self, kind: str, s: float, d: float, **more) -> None:
-        colour = COLOURS[kind][int(self.rng.integers(len(COLOURS[kind])))]
-        self.agents.append(Agent(kind, colour, float(s), float(d), **more))
+        self.agents.append(coloured(self.rng, kind, s, d, **more))
 
     def fill_strip(self, side: int, d: float) -> None:
         """What is parked beside the lanes, and roadworks."""
@@ -159,7 +193,7 @@ class _Placing:
         rng = self.rng
         s = -30.0 + rng.uniform(0, 20)
         while s < self.end:
-            walking = rng.random() < 0.5
+            walking = rng.random() < 0.5 and (side > 0 or is_open(self.staged.walkers, s, s))
             along = float(rng.choice([-1.3, 1.3])) if walking else 0.0
             yaw = (0.0 if along > 0 else math.pi) if walking else float(rng.uniform(-math.pi, math.pi))
             if is_open(self.zones, s, s):
@@ -182,6 +216,8 @@ class _Placing:
         to the other."""
         for leg in legs:
             s = leg.start + 14.0
+            if not is_open(self.staged.strips + self.staged.crossers, s, s):
+                continue
             if self.rng.random() < CROSSERS and not leg.is_turn and is_open(self.zones, s - 3, s + 3):
                 (side, edge), (_, far_edge) = outer_edges if self.rng.random() < 0.5 else outer_edges[::-1]
                 start, end = edge + side * CROSSER_BESIDE, far_edge - side * CROSSER_BESIDE
@@ -210,7 +246,10 @@ class _Placing:
                 s += rng.uniform(28, 65)
 
     def place_driver(self, lane: int, s: float) -> None:
-        """A vehicle in a lane, perhaps with a trailer, perhaps one that stops on the way."""
+        """A vehicle in a lane, perhaps with a trailer, perhaps one that stops on the way. Nobody where a scenario
+        needs the room."""
+        if any(lane == other and low - TAKEN_BESIDE < s < high + TAKEN_BESIDE for other, low, high in self.taken):
+            return
         kinds = ("car", "truck", "bus", "motorcycle", "construction vehicle", "truck and trailer")
         kind = str(self.rng.choice(kinds, p=[0.38, 0.15, 0.14, 0.13, 0.1, 0.1]))
         direction = 1 if lane >= 0 else -1

@@ -20,13 +20,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_scripts.world.agents import Agent
 from data_scripts.world.cameras import CAMERA_CALIBRATION, CAMERAS, FULL_HEIGHT, FULL_WIDTH
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.questions import scene_questions
 from data_scripts.world.render import Look, Renderer
 from data_scripts.world.road import LANE_WIDTH, SAME_LANES
 from data_scripts.world.sight import frame_of
-from data_scripts.world.simulation import SAMPLES_PER_SCENE, Scene, simulate_scene
+from data_scripts.world.simulation import (
+    SAMPLES_PER_SCENE,
+    STEPS_PER_SAMPLE,
+    Scene,
+    begin_scene,
+    simulate_scene,
+)
+from data_scripts.world.traffic import STEP_SECONDS, Ego
 
 TAG = r"<c\d,(CAM_[A-Z_]+),([\d.]+),([\d.]+)>"
 SIGNAL = r"What is the traffic signal that the ego vehicle should pay attention to\?"
@@ -35,6 +43,7 @@ SECOND = 2
 TURNS = 0.3  # radians in 3 s that are a turn beyond doubt
 LAMP_HEIGHTS = {"green": 1 / 6, "yellow": 3 / 6, "red": 5 / 6}  # share of the head's height
 EGO_BOX = (-1.0, 3.4, 0.95)  # from the rear axle to the rear and to the front, half the width; metres
+MAY_NEED = 4.0  # m/s^2
 LAMP_HALF = (0.48, 0.41)  # half a lit lamp's width and height, metres
 
 
@@ -46,6 +55,8 @@ class Findings:
     faults: Counter = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     touching_in_bends: int = 0
+    scenes_with: Counter = field(default_factory=Counter)  # by scenario; "none"
+    hardest_brakes: dict[str, float] = field(default_factory=dict)  # m/s^2 of the expert, while a scenario is active
 
     def add(self, name: str, right: bool, example: str = "") -> None:
         self.cases[name] += 1
@@ -58,6 +69,10 @@ class Findings:
             faults = self.faults[name]
             example = f"   first: {self.examples[name]}" if faults else ""
             print(f"{name:60} {faults:5} of {count:6} wrong ({faults / count:.1%}){example}")
+        for name, count in sorted(self.scenes_with.items()):
+            brake = self.hardest_brakes.get(name)
+            text = "" if brake is None else f"   the expert brakes with {brake:.1f} m/s^2 at most"
+            print(f"scenes with {name:48} {count:5}{text}")
         print(
             f"not a fault: {self.touching_in_bends} pairs of vehicles whose stiff boxes reach into each other in bends"
         )
@@ -80,6 +95,7 @@ def check(seed: int, scenes: int, every: int) -> Findings:
     for index in range(scenes):
         scene = simulate_scene(seed, index)
         check_traffic(scene, found)
+        check_expert(scene, found)
         ground, times = GroundMap(scene), range(0, SAMPLES_PER_SCENE, every)
         looks = [renderer.render(scene, ground, t)[1] for t in times]
         asked = scene_questions(scene, [frame_of(scene, t, look) for t, look in zip(times, looks, strict=True)])
@@ -150,6 +166,8 @@ def check_future(scene: Scene, t: int, i: int, answer: str, where: str, found: F
         truths = {"Stationary."}
     elif not moved(scene, t, i):
         truths = {"Start moving."}
+    elif scene.agents[i].direction > 0 and abs(aside := scene.road[later, i, 1] - scene.road[t, i, 1]) > 1.0:
+        truths = {f"Change to the {'left' if aside > 0 else 'right'} lane."}
     elif abs(turn) < TURNS:
         truths = {"Keep going straight."}
     else:
@@ -201,7 +219,7 @@ def sources_in_front(look: Look) -> list[tuple[str, int]]:
 
 
 def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
-    """Whether the lit lamp of a head of a signal lies in the front picture, with its middle not hidden."""
+    """Whether the lit lamp of a head of a signal lies in the front picture, and a third of nine points on it show."""
     front, leg = CAMERAS.index("CAM_FRONT"), scene.light_legs[light]
     heads = [n for n, source in enumerate(look.sources) if tuple(source) == ("light", light)]
     height = 2.9 + 2.6 * LAMP_HEIGHTS[scene.light_colours[t, light]]
@@ -213,8 +231,11 @@ def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
         pixels = np.array([in_front_picture(scene, t, place, z) for place, z in [(middle, height), *corners]])
         if np.isnan(pixels).any() or (pixels < 0).any() or (pixels > (FULL_WIDTH, FULL_HEIGHT)).any():
             continue
-        column, row = (pixels[0] / 5).astype(int)
-        if look.ids[front, min(row, 179), min(column, 319)] == n + 1:
+        (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
+        columns = (np.array([0.2, 0.5, 0.8]) * (right - left) + left) / 5
+        rows = (np.array([0.2, 0.5, 0.8]) * (bottom - top) + top) / 5
+        shown = look.ids[front][np.ix_(rows.astype(int).clip(max=179), columns.astype(int).clip(max=319))] == n + 1
+        if shown.sum() >= 3:
             return True
     return False
 
@@ -251,6 +272,54 @@ def check_traffic(scene: Scene, found: Findings) -> None:
                 found.add(name, not through, f"scene {scene.index}: {agents[i].kind} {i}, {agents[j].kind} {j}")
     for i, agent in enumerate(agents):
         found.add("nobody passes through the ego", not hits_ego(scene, i), f"scene {scene.index}: {agent.kind} {i}")
+
+
+def check_expert(scene: Scene, found: Findings) -> None:
+    """The ego's own driver at every step of the traffic: it touches nobody, crosses no red light, and those who cut in
+    or pull out leave it room to brake."""
+    *_, traffic, _ = begin_scene(scene.seed, scene.index)
+    sizes = [half_size(scene, i) for i in range(len(scene.agents))]
+    where, touched, begun = f"scene {scene.index}", set(), set()
+    found.scenes_with.update(scene.scenarios or ["none"])
+    for _ in range(SAMPLES_PER_SCENE * STEPS_PER_SAMPLE):
+        ego, poses, lights, active = traffic.ego, traffic.poses(), traffic.lights(), traffic.scenarios()
+        touched |= {i for i in near_ego(ego, poses) if touches(ego, poses[i], sizes[i])}
+        for i, agent in enumerate(traffic.agents):
+            if agent.joining and i not in begun:
+                begun.add(i)
+                needed = needed_braking(ego, agent)
+                room = f"{where}, agent {i}: {needed:.1f} m/s^2 needed"
+                found.add("who cuts in or pulls out leaves room to brake", needed < MAY_NEED, room)
+        traffic.step()
+        for name in active:
+            brake = (ego.speed - traffic.ego.speed) / STEP_SECONDS
+            found.hardest_brakes[name] = max(found.hardest_brakes.get(name, 0.0), brake)
+        for leg, before, after in zip(traffic.light_legs, lights, traffic.lights(), strict=True):
+            if ego.s + EGO_BOX[1] < leg.stop_line <= traffic.ego.s + EGO_BOX[1]:
+                crossed = before == after == "red"
+                found.add("the expert crosses no red light", not crossed, f"{where}, {traffic.time:.2f} s")
+    for i, agent in enumerate(scene.agents):
+        found.add("the expert touches nobody, at every 0.25 s", i not in touched, f"{where}: {agent.kind} {i}")
+    for name in scene.scenarios:
+        later = scene.ego_s[-1] - scene.ego_s[next(t for t, names in enumerate(scene.active) if name in names)]
+        found.add("the expert gets on in a scenario", later > 1.0 or name in scene.active[-8], f"{where}: {name}")
+
+
+def near_ego(ego: Ego, poses: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.hypot(poses[:, 0] - ego.x, poses[:, 1] - ego.y) < 12.0).tolist()
+
+
+def touches(ego: Ego, pose: np.ndarray, half: tuple[float, float]) -> bool:
+    rear, front, half_width = EGO_BOX
+    middle = (rear + front) / 2
+    box = np.array([[ego.x + middle * math.cos(ego.yaw), ego.y + middle * math.sin(ego.yaw), ego.yaw]])
+    return bool(overlap(box, ((front - rear) / 2, half_width), pose[None, :3], half)[0])
+
+
+def needed_braking(ego: Ego, agent: Agent) -> float:
+    """Even braking, in m/s^2, that keeps the ego 2 m behind a vehicle that keeps its speed from now on."""
+    gap = agent.s - agent.size[1] / 2 - ego.s - EGO_BOX[1] - 2.0
+    return max(ego.speed - agent.speed, 0.0) ** 2 / (2 * max(gap, 0.1))
 
 
 PAIRS = {

@@ -3,8 +3,9 @@
 import numpy as np
 
 from data_scripts.world.agents import MOTOR_VEHICLES, THINGS
-from data_scripts.world.road import ARROW_LENGTH, ARROW_PERIOD, arrow_places, leg_at
-from data_scripts.world.sight import Frame, Seen
+from data_scripts.world.road import ARROW_LENGTH, ARROW_PERIOD, LANE_WIDTH, arrow_places, ego_offset, leg_at
+from data_scripts.world.scenarios import BLOCKED_LANE, ONCOMING_TURN
+from data_scripts.world.sight import OPEN, WAITS, Frame, Seen
 from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 from data_scripts.world.traffic import EGO_FRONT
 from data_scripts.world.words import capitalized
@@ -13,17 +14,19 @@ BEHAVIOUR_SAMPLES = round(1 / SAMPLE_SECONDS)  # behaviour is what the ego does 
 FUTURE_SAMPLES = round(3 / SAMPLE_SECONDS)  # a future state is the one in 3 s
 STRAIGHT, BENT = 0.08, 0.16  # radians that the heading turns within a second; what lies between is doubtful
 FUTURE_STRAIGHT, FUTURE_BENT = 0.15, 0.35  # in 3 s
-STOP, SLOW, GO = "stop", "slow", "go"
+STOP, SLOW, GO, ROUND_LEFT, ROUND_RIGHT = "stop", "slow", "go", "left", "right"
 SAFE = {
     STOP: "Brake gently to a stop, slow down.",
     SLOW: "Decelerate gradually without braking, keep a safe distance.",
     GO: "Keep going at the same speed, accelerate and go ahead.",
+    ROUND_LEFT: "Slow down, change to the left lane.",
+    ROUND_RIGHT: "Slow down, change to the right lane.",
 }
 
 
 def is_relevant(o: Seen) -> bool:
     """Whether the ego should consider the object: in its lane ahead, crossing, a signal, or close beside it."""
-    if o.kind == "traffic light":
+    if o.kind == "traffic light" or o.joining or o.oncoming or o.way_round:
         return True
     if o.kind in THINGS:
         return False
@@ -32,8 +35,9 @@ def is_relevant(o: Seen) -> bool:
     return o.kind != "pedestrian" and abs(o.left) < 4.5 and abs(o.ahead) < 9.0
 
 
-def situation(frame: Frame) -> str | None:
-    """STOP, SLOW or GO, by what the front camera shows; None where a picture would not tell."""
+def situation(scene: Scene, frame: Frame) -> str | None:
+    """What the front camera shows that the ego has to do: STOP, SLOW, GO, ROUND_LEFT or ROUND_RIGHT; None where a
+    picture would not tell. Whether the ego gets round a blocked lane or waits is what it does within 3 s."""
     front = frame.in_camera("CAM_FRONT")
     if ("CAM_FRONT", "traffic light") in frame.unclear:
         return None
@@ -42,14 +46,29 @@ def situation(frame: Frame) -> str | None:
         return STOP
     if any(o.crossing and 0 < o.ahead < 28 for o in front):
         return STOP
-    leaders = [o for o in front if abs(o.left) < 1.5 and o.kind in (*MOTOR_VEHICLES, "motorcycle")]
+    active = scene.active[frame.t]
+    if ONCOMING_TURN in active:
+        return STOP if any(o.oncoming for o in front) else None
+    if any(o.joining for o in front):
+        near = any(o.joining and o.ahead - o.half_length - EGO_FRONT < 16 for o in front)
+        return SLOW if near else None
+    leaders = [o for o in front if abs(o.left) < 1.5 and (o.way_round or o.kind in (*MOTOR_VEHICLES, "motorcycle"))]
     gap = min((o.ahead - o.half_length - EGO_FRONT for o in leaders), default=np.inf)
     leader = next((o for o in leaders if o.ahead - o.half_length - EGO_FRONT == gap), None)
+    if leader is None and BLOCKED_LANE in active and not is_aside(scene, frame.t):
+        return None
     if leader is None:
         return None if any(camera == "CAM_FRONT" and kind in MOTOR_VEHICLES for camera, kind in frame.unclear) else GO
+    if leader.way_round:
+        return {WAITS: STOP, OPEN: None}.get(leader.way_round, leader.way_round) if gap < 22 else None
     if leader.status == "stopped":
         return STOP if gap < 22 else None
     return SLOW if gap < 16 else GO if gap > 22 else None
+
+
+def is_aside(scene: Scene, t: int) -> bool:
+    """Whether the ego has left its route's lane, as it does to get round what blocks it."""
+    return abs(scene.ego_d[t] - ego_offset(scene.legs, float(scene.ego_s[t]))[0]) > 1.0
 
 
 def crowded_sides(scene: Scene, frame: Frame) -> tuple[bool, bool] | None:
@@ -74,14 +93,17 @@ def dangerous_actions(scene: Scene, frame: Frame, now: str) -> str | None:
     if sides is None:
         return None
     actions = ["accelerate and go ahead"] * (now != GO)
-    actions += [f"change to the {side} lane" for side, close in zip(("left", "right"), sides, strict=True) if close]
+    crowded = [side for side, close in zip(("left", "right"), sides, strict=True) if close and side != now]
+    actions += [f"change to the {side} lane" for side in crowded]
     text = ", ".join(actions) or "brake suddenly"
     return f"{capitalized(text)}."
 
 
 def target_action(scene: Scene, frame: Frame) -> str | None:
     """The action that the arrows in front of the ego announce; None where no arrow or several kinds are in full
-    view."""
+    view, and where the ego is not in the lane that they are on."""
+    if is_aside(scene, frame.t):
+        return None
     s = float(scene.ego_s[frame.t])
     near, far = s + 6.0, s + 6.0 + ARROW_PERIOD + ARROW_LENGTH
     shown = [(place, leg) for leg in scene.legs for place in arrow_places(leg) if near <= place <= far]
@@ -103,6 +125,12 @@ def possible_action(o: Seen) -> tuple[str, str]:
         return go, "to follow the traffic rules"
     if o.ahead > 0 and o.crossing:
         return "Brake suddenly", "to avoid a collision"
+    if o.oncoming or o.way_round == WAITS:
+        return "Brake gently to a stop", "to avoid a collision"
+    if o.way_round:
+        return f"Change to the {o.way_round} lane", "to avoid a collision"
+    if o.joining:
+        return "Decelerate gradually without braking", "to keep a safe distance"
     if o.ahead > 0 and abs(o.left) < 1.5 and o.kind in (*MOTOR_VEHICLES, "motorcycle"):
         if o.status == "stopped":
             return "Brake gently to a stop", "to avoid a collision"
@@ -126,9 +154,12 @@ def turned(before: float, after: float) -> float:
 
 
 def moving_status(scene: Scene, t: int, agent: int) -> str | None:
-    """What a road user does now, by half a second before and after; None where it is about to turn, or just did."""
+    """What a road user does now, by half a second before and after; None where it is about to turn or to change lanes,
+    or just did."""
     if scene.statuses[t, agent] != "moving":
         return "Stopped."
+    if scene.agents[agent].joins is not None and np.ptp(scene.road[max(t - 2, 0) : t + 3, agent, 1]) > 0.05:
+        return None
     yaw = scene.poses[max(t - 2, 0) : t + 3, agent, 2]
     now = min(t, 2)
     turn = turned(yaw[max(now - 1, 0)], yaw[min(now + 1, len(yaw) - 1)])
@@ -138,7 +169,7 @@ def moving_status(scene: Scene, t: int, agent: int) -> str | None:
 
 
 def future_state(scene: Scene, t: int, agent: int) -> str | None:
-    """What a road user does 3 s later; None where the scene ends before, or where it turns a little."""
+    """What a road user does 3 s later; None where the scene ends before, or where it turns or moves aside a little."""
     later = t + FUTURE_SAMPLES
     if later >= SAMPLES_PER_SCENE:
         return None
@@ -146,6 +177,11 @@ def future_state(scene: Scene, t: int, agent: int) -> str | None:
         return "Stationary."
     if scene.statuses[t, agent] != "moving":
         return "Start moving."
+    if scene.agents[agent].joins is not None:
+        aside = float(scene.road[later, agent, 1] - scene.road[t, agent, 1])
+        if abs(aside) > 0.1:
+            side = "left" if aside > 0 else "right"
+            return f"Change to the {side} lane." if abs(aside) > LANE_WIDTH / 2 else None
     turn = turned(scene.poses[t, agent, 2], scene.poses[later, agent, 2])
     if abs(turn) < FUTURE_STRAIGHT:
         return "Keep going straight."

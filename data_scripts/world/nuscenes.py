@@ -14,7 +14,8 @@ least one lidar point.
 Two files beside the tables:
 
     splits.json  {"synthetic": [scene names]}: what nuscenes-devkit 1.2 reads for `eval_set="synthetic"`
-    route.json   {sample token: command}: what a planner is told to do; see ROUTE_COMMANDS
+    route.json   {sample token: {"command", "scenario"}}: what a planner is told to do, see ROUTE_COMMANDS; and which
+                 scenario of `scenarios.py` matters for the ego's next 3 s, or null
 """
 
 import hashlib
@@ -167,12 +168,13 @@ def attribute_of(agent: Agent, status: str) -> list[str]:
     return [token("attribute", name)]
 
 
-def route_commands(scene: Scene, times: list[int]) -> dict[str, str]:
-    """{sample token: command} of a scene's key frames."""
+def route_rows(scene: Scene, times: list[int]) -> dict[str, dict[str, str | None]]:
+    """{sample token: {"command", "scenario"}} of a scene's key frames."""
     return {
-        token("sample", scene.seed, scene.index, t): ROUTE_COMMANDS[
-            leg_at(scene.legs, float(scene.ego_s[t]) + ROUTE_AHEAD).action
-        ]
+        token("sample", scene.seed, scene.index, t): {
+            "command": ROUTE_COMMANDS[leg_at(scene.legs, float(scene.ego_s[t]) + ROUTE_AHEAD).action],
+            "scenario": scene.scenario_at(t),
+        }
         for t in times
     }
 

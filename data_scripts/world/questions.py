@@ -2,7 +2,8 @@
 
 Every answer follows from the simulation, and only from what is visible (see `sight.py`). What is yet to come is what
 the simulation does next: a "future state" is the state 3 s later, the "behavior of the ego vehicle" is its steering
-and its mean speed over the coming second. Neither is asked where the scene ends before. "To the front left of the ego
+and its mean speed over the coming second. Whether it gets round what blocks its lane, or waits, is what it does within
+3 s. None of these is asked where the scene ends before. "To the front left of the ego
 car" means: clear in the front left camera. An object that two cameras share is in both directions; it has one tag, in
 the camera that shows most of it.
 
@@ -19,6 +20,8 @@ from data_scripts.world.agents import MOTOR_VEHICLES
 from data_scripts.world.balance import balanced_counts, balanced_existence, balanced_tags
 from data_scripts.world.driving import (
     BEHAVIOUR_SAMPLES,
+    ROUND_LEFT,
+    ROUND_RIGHT,
     SAFE,
     SLOW,
     behaviour,
@@ -30,7 +33,7 @@ from data_scripts.world.driving import (
     situation,
     target_action,
 )
-from data_scripts.world.sight import Frame, Seen
+from data_scripts.world.sight import OPEN, Frame, Seen
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, Scene
 from data_scripts.world.words import CLASSES, DIRECTIONS, NUMBERS, PLURALS, capitalized, joined, number_of
 
@@ -225,7 +228,8 @@ def status_of_tag(scene: Scene, t: int, o: Seen) -> list[Asked]:
 def actions_for_tags(important: list[Seen], rng: random.Random) -> list[Asked]:
     """What the ego does because of an object, and why; objects that call for nothing are asked about less often."""
     asked = []
-    telling = [o for o in important if not possible_action(o)[0].startswith("Keep") or rng.random() < 0.4]
+    known = [o for o in important if o.way_round != OPEN]
+    telling = [o for o in known if not possible_action(o)[0].startswith("Keep") or rng.random() < 0.4]
     for o in telling[:2]:
         action, _ = possible_action(o)
         question = f"Based on {o.tag} in this scene, what is the most possible action of the ego vehicle?"
@@ -240,7 +244,7 @@ def actions_for_tags(important: list[Seen], rng: random.Random) -> list[Asked]:
 
 def planning_questions(scene: Scene, frame: Frame, rng: random.Random) -> list[Asked]:
     """On the signal, the route, and what is safe and dangerous."""
-    asked, now, action = [], situation(frame), target_action(scene, frame)
+    asked, now, action = [], situation(scene, frame), target_action(scene, frame)
     if ("CAM_FRONT", "traffic light") not in frame.unclear:
         light = frame.light()
         if light is not None or rng.random() < 0.2:
@@ -250,7 +254,7 @@ def planning_questions(scene: Scene, frame: Frame, rng: random.Random) -> list[A
     if action is not None:
         asked.append(("planning", "What is the target action of the ego vehicle?", action))
     # Most frames call for braking or for keeping on: ask about those less often.
-    if now == SLOW or (now is not None and rng.random() < 0.6):
+    if now in (SLOW, ROUND_LEFT, ROUND_RIGHT) or (now is not None and rng.random() < 0.6):
         safe = "In this scenario, what are safe actions to take for the ego vehicle?"
         asked.append(("planning", safe, SAFE[now]))
         dangerous = dangerous_actions(scene, frame, now)

@@ -14,7 +14,9 @@ from PIL import Image, ImageDraw
 
 from data_scripts.question_types import OBJECT_TAG, question_type
 from data_scripts.world.cameras import FULL_WIDTH
+from data_scripts.world.scenarios import SCENARIOS
 from data_scripts.world.sight import Frame
+from data_scripts.world.simulation import Scene
 from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
 
 _NAMES = sorted([*CLASSES, *PLURALS.values()], key=len, reverse=True)
@@ -29,14 +31,17 @@ def template_of(question: str) -> str:
 
 
 def empty_statistics() -> dict:
-    return {"scenes": 0, "frames": 0, "seen": Counter(), "frames_with": Counter(), "heights": Counter(), "answers": {}}
+    counters = ("seen", "frames_with", "heights", "scenes_with", "frames_in")
+    return {"scenes": 0, "frames": 0, "answers": {}} | {name: Counter() for name in counters}
 
 
-def statistics(frames: list[Frame], questions: list[dict]) -> dict:
+def statistics(scene: Scene, frames: list[Frame], questions: list[dict]) -> dict:
     """Counts of one scene, to be added up: `answers` is {task: {template: {answer: count}}}, `heights` are in pixels
     of 96."""
     found = empty_statistics()
     found["scenes"], found["frames"] = 1, len(frames)
+    found["scenes_with"].update(scene.scenarios)
+    found["frames_in"].update(name for name in (scene.scenario_at(frame.t) for frame in frames) if name)
     answers = defaultdict(lambda: defaultdict(Counter))
     for frame, asked in zip(frames, questions, strict=True):
         found["seen"].update(o.kind for o in frame.seen)
@@ -52,7 +57,7 @@ def statistics(frames: list[Frame], questions: list[dict]) -> dict:
 def add_statistics(total: dict, more: dict) -> None:
     for name in ("scenes", "frames"):
         total[name] += more[name]
-    for name in ("seen", "frames_with", "heights"):
+    for name in ("seen", "frames_with", "heights", "scenes_with", "frames_in"):
         total[name].update(more[name])
     for task, templates in more["answers"].items():
         for template, answers in templates.items():
@@ -79,6 +84,10 @@ def counts_of(total: dict) -> dict:
         "share_of_frames_with": {
             kind: round(total["frames_with"][kind] / frames, 2) for kind in (*CLASSES, "traffic light")
         },
+        "share_of_scenes_in_scenario": {
+            name: round(total["scenes_with"][name] / max(total["scenes"], 1), 3) for name in SCENARIOS
+        },
+        "share_of_frames_in_scenario": {name: round(total["frames_in"][name] / frames, 3) for name in SCENARIOS},
     }
 
 
@@ -103,6 +112,9 @@ def print_report(world: dict) -> None:
     )
     seen = ", ".join(f"{kind} {share:.0%}" for kind, share in counts["share_of_frames_with"].items())
     print(f"frames with: {seen}")
+    for what in ("scenes", "frames"):
+        shares = counts[f"share_of_{what}_in_scenario"].items()
+        print(f"{what} with: {', '.join(f'{name} {share:.1%}' for name, share in shares)}")
     print(f"{'type':12} {'count':>7} {'answers':>7} {'top':>5}  template -> commonest answer")
     for kind, templates in world["balance"].items():
         for template, entry in templates.items():

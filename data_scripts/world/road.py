@@ -24,6 +24,7 @@ ROUTE_LENGTH = 270.0  # at least: more than 20 s of driving
 PATH_STEP = 0.5
 PATH_BEHIND = 60.0
 ARROW_LENGTH, ARROW_PERIOD = 4.4, 7.0
+LIGHT_FROM = 20.0  # metres to a light's stop line at least where a scene begins: the ego can stop there
 
 GO_STRAIGHT, TURN_LEFT, TURN_RIGHT = "Go straight.", "Turn left.", "Turn right."
 CHANGE_LEFT, CHANGE_RIGHT = "Change to the left lane.", "Change to the right lane."
@@ -46,6 +47,12 @@ class Path:
         y = self.y[index] + part * (self.y[index + 1] - self.y[index])
         yaw = self.yaw[index] + part * (self.yaw[index + 1] - self.yaw[index])
         return x - d * np.sin(yaw), y + d * np.cos(yaw), yaw
+
+    def heading(self, s):
+        """The yaw of the points `s` (a scalar or an array)."""
+        grid = (np.asarray(s, dtype=float) + PATH_BEHIND) / PATH_STEP
+        index = np.clip(grid.astype(int), 0, len(self.yaw) - 2)
+        return self.yaw[index] + (grid - index) * (self.yaw[index + 1] - self.yaw[index])
 
 
 @dataclass
@@ -75,14 +82,21 @@ class Leg:
         return self.junction + 9.0 if self.bend_start is None else self.end + 2.0
 
 
-def make_legs(rng) -> list[Leg]:
+def make_legs(rng, opening: tuple[str, ...] = (), lane: int | None = None) -> list[Leg]:
     """Legs for 20 s of driving and more. The heading stays within 90 degrees of the first one, so that the road never
-    crosses itself."""
-    legs, s, lane, quarter = [], 0.0, int(rng.integers(SAME_LANES)), 0
+    crosses itself.
+
+    Args:
+        rng: numpy's generator; the order of the draws is part of the world's version.
+        opening: the actions of the first legs; the others are drawn.
+        lane: the ego's first lane; None draws it.
+    """
+    legs, s, quarter = [], 0.0, 0
+    lane = int(rng.integers(SAME_LANES)) if lane is None else lane
     while s < ROUTE_LENGTH:
         options = [GO_STRAIGHT, CHANGE_LEFT if lane > 0 else CHANGE_RIGHT]
         options += [TURN_LEFT] * (quarter < 1) + [TURN_RIGHT] * (quarter > -1)
-        action = str(rng.choice(options))
+        action = opening[len(legs)] if len(legs) < len(opening) else str(rng.choice(options))
         # The first leg has begun before the scene does.
         begin = s - (float(rng.uniform(0, 30)) if not legs else 0.0)
         if action == GO_STRAIGHT:
@@ -102,7 +116,8 @@ def straight_leg(rng, begin: float, s: float, lane: int) -> Leg:
     length = float(rng.uniform(34, 46))
     leg = Leg(begin, begin + length, GO_STRAIGHT, lane, lane)
     if rng.random() < 0.9 and begin + length - 14.0 > s + 18.0:
-        leg.junction, leg.has_light = begin + length - 14.0, bool(rng.random() < 0.9)
+        leg.junction = begin + length - 14.0
+        leg.has_light = bool(rng.random() < 0.9) and leg.stop_line > s + LIGHT_FROM
     return leg
 
 
@@ -110,7 +125,7 @@ def turning_leg(rng, begin: float, s: float, action: str, lane: int) -> Leg:
     straight = float(rng.uniform(28, 38))
     leg = Leg(begin, begin + straight + TURN_LENGTH, action, lane, lane, bend_start=begin + straight)
     leg.junction = leg.bend_start + TURN_LENGTH / 2
-    leg.has_light = bool(rng.random() < 0.65) and leg.stop_line > s + 12.0
+    leg.has_light = bool(rng.random() < 0.65) and leg.stop_line > s + LIGHT_FROM
     return leg
 
 

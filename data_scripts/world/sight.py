@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_scripts.world.cameras import CAMERAS, FULL_WIDTH
+from data_scripts.world.manoeuvres import lane_of
 from data_scripts.world.render import Look
-from data_scripts.world.simulation import Scene
+from data_scripts.world.road import LANE_WIDTH
+from data_scripts.world.scenarios import ONCOMING_TURN
+from data_scripts.world.simulation import MATTERS_FOR, Scene
 from data_scripts.world.surroundings import Source
 from data_scripts.world.traffic import EGO_FRONT, has_to_pass
 
@@ -23,6 +26,9 @@ MIN_PIXELS = 2000.0  # of 1600x900
 MAX_UNSEEN_PIXELS = 500.0  # a piece this small counts as not visible at all
 MIN_SHARE = 0.2  # of the outline's box
 MIN_SLICE = 110.0  # width in pixels of 1600 of what the edge of the picture cuts off; 6.6 of 96
+# On which side the ego gets round what blocks its lane within 3 s, or that it waits; what the scene's end leaves open.
+WAITS, OPEN = "wait", "open"
+WAYS_ROUND = ("left", "right", WAITS, OPEN)
 FRONT = CAMERAS.index("CAM_FRONT")
 
 
@@ -42,6 +48,9 @@ class Seen:
     crossing: bool  # walks across the road, and still has to pass the ego's lane
     main: bool  # the camera shows more of it than the others
     agent: int | None = None  # its number in the scene's `agents`; None for a light
+    joining: bool = False  # changes to the ego's lane before the ego
+    oncoming: bool = False  # comes straight on where the ego turns left and has to give way
+    way_round: str = ""  # of what blocks the ego's lane: a side of WAYS_ROUND; "" of all else
     tag: str = ""  # `<c1,CAM_FRONT,x,y>` of the important objects
 
     @property
@@ -143,4 +152,26 @@ def seen_object(scene: Scene, t: int, source: Source, camera: str, box, main: bo
     ahead, left = s - float(scene.ego_s[t]), d - float(scene.ego_d[t])
     status, half = str(scene.statuses[t, index]), agent.size[1] / 2
     crossing = agent.crossing and status == "moving" and has_to_pass(agent, d, float(scene.ego_d[t]))
-    return Seen(agent.kind, status, agent.colour, agent.rider, camera, box, ahead, left, half, crossing, main, index)
+    seen = Seen(agent.kind, status, agent.colour, agent.rider, camera, box, ahead, left, half, crossing, main, index)
+    if ahead > 0:
+        seen.joining = is_joining(scene, t, index)
+        seen.oncoming = agent.street is not None and s > agent.street and ONCOMING_TURN in scene.active[t]
+        seen.way_round = way_round(scene, t, index) if agent.blocks and abs(left) < 1.5 else ""
+    return seen
+
+
+def is_joining(scene: Scene, t: int, index: int) -> bool:
+    """Whether an agent is on its way to the ego's lane."""
+    joins, d = scene.agents[index].joins, scene.road[:, index, 1]
+    if joins is None or abs(joins - scene.ego_d[t]) > 1.5:
+        return False
+    return bool(abs(d[t] - d[0]) > 0.2 and abs(d[t] - joins) > 0.3)
+
+
+def way_round(scene: Scene, t: int, index: int) -> str:
+    """How the ego gets round what blocks its lane: one of WAYS_ROUND."""
+    d = float(scene.road[t, index, 1])
+    coming = scene.ego_d[t : t + MATTERS_FOR + 1]
+    if (np.abs(coming - d) > LANE_WIDTH / 2).any():
+        return "right" if lane_of(d) == 0 else "left"
+    return WAITS if len(coming) > MATTERS_FOR else OPEN

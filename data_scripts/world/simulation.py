@@ -27,6 +27,17 @@ from data_scripts.world.road import (
     make_legs,
     make_path,
 )
+from data_scripts.world.scenarios import (
+    BLOCKED_LANE,
+    CROSSING_PEDESTRIAN,
+    CUT_IN,
+    ONCOMING_TURN,
+    OPENINGS,
+    PULL_OUT,
+    SCENARIOS,
+    choose_scenario,
+    stage,
+)
 from data_scripts.world.traffic import EGO_FRONT, STEP_SECONDS, Traffic
 
 SCENE_SECONDS = 20.0
@@ -35,6 +46,7 @@ SAMPLES_PER_SCENE = int(SCENE_SECONDS / SAMPLE_SECONDS)
 STEPS_PER_SAMPLE = int(SAMPLE_SECONDS / STEP_SECONDS)
 
 # Speed limit in m/s: drivers are slower where the picture is worse.
+MATTERS_FOR = round(3 / SAMPLE_SECONDS)  # moments in which a scenario must be active to matter now
 WEATHERS = {"clear": 9.0, "overcast": 8.5, "dusk": 8.0, "rain": 6.5, "night": 7.0}
 
 
@@ -71,10 +83,20 @@ class Scene:
     statuses: np.ndarray  # (T, N) of str: moving, stopped, parked, standing, or "" for things
     light_legs: list[Leg]
     light_colours: np.ndarray  # (T, L) of str
+    active: list[list[str]]  # T: what the ego has to deal with at each moment, of SCENARIOS
     description: str = ""
     asphalt: int = 0  # its grey
     ground: int = 0  # number of the colour beside the road
     houses: list[House] = field(default_factory=list)
+
+    @property
+    def scenarios(self) -> list[str]:
+        """What the ego has to deal with in this scene, in the order of SCENARIOS."""
+        return [name for name in SCENARIOS if any(name in names for names in self.active)]
+
+    def scenario_at(self, t: int) -> str | None:
+        """What matters for the ego from moment `t` to 3 s later: what is active first."""
+        return next((names[0] for names in self.active[t : t + MATTERS_FOR + 1] if names), None)
 
     @property
     def kerb_left(self) -> float:
@@ -87,14 +109,8 @@ class Scene:
 
 def simulate_scene(seed: int, index: int) -> Scene:
     """The scene `index` of the world `seed`; depends on nothing else."""
-    rng = np.random.default_rng([seed, index])
-    weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
-    limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
-    legs = make_legs(rng)
-    path = make_path(rng, legs)
-    agents = place_agents(rng, legs, opposite_lanes, limit)
-    phases = rng.uniform(0, 13, sum(leg.has_light for leg in legs)).tolist()
-    traffic = Traffic(path, legs, agents, limit, phases, ego_speed=limit * float(rng.uniform(0.5, 0.9)))
+    weather, opposite_lanes, traffic, rng = begin_scene(seed, index)
+    agents, path, legs = traffic.agents, traffic.path, traffic.legs
     scene = Scene(
         seed, index, weather, opposite_lanes, path, legs, agents, light_legs=traffic.light_legs, **recorded(traffic)
     )
@@ -104,15 +120,35 @@ def simulate_scene(seed: int, index: int) -> Scene:
     return scene
 
 
+def begin_scene(seed: int, index: int) -> tuple[str, int, Traffic, np.random.Generator]:
+    """Weather, oncoming lanes and traffic of a scene at time 0, and the generator that its houses are drawn from."""
+    rng = np.random.default_rng([seed, index])
+    weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
+    limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
+    name = choose_scenario(rng)
+    legs = make_legs(rng, *OPENINGS[name])
+    path = make_path(rng, legs)
+    staged = stage(rng, name, legs, limit)
+    agents = place_agents(rng, legs, opposite_lanes, limit, staged)
+    light_legs = [leg for leg in legs if leg.has_light]
+    phases = rng.uniform(0, 13, len(light_legs)).tolist()
+    if staged.green is not None:
+        start, phase = staged.green
+        phases = [phase if leg.bend_start == start else old for leg, old in zip(light_legs, phases, strict=True)]
+    traffic = Traffic(path, legs, agents, limit, phases, ego_speed=limit * float(rng.uniform(0.5, 0.9)))
+    return weather, opposite_lanes, traffic, rng
+
+
 def recorded(traffic: Traffic) -> dict[str, np.ndarray]:
     """Drive everyone for the scene's time; the arrays of a Scene, by its fields."""
-    egos, poses, places, statuses, lights = [], [], [], [], []
+    egos, poses, places, statuses, lights, active = [], [], [], [], [], []
     for _ in range(SAMPLES_PER_SCENE):
         egos.append(traffic.ego)
         poses.append(traffic.poses())
         places.append(traffic.places())
         statuses.append(traffic.statuses())
         lights.append(traffic.lights())
+        active.append(traffic.scenarios())
         for _ in range(STEPS_PER_SAMPLE):
             traffic.step()
     return {
@@ -123,6 +159,7 @@ def recorded(traffic: Traffic) -> dict[str, np.ndarray]:
         "road": np.array(places),
         "statuses": np.array(statuses, dtype=object),
         "light_colours": np.array(lights, dtype=object),
+        "active": active,
     }
 
 
@@ -143,6 +180,15 @@ def place_houses(rng, scene: Scene) -> list[House]:
     return houses
 
 
+STORIES = {
+    CROSSING_PEDESTRIAN: "lets a pedestrian cross",
+    CUT_IN: "makes room for a vehicle that cuts in",
+    PULL_OUT: "makes room for a car that pulls out",
+    ONCOMING_TURN: "gives way to oncoming traffic",
+    BLOCKED_LANE: "comes to a blocked lane",
+}
+
+
 def describe(scene: Scene) -> str:
     """One sentence about the whole clip, as DriveLM's `scene_description`."""
     last = scene.ego_s[-1]
@@ -150,6 +196,7 @@ def describe(scene: Scene) -> str:
     verbs |= {CHANGE_LEFT: "changes to the left lane", CHANGE_RIGHT: "changes to the right lane"}
     parts = [verbs[leg.action] for leg in scene.legs if leg.action in verbs and leg.bend_start + 10.0 < last]
     parts = parts[:3] or ["goes straight"]
+    parts += [STORIES[name] for name in scene.scenarios]
     stopped = scene.ego[:, 3] == 0
     if stopped.any():
         s = scene.ego_s[stopped]
