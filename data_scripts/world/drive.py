@@ -14,11 +14,13 @@ from wherever the car is: a label for any state. `replay` drives a plan through 
 """
 
 import copy
+import io
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.ground import GroundMap, cross_streets
@@ -99,6 +101,11 @@ class Observation:
         """{camera: the file's bytes}, as the synthetic world stores them."""
         return self.world.pictures()
 
+    @cached_property
+    def pictures(self) -> dict[str, Image.Image]:
+        """{camera: picture}, decoded from `jpegs`."""
+        return {camera: Image.open(io.BytesIO(data)) for camera, data in self.jpegs.items()}
+
     def expert(self) -> ExpertDrive:
         """What the scene's own driver does from here."""
         return self.world.expert()
@@ -113,13 +120,15 @@ class DrivingWorld:
 
     def __init__(self, image_size: tuple[int, int] = (160, 90)):
         self.renderer = Renderer(*image_size)
+        self.scene: Scene | None = None
 
     def reset(self, seed: int, index: int) -> None:
         """Go to the beginning of a scene."""
-        self.scene = simulate_scene(seed, index)  # what its own driver does, whom everyone is measured by
-        self.ground = None  # painted when a picture is asked for
+        if self.scene is None or (self.scene.seed, self.scene.index) != (seed, index):
+            self.scene = simulate_scene(seed, index)  # what its own driver does, whom everyone is measured by
+            self.road = Road(self.scene)
+            self.ground = None  # laid out when a picture is asked for
         self.traffic: Traffic = start_scene(seed, index).traffic
-        self.road = Road(self.scene)
         ego = self.traffic.ego
         self.car, self.sample = Car(ego.x, ego.y, ego.yaw, ego.speed), 0
         self.poses = [(ego.x, ego.y, ego.yaw)]  # at every sample until now
