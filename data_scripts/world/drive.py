@@ -32,10 +32,10 @@ from data_scripts.world.simulation import (
     SAMPLES_PER_SCENE,
     STEPS_PER_SAMPLE,
     Scene,
+    begin_scene,
     simulate_scene,
-    start_scene,
 )
-from data_scripts.world.traffic import STEP_SECONDS, Ego, Traffic
+from data_scripts.world.traffic import STEP_SECONDS, Ego
 from data_scripts.world.vehicle import DRIVE_SECONDS, WAYPOINTS, Car, PlanFollower
 
 DRIVES_PER_STEP = round(STEP_SECONDS / DRIVE_SECONDS)
@@ -128,10 +128,9 @@ class DrivingWorld:
             self.scene = simulate_scene(seed, index)  # what its own driver does, whom everyone is measured by
             self.road = Road(self.scene)
             self.ground = None  # laid out when a picture is asked for
-        self.traffic: Traffic = start_scene(seed, index).traffic
-        ego = self.traffic.ego
-        self.car, self.sample = Car(ego.x, ego.y, ego.yaw, ego.speed), 0
-        self.poses = [(ego.x, ego.y, ego.yaw)]  # at every sample until now
+        _, _, self.traffic, _ = begin_scene(seed, index)
+        self.car, self.sample = self._car_of(self.traffic.ego), 0
+        self.poses = [(self.car.x, self.car.y, self.car.yaw)]  # at every sample until now
 
     @property
     def time(self) -> float:
@@ -147,8 +146,7 @@ class DrivingWorld:
         for _ in range(round(seconds / SAMPLE_SECONDS)):
             for _ in range(STEPS_PER_SAMPLE):
                 self.traffic.step()
-            ego = self.traffic.ego
-            self._arrive(Car(ego.x, ego.y, ego.yaw, ego.speed))
+            self._arrive(self._car_of(self.traffic.ego))
 
     def step(self, waypoints: np.ndarray) -> Stretch:
         """Drive a plan for half a second.
@@ -262,7 +260,16 @@ class DrivingWorld:
 
     def _ego_of(self, car: Car) -> Ego:
         ((s, d),) = self.road.places(np.array([[car.x, car.y]]), self.traffic.ego.s).tolist()
-        return Ego(car.x, car.y, car.yaw, car.speed, s, d)
+        return Ego(car.x, car.y, car.yaw, max(car.speed / self._way_per_s(s, d, car.yaw), 0.0), s, d)
+
+    def _car_of(self, ego: Ego) -> Car:
+        return Car(ego.x, ego.y, ego.yaw, ego.speed * self._way_per_s(ego.s, ego.d, ego.yaw))
+
+    def _way_per_s(self, s: float, d: float, yaw: float) -> float:
+        """Metres of the car for each metre along the reference line, by which the traffic counts: fewer inside of
+        a bend."""
+        turned = yaw - float(self.road.path.at(s)[2])
+        return float(self.road.stretch(s, d)) / max(math.cos(turned), 0.1)
 
     def _stretch(self, cars: list[Car], agents: np.ndarray, lights: list[list[str]]) -> Stretch:
         ego = np.array([(car.x, car.y, car.yaw, car.speed) for car in cars])
@@ -286,14 +293,19 @@ class Road:
         low, high = max(middle - reach, 0), min(middle + reach, len(path.x) - 1)
         line = np.stack([path.x[low:high], path.y[low:high]], axis=-1)
         nearest = low + np.hypot(*np.moveaxis(points[:, None] - line, -1, 0)).argmin(axis=1)
-        bend = (path.yaw[nearest + 1] - path.yaw[nearest]) / PATH_STEP
         s = nearest * PATH_STEP - PATH_BEHIND
         for _ in range(6):
             x, y, yaw = path.at(s)
             dx, dy = points[:, 0] - x, points[:, 1] - y
             d = dy * np.cos(yaw) - dx * np.sin(yaw)
-            s = s + (dx * np.cos(yaw) + dy * np.sin(yaw)) / np.maximum(1 - bend * d, 0.3)
+            s = s + (dx * np.cos(yaw) + dy * np.sin(yaw)) / self.stretch(s, d)
         return np.stack([s, d], axis=-1)
+
+    def stretch(self, s, d):
+        """Metres driven at `d` for each metre of the reference line at `s`: scalars, or arrays of one shape."""
+        index = np.clip(((np.asarray(s) + PATH_BEHIND) / PATH_STEP).astype(int), 0, len(self.path.x) - 2)
+        bend = (self.path.yaw[index + 1] - self.path.yaw[index]) / PATH_STEP
+        return np.maximum(1 - bend * d, 0.3)
 
     def places_along(self, points: np.ndarray, near: float) -> np.ndarray:
         """The same for the points of a way, in parts so short that each lies near the one before."""

@@ -112,9 +112,9 @@ def time_to_collision(replay):
             later = t + round(look / replay.seconds)
             if later >= len(replay.motion):
                 break
-            moved = box.copy()
-            moved[:2] += look * motion[3] * np.array([np.cos(motion[2]), np.sin(motion[2])])
-            angles = angle_to(motion[:2], motion[2], replay.agents[later, :, :2])
+            moved, way = box.copy(), look * motion[3] * np.array([np.cos(motion[2]), np.sin(motion[2])])
+            moved[:2] += way
+            angles = angle_to(motion[:2] + way, motion[2], replay.agents[later, :, :2])
             outside = replay.several_lanes[t] or replay.off_road[t]
             hits = boxes_overlap(moved, replay.agents[later]) & ~met
             if look == 0.0:
