@@ -6,8 +6,11 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
+from fakes import tiny_model
 from PIL import Image
 
+from data_scripts.schema import load_scenes
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.drive import Diverged, DrivingWorld
@@ -15,11 +18,13 @@ from data_scripts.world.nuscenes import image_file
 from data_scripts.world.road import GO_STRAIGHT
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 from data_scripts.world.vehicle import MAX_ACCELERATION, MIN_ACCELERATION, Car, PlanFollower
+from recipes.build_planner import make_planner
 from recipes.drive import main
 from recipes.driving.drives import DriveOptions, begin_folder, drive_all, drive_scene, read_records, scenes_of
 from recipes.driving.judge import SceneJudge, replayed_scores
 from recipes.driving.policies import CONSTANT_VELOCITY, EXPERT, LANE_FOLLOWER, PolicySpec, load_policy
 from recipes.driving.tables import report
+from recipes.planning.blind import BlindPlanner, fit, inputs_of
 
 SEED, SIZE = 9, (96, 54)
 
@@ -232,3 +237,76 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(tmp_path, monkeypatch):
             main()
         assert str(ended.value).startswith("drive: ") and message in str(ended.value)
         assert not list((tmp_path / "out").glob("*/scene-*.json"))
+
+
+@pytest.fixture(scope="module")
+def planner_folder(config, processor, tmp_path_factory):
+    """An untrained planner on a tiny model."""
+    source, folder = tmp_path_factory.mktemp("smoldriver"), tmp_path_factory.mktemp("planner") / "planner"
+    tiny_model(config).save_pretrained(source)
+    processor.save_pretrained(source)
+    options = {"visual_tokens": 4, "hidden_size": 32, "num_attention_heads": 4, "ego_inputs": ["speed", "history"]}
+    planner, planner_processor = make_planner(source, options)
+    planner.save_pretrained(folder)
+    planner_processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_planner_drives_is_scored_and_collects_rows(planner_folder, tmp_path, monkeypatch, capsys):
+    rows, output = tmp_path / "rows", tmp_path / "drive"
+    command = [
+        "drive.py",
+        "--planner",
+        f"tiny={planner_folder}",
+        "--scenes",
+        2,
+        "--seed",
+        SEED,
+        "--image-size",
+        "96x54",
+    ]
+    command += ["--policies", LANE_FOLLOWER, "--output-dir", output, "--collect", rows, "--no-plans"]
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
+    main()
+    printed = capsys.readouterr().out
+    assert "tiny - lane follower" in printed and "per plan" in printed and "recovery rows" in printed
+    scores = json.loads((output / "scores.json").read_text())
+    assert set(scores["policies"]) == {LANE_FOLLOWER, "tiny"} and scores["scenes"] == 2
+    traces = [record["trace"] for record in read_records(output / "tiny", [0, 1])]
+
+    found = load_scenes(rows, "train")
+    assert found.num_rows == sum(map(len, traces))
+    assert len(set(found["scene_token"])) == 2 and len(set(found["frame_token"])) == found.num_rows
+    first = found[0]
+    assert first["speed"] > 0 and first["command"] == traces[0][0]["command"] and all(first["ego_history_mask"])
+    assert first["CAM_FRONT"].size == (96, 54)
+    world = DrivingWorld(SIZE)
+    world.reset(SEED, 0)
+    world.follow(2.0)
+    assert np.allclose(first["ego_future"], world.observe().expert().future)
+    # where its own driver drives, the label is what it does next
+    pose = world.scene.ego[5, :2] - world.scene.ego[4, :2]
+    c, s = np.cos(world.car.yaw), np.sin(world.car.yaw)
+    assert np.allclose(first["ego_future"][0][:2], [pose @ (c, s), pose @ (-s, c)], atol=0.05)
+    main()  # nothing is left to do: the same scores
+    assert json.loads((output / "scores.json").read_text()) == scores
+    monkeypatch.setattr("sys.argv", [*map(str, command), "--seed", "10", "--output-dir", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="holds rows of other drives"):
+        main()
+
+
+def test_the_blind_planner_learns_the_way_from_its_history():
+    """Straight on, and round a bend that only the history tells of."""
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(200):
+        speed, bend = rng.uniform(2, 8), rng.uniform(-0.08, 0.08)
+        way = speed * 0.5 * np.arange(-4, 7)
+        poses = np.stack([np.sin(bend * way) / bend, (1 - np.cos(bend * way)) / bend, bend * way], axis=-1)
+        rows.append((poses[:4].tolist(), speed, poses[5:, :2]))
+    histories, speeds, futures = zip(*rows, strict=True)
+    inputs = inputs_of(list(histories), list(speeds), ["go straight"] * len(rows))
+    torch.manual_seed(0)
+    planner = fit(BlindPlanner(), inputs, torch.tensor(np.array(futures)).float(), torch.ones(200, 6), steps=400)
+    errors = [np.hypot(*(planner.plan(h, v, "go straight") - f).T) for h, v, f in rows]
+    assert np.mean(errors) < 0.3
+    assert np.isfinite(planner.plan([None] * 4, 3.0, None)).all()

@@ -95,11 +95,13 @@ def train_blind_planner(folder: Path, seed: int = 0) -> BlindPlanner:
         return fit(BlindPlanner(), inputs, future, mask).eval()
 
 
-def fit(planner: BlindPlanner, inputs: torch.Tensor, future: torch.Tensor, mask: torch.Tensor) -> BlindPlanner:
-    """STEPS of AdamW on the mean of |dx| + |dy| over the waypoints that are known."""
+def fit(
+    planner: BlindPlanner, inputs: torch.Tensor, future: torch.Tensor, mask: torch.Tensor, steps: int = STEPS
+) -> BlindPlanner:
+    """So many steps of AdamW on the mean of |dx| + |dy| over the waypoints that are known."""
     optimizer = torch.optim.AdamW(planner.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         chosen = torch.randint(len(inputs), (BATCH,))
         errors = (planner(inputs[chosen]) - future[chosen]).abs().sum(-1) * mask[chosen]
         loss = errors.sum() / mask[chosen].sum().clamp_min(1.0)
