@@ -17,6 +17,7 @@ BROUGHT = {"jinja2", "pyarrow", "safetensors", "tqdm"}
 MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 LIGHT_SCRIPTS = (
     "recipes/score_answers.py",
+    "recipes/drive.py",
     "recipes/tiny/demo.py",
     "recipes/tiny/compare.py",
     "recipes/tiny/ablation.py",
