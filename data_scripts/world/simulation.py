@@ -88,13 +88,8 @@ class Scene:
 def simulate_scene(seed: int, index: int) -> Scene:
     """The scene `index` of the world `seed`; depends on nothing else."""
     rng = np.random.default_rng([seed, index])
-    weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
-    limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
-    legs = make_legs(rng)
-    path = make_path(rng, legs)
-    agents = place_agents(rng, legs, opposite_lanes, limit)
-    phases = rng.uniform(0, 13, sum(leg.has_light for leg in legs)).tolist()
-    traffic = Traffic(path, legs, agents, limit, phases, ego_speed=limit * float(rng.uniform(0.5, 0.9)))
+    weather, opposite_lanes, traffic = begin_scene(rng)
+    path, legs, agents = traffic.path, traffic.legs, traffic.agents
     scene = Scene(
         seed, index, weather, opposite_lanes, path, legs, agents, light_legs=traffic.light_legs, **recorded(traffic)
     )
@@ -102,6 +97,21 @@ def simulate_scene(seed: int, index: int) -> Scene:
     scene.asphalt, scene.ground = int(rng.integers(70, 105)), int(rng.integers(4))
     scene.houses = place_houses(rng, scene)
     return scene
+
+
+def begin_scene(rng) -> tuple[str, int, Traffic]:
+    """Weather, lanes of the oncoming traffic and everyone on the road at the first moment of a scene.
+
+    `begin_scene(np.random.default_rng([seed, index]))` begins the scene that `simulate_scene` records.
+    """
+    weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
+    limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
+    legs = make_legs(rng)
+    path = make_path(rng, legs)
+    agents = place_agents(rng, legs, opposite_lanes, limit)
+    phases = rng.uniform(0, 13, sum(leg.has_light for leg in legs)).tolist()
+    traffic = Traffic(path, legs, agents, limit, phases, ego_speed=limit * float(rng.uniform(0.5, 0.9)))
+    return weather, opposite_lanes, traffic
 
 
 def recorded(traffic: Traffic) -> dict[str, np.ndarray]:
