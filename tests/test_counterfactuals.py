@@ -1,4 +1,5 @@
-"""Counterfactual pairs: what stays the same in both versions of a moment, what differs, and the folder of rows."""
+"""Counterfactual pairs: what stays the same in both versions of a moment, what differs, the folder of rows, and
+planners measured on it."""
 
 import json
 import shutil
@@ -6,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data_scripts import make_counterfactuals
 from data_scripts.schema import load_scenes, validate_row
@@ -27,6 +29,10 @@ from data_scripts.world.render import Renderer
 from data_scripts.world.road import GO_STRAIGHT, Leg, Path, lane_offset
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, STEPS_PER_SAMPLE
 from data_scripts.world.traffic import EGO_FRONT, Traffic
+from modeling_smoldriver import SmolDriverForTrajectoryPrediction
+from recipes import build_planner, evaluate_pairs
+from recipes.planning.pairs import BASELINES
+from recipes.training.manifest import TrainingManifest
 
 SEED, SCENES, WIDTH, HEIGHT = 1009, 6, 96, 54
 SAME = ("timestamp", "ego_history", "ego_history_mask", "speed", "command", "command_source", "scene_token")
@@ -193,3 +199,77 @@ def test_a_stopped_run_resumes_with_the_same_bytes_and_other_options_are_refused
     )
     with pytest.raises(SystemExit, match="begun with another options"):
         make_counterfactuals.main(options(again, scenes=1))
+
+
+def command(monkeypatch, recipe, *arguments):
+    monkeypatch.setattr("sys.argv", [recipe.__name__, *map(str, arguments)])
+    recipe.main()
+
+
+@pytest.fixture(scope="module")
+def planner(model_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("planner") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = ("--visual-tokens", 4, "--hidden-size", 32, "--num-attention-heads", 4)
+        command(patch, build_planner, "--model", model_folder, "--output-dir", out, *sizes)
+    return out
+
+
+def test_planners_are_measured_beside_those_that_see_nothing(folder, planner, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "measured"
+    arguments = ("--pairs", folder, "--planners", planner, "--output-dir", out)
+    command(monkeypatch, evaluate_pairs, *arguments)
+    printed = capsys.readouterr().out
+    scores = json.loads((out / "scores.json").read_text())["scores"]
+    assert set(scores) == {"expert", "tiny", "tiny, without pictures", *BASELINES}
+    assert scores["expert"]["all"]["response"] == 1.0 and scores["tiny"]["all"]["response"] != 0.0
+    for name in ("tiny, without pictures", *BASELINES):
+        assert all(scores[name][kind]["response"] == 0.0 for kind in scores[name] if kind != "info")
+        assert f"| {name} | 0.00" in printed
+    assert (out / "pairs.png").read_bytes()[:4] == b"\x89PNG"
+
+    plans = pq.read_table(out / "plans" / "tiny.parquet").to_pylist()
+    rows = {row["frame_token"]: row for row in load_scenes(folder, "test")}
+    row = rows[plans[0]["frame_token"]]
+    own = SmolDriverForTrajectoryPrediction.from_pretrained(planner).eval()
+    wanted = own.plan({camera: row[camera] for camera in CAMERAS}, row["command"], row["speed"])
+    np.testing.assert_allclose(plans[0]["waypoints"], wanted, atol=1e-5)
+
+    def planned_again(*arguments):
+        raise AssertionError("finished plans are kept")
+
+    monkeypatch.setattr(SmolDriverForTrajectoryPrediction, "plan", planned_again)
+    command(monkeypatch, evaluate_pairs, *arguments)
+    assert json.loads((out / "scores.json").read_text())["scores"] == scores
+    weights = load_file(planner / "model.safetensors")
+    other = shutil.copytree(planner, tmp_path / "tiny")  # the same name, other weights
+    save_file(weights | {"way.bias": weights["way.bias"] + 1}, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(AssertionError, match="finished plans are kept"):
+        command(monkeypatch, evaluate_pairs, "--pairs", folder, "--planners", other, "--output-dir", out)
+
+
+def test_planners_that_cannot_be_measured_are_named(folder, planner, tmp_path, monkeypatch):
+    def refusal(*planners, pairs=folder):
+        with pytest.raises(SystemExit) as ended:
+            command(monkeypatch, evaluate_pairs, "--pairs", pairs, "--planners", *planners, "--output-dir", tmp_path)
+        return str(ended.value)
+
+    assert "holds no planner" in refusal(tmp_path / "nothing")
+    assert "the name 'tiny'" in refusal(planner, planner)
+    scene = pq.read_table(folder / make_counterfactuals.PAIRS_FILE)["scene_token"][0].as_py()
+    learned = shutil.copytree(planner, tmp_path / "learned")
+    TrainingManifest(base=None, scene_tokens=[scene]).write(learned)
+    assert f"training scenes of {learned}" in refusal(learned)
+    lacking = shutil.copytree(folder, tmp_path / "lacking")
+    (lacking / make_counterfactuals.PAIRS_FILE).unlink()
+    assert "has no pairs.parquet" in refusal(planner, pairs=lacking)
+
+
+def test_baselines_go_where_speed_and_turn_rate_lead():
+    row = {"speed": 4.0, "ego_history": [[0.0, 0.0, 0.0]] * 3 + [[-2.0, 0.0, -0.1]]}  # turns by 0.2 radians per second
+    assert BASELINES["constant velocity"](row)[-1] == pytest.approx([12.0, 0.0])
+    turning = BASELINES["constant turn rate"](row)
+    assert turning[-1] == pytest.approx([20 * np.sin(0.6), 20 * (1 - np.cos(0.6))])
+    assert not BASELINES["stands still"](row).any()
+    unknown = {"speed": None, "ego_history": [[0.0, 0.0, 0.0]] * 4}
+    assert not BASELINES["constant turn rate"](unknown).any()

@@ -35,8 +35,8 @@ from data_scripts.world.simulation import (
     SAMPLES_PER_SCENE,
     STEPS_PER_SAMPLE,
     Scene,
-    begin_scene,
     simulate_scene,
+    start_scene,
 )
 from data_scripts.world.traffic import EGO_FRONT, Ego, Traffic, has_to_pass
 
@@ -132,7 +132,7 @@ def scene_pairs(seed: int, index: int, renderer: Renderer) -> ScenePairs:
 
 def moments_of(seed: int, index: int) -> Iterator[tuple[int, Traffic]]:
     """The 2 Hz moments of a scene with 2 s of history, each a copy that may be driven on."""
-    _, _, traffic = begin_scene(np.random.default_rng([seed, index]))
+    traffic = start_scene(seed, index).traffic
     for t in range(SAMPLES_PER_SCENE):
         if t >= FIRST_MOMENT:
             yield t, copied(traffic)
