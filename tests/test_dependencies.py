@@ -23,6 +23,7 @@ LIGHT_SCRIPTS = (
     "recipes/tiny/ablation.py",
     "data_scripts/prepare_drivelm.py",
     "data_scripts/prepare_planning.py",
+    "data_scripts/make_counterfactuals.py",
     "data_scripts/download_drivelm_sample.py",
 )
 # Runs a script as `python <script> --help` does, then prints the loaded top-level modules.

@@ -31,8 +31,8 @@ from data_scripts.world.simulation import (
     SAMPLES_PER_SCENE,
     STEPS_PER_SAMPLE,
     Scene,
-    begin_scene,
     simulate_scene,
+    start_scene,
 )
 from data_scripts.world.traffic import STEP_SECONDS, Ego
 
@@ -277,7 +277,7 @@ def check_traffic(scene: Scene, found: Findings) -> None:
 def check_expert(scene: Scene, found: Findings) -> None:
     """The ego's own driver at every step of the traffic: it touches nobody, crosses no red light, and those who cut in
     or pull out leave it room to brake."""
-    *_, traffic, _ = begin_scene(scene.seed, scene.index)
+    traffic = start_scene(scene.seed, scene.index).traffic
     sizes = [half_size(scene, i) for i in range(len(scene.agents))]
     where, touched, begun = f"scene {scene.index}", set(), set()
     found.scenes_with.update(scene.scenarios or ["none"])

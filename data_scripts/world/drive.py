@@ -32,8 +32,8 @@ from data_scripts.world.simulation import (
     SAMPLES_PER_SCENE,
     STEPS_PER_SAMPLE,
     Scene,
-    begin_scene,
     simulate_scene,
+    start_scene,
 )
 from data_scripts.world.traffic import STEP_SECONDS, Ego
 from data_scripts.world.vehicle import DRIVE_SECONDS, WAYPOINTS, Car, PlanFollower
@@ -128,7 +128,7 @@ class DrivingWorld:
             self.scene = simulate_scene(seed, index)  # what its own driver does, whom everyone is measured by
             self.road = Road(self.scene)
             self.ground = None  # laid out when a picture is asked for
-        _, _, self.traffic, _ = begin_scene(seed, index)
+        self.traffic = start_scene(seed, index).traffic
         self.car, self.sample = self._car_of(self.traffic.ego), 0
         self.poses = [(self.car.x, self.car.y, self.car.yaw)]  # at every sample until now
 

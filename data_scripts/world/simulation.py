@@ -107,21 +107,18 @@ class Scene:
         return -(LANE_WIDTH * SAME_LANES + STRIP_WIDTH)
 
 
-def simulate_scene(seed: int, index: int) -> Scene:
-    """The scene `index` of the world `seed`; depends on nothing else."""
-    weather, opposite_lanes, traffic, rng = begin_scene(seed, index)
-    agents, path, legs = traffic.agents, traffic.path, traffic.legs
-    scene = Scene(
-        seed, index, weather, opposite_lanes, path, legs, agents, light_legs=traffic.light_legs, **recorded(traffic)
-    )
-    scene.description = describe(scene)
-    scene.asphalt, scene.ground = int(rng.integers(70, 105)), int(rng.integers(4))
-    scene.houses = place_houses(rng, scene)
-    return scene
+@dataclass
+class SceneStart:
+    """A scene at time 0, and the generator of what is drawn for it later."""
+
+    rng: np.random.Generator
+    weather: str
+    opposite_lanes: int
+    traffic: Traffic
 
 
-def begin_scene(seed: int, index: int) -> tuple[str, int, Traffic, np.random.Generator]:
-    """Weather, oncoming lanes and traffic of a scene at time 0, and the generator that its houses are drawn from."""
+def start_scene(seed: int, index: int) -> SceneStart:
+    """The scene `index` of the world `seed` before anyone drives."""
     rng = np.random.default_rng([seed, index])
     weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
     limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
@@ -136,7 +133,19 @@ def begin_scene(seed: int, index: int) -> tuple[str, int, Traffic, np.random.Gen
         start, phase = staged.green
         phases = [phase if leg.bend_start == start else old for leg, old in zip(light_legs, phases, strict=True)]
     traffic = Traffic(path, legs, agents, limit, phases, ego_speed=limit * float(rng.uniform(0.5, 0.9)))
-    return weather, opposite_lanes, traffic, rng
+    return SceneStart(rng, weather, opposite_lanes, traffic)
+
+
+def simulate_scene(seed: int, index: int) -> Scene:
+    """The scene `index` of the world `seed`; depends on nothing else."""
+    start = start_scene(seed, index)
+    rng, traffic = start.rng, start.traffic
+    road = start.opposite_lanes, traffic.path, traffic.legs, traffic.agents
+    scene = Scene(seed, index, start.weather, *road, light_legs=traffic.light_legs, **recorded(traffic))
+    scene.description = describe(scene)
+    scene.asphalt, scene.ground = int(rng.integers(70, 105)), int(rng.integers(4))
+    scene.houses = place_houses(rng, scene)
+    return scene
 
 
 def recorded(traffic: Traffic) -> dict[str, np.ndarray]:

@@ -99,14 +99,19 @@ class Traffic:
     def __init__(
         self, path: Path, legs: list[Leg], agents: list[Agent], limit: float, phases: list[float], ego_speed: float
     ):
-        self.path, self.legs, self.agents, self.limit = path, legs, agents, limit
+        self.path, self.legs, self.limit = path, legs, limit
         self.light_legs, self.phases = [leg for leg in legs if leg.has_light], phases
         self.time = 0.0
         self.ego = self.ego_at(0.0, ego_speed)
+        self.replace_agents(agents)
+
+    def replace_agents(self, agents: list[Agent]) -> None:
+        """From now on these are on the road; whoever is not among them is gone."""
+        self.agents = agents
         self._drivers = [i for i, a in enumerate(agents) if a.direction and a.wanted_speed > 0]
         self._crossers = [a for a in agents if a.crossing]
         self._joiners = {i: PULL_OUT if a.parked else CUT_IN for i, a in enumerate(agents) if a.joins is not None}
-        self.blocks, self.streets = blocks_of(agents), side_streets(legs, agents)
+        self.blocks, self.streets = blocks_of(agents), side_streets(self.legs, agents)
         self._lanes = defaultdict(list)  # the agents of each lane, those on their way there too
         for i, a in enumerate(agents):
             if a.direction:
