@@ -423,6 +423,7 @@ class GuidedPlanner(SmolDriverPlannerPreTrainedModel):
         if len(self.heads):
             with written_whole(folder / GUIDANCE_HEADS) as aside:
                 save_file(self.heads.state_dict(), aside)
+        self.planner.processor.save_pretrained(folder)
         self.planner.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
@@ -479,7 +480,8 @@ class SmolDriverPlannerTrainer(CarefulTrainerMixin, Trainer):
 
     What it adds to [`CarefulTrainerMixin`] and Trainer, and why: the loss is the sum of the terms of a
     [`GuidedPlanner`], each logged by its name; a frame counts once, however many of its waypoints are known; an
-    evaluation measures metres beside the loss.
+    evaluation measures metres beside the loss. The processor is the planner's own: transformers would look for its
+    tokenizer.
 
     Args:
         model ([`GuidedPlanner`]): what it was built with says which terms there are.

@@ -56,7 +56,6 @@ def load(data_args: DataArguments, training_args: PlannerTrainingConfig, model_a
         data_collator=data.collator,
         train_dataset=data.train,
         eval_dataset=data.evaluation,
-        processing_class=planner.processor,
     )
     return trainer, concatenate_datasets([source.rows.select_columns(["scene_token"]) for source in sources])
 
