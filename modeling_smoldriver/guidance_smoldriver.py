@@ -61,9 +61,6 @@ class PlannerTrainingConfig(SmolDriverTrainingConfig):
     head_dropout: float | None = field(
         default=None, metadata={"help": "Dropout of the flattened tokens; default: as the planner was built."}
     )
-    token_noise: float = field(
-        default=0.0, metadata={"help": "Noise on the visual tokens, as a share of the deviation of each."}
-    )
     # What trains
     train_vision: bool = field(
         default=False,
@@ -88,7 +85,7 @@ class PlannerTrainingConfig(SmolDriverTrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("joint_weight", "hidden_states_weight", "answers_weight", "token_noise"):
+        for name in ("joint_weight", "hidden_states_weight", "answers_weight"):
             check_range(name, getattr(self, name), least=0)
         check_range("questions_per_scene", self.questions_per_scene, least=1)
         check_range("max_pack_length", self.max_pack_length, least=1)
@@ -300,17 +297,18 @@ class SmolDriverTeacher:
             `hidden_states` `(frames, questions * width)`: the last layer's where each answer begins; `answers`
             `(frames, all candidates)`: probabilities, those of a question sum to 1. float32.
         """
-        parts = [self._targets([row]) for row in rows]
+        # One frame at a time: beside others, a pack of many answers might be split.
+        parts = [self._of_frame(row) for row in rows]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
-    def _targets(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def _of_frame(self, row: dict) -> dict[str, torch.Tensor]:
         asked = [
             {"question": question, "answer": answer}
             for question, answers in zip(GUIDING_QUESTIONS, self.candidates, strict=True)
             for answer in answers
         ]
-        batch = self.collator([{**row, "qa": asked} for row in rows])
+        batch = self.collator([{**row, "qa": asked}])
         inputs = {name: value.to(self.model.device) for name, value in batch.items() if torch.is_tensor(value)}
         labels = inputs.pop("labels")
         for name in ("loss_weights", "row_index"):
@@ -321,16 +319,14 @@ class SmolDriverTeacher:
         outputs = forward_at_answers(self.model, self.text_config, inputs, answers, "blocks", self.model.dtype)
         scores = -F.cross_entropy(outputs.logits[0].float(), labels[:, 1:][answers], reduction="none")
         branch = begins[answers].cumsum(0) - 1
-        scores = scores.new_zeros(int(branch[-1]) + 1).index_add(0, branch, scores).view(len(rows), -1)
-        states = outputs.hidden_states[-1][:, :-1][begins].float().view(len(rows), len(asked), -1)
-        firsts = np.cumsum([0, *map(len, self.candidates[:-1])]).tolist()
+        scores = scores.new_zeros(len(asked)).index_add(0, branch, scores)
+        states = outputs.hidden_states[-1][:, :-1][begins].float()  # (answer, width)
+        sizes = [len(answers) for answers in self.candidates]
+        firsts = [sum(sizes[:place]) for place in range(len(sizes))]  # of each question
         return {
-            "hidden_states": states[:, firsts].flatten(1).cpu(),
-            "answers": torch.cat([one.softmax(-1) for one in self._by_question(scores)], dim=-1).cpu(),
+            "hidden_states": states[firsts].flatten().unsqueeze(0).cpu(),
+            "answers": torch.cat([one.softmax(-1) for one in scores.split(sizes)]).unsqueeze(0).cpu(),
         }
-
-    def _by_question(self, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return scores.split([len(answers) for answers in self.candidates], dim=-1)
 
 
 # Model
@@ -373,7 +369,6 @@ class GuidedPlanner(SmolDriverPlannerPreTrainedModel):
             self.smoldriver.model.vision_model = planner.model.vision_model
             self.smoldriver.model.connector = planner.model.connector
             self.smoldriver.model.text_model.config._attn_implementation = PACKED_ATTENTION
-        self.noise = 0.0
 
     @property
     def model(self):
@@ -392,14 +387,10 @@ class GuidedPlanner(SmolDriverPlannerPreTrainedModel):
             target, `hidden_states`, `answers` and `joint`.
         """
         targets = {name: inputs.pop(name) for name in ("hidden_states", "answers") if name in inputs}
-        if self.training and self.noise and "view_tokens" in inputs:
-            tokens = inputs["view_tokens"].float()
-            inputs["view_tokens"] = tokens + self.noise * tokens.std(-1, keepdim=True) * torch.randn_like(tokens)
         outputs = self.planner(**inputs)
         terms = {"waypoints": outputs.waypoints, "imitation": outputs.loss}
         for name, target in targets.items():
-            if name in self.heads:
-                terms[name] = self._guidance(name, outputs.ego_state.float(), target)
+            terms[name] = self._guidance(name, outputs.ego_state.float(), target)
         if questions is not None and self.smoldriver is not None:
             terms["joint"] = question_loss(self.smoldriver, questions, dtype)
         return terms
@@ -450,9 +441,7 @@ def check_same_vision(planner: SmolDriverForTrajectoryPrediction, smoldriver) ->
     for name in ("vision_model", "connector"):
         own, other = (getattr(one.model, name).state_dict() for one in (planner, smoldriver))
         same = own.keys() == other.keys() and all(
-            own[key].shape == other[key].shape
-            and torch.equal(own[key].float(), other[key].float().to(own[key].device))
-            for key in own
+            torch.equal(own[key].cpu().float(), other[key].cpu().float()) for key in own
         )
         if not same:
             raise ValueError(
@@ -494,7 +483,7 @@ class SmolDriverPlannerTrainer(CarefulTrainerMixin, Trainer):
         for name, value in (("status_dropout", args.status_dropout), ("dropout", args.head_dropout)):
             if value is not None:
                 setattr(planner.config, name, value)
-        planner.dropout.p, model.noise = planner.config.dropout, args.token_noise
+        planner.dropout.p = planner.config.dropout
         planner.requires_grad_(True)
         if model.smoldriver is not None:
             train_parts(model.smoldriver, vision=True, connector=True, language_model=True)

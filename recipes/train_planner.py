@@ -10,7 +10,7 @@ from the planner; its questions stay. A run that was stopped resumes from its la
 given again.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
@@ -20,7 +20,7 @@ from datasets import concatenate_datasets
 from trl import ModelConfig, TrlParser
 
 from modeling_smoldriver.guidance_smoldriver import SMOLDRIVER, PlannerTrainingConfig, SmolDriverPlannerTrainer
-from recipes.training.planning_data import PlanningSource, load_planner, prepare
+from recipes.training.planning_data import LeftOut, PlanningSource, load_planner, prepare
 from recipes.training.run import TrainingRun
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
@@ -47,9 +47,8 @@ def load(data_args: DataArguments, training_args: PlannerTrainingConfig, model_a
     evaluation = data_args.eval_split and PlanningSource.read(data_args.scenes, data_args.eval_split, planner)
     cache = Path(data_args.feature_cache or Path(training_args.output_dir) / "frames")
     data = prepare(planner, sources, evaluation or None, training_args, cache, data_args.leave_out_scenario)
-    for reason, frames in data.left_out.items():
-        if frames:
-            print(f"{frames} frames {reason} teach no way")
+    if data.left_out != LeftOut():
+        print(data.left_out)
     trainer = SmolDriverPlannerTrainer(
         data.model,
         args=training_args,
@@ -79,8 +78,8 @@ def main(data_args: DataArguments, training_args: PlannerTrainingConfig, model_a
         with errors_in_one_line("train_planner"):
             manifest.write(training_args.output_dir)
             if training_args.joint:
-                manifest.base = training_args.teacher_model
-                manifest.write(Path(training_args.output_dir) / SMOLDRIVER)
+                beside = replace(manifest, base=training_args.teacher_model)
+                beside.write(Path(training_args.output_dir) / SMOLDRIVER)
         for name in ("eval_loss", "eval_l2_avg"):
             if name in metrics:
                 print(f"{name} {metrics[name]:.3f} m")

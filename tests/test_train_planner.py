@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
-from data_scripts.schema import PLANNING_ROW, open_shard, scene_table, shard_path, write_manifest
+from data_scripts.schema import PLANNING_ROW, load_scenes, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverForTrajectoryPrediction
 from modeling_smoldriver.guidance_smoldriver import (
     GUIDING_QUESTIONS,
@@ -27,9 +27,9 @@ from recipes import train_planner
 from recipes.build_planner import make_planner
 from recipes.training.loading import load_model
 from recipes.training.manifest import TrainingManifest
+from recipes.training.planning_data import LeftOut, PlanningSource, load_planner, prepare
 
 VISION = ("model.vision_model.", "model.connector.")
-FEATURES = PLANNING_ROW
 ACTIONS = ("Go straight.", "Turn left.", "Brake.")
 
 
@@ -56,12 +56,12 @@ def planning_row(number: int, questions: int = 2, **changes) -> dict:
     }
 
 
-def write_rows(folder: Path, rows: list[dict], held_out: list[dict] = (), features=FEATURES) -> Path:
+def write_rows(folder: Path, rows: list[dict], held_out: list[dict] = ()) -> Path:
     counts = {}
     for split, some in (("train", rows), ("eval", list(held_out))):
         if some:
-            with open_shard(shard_path(folder, split, 0), features) as writer:
-                writer.write_table(scene_table(some, features))
+            with open_shard(shard_path(folder, split, 0), PLANNING_ROW) as writer:
+                writer.write_table(scene_table(some, PLANNING_ROW))
             counts[split] = {"scenes": len(some), "frames": len(some), "shards": 1, "questions": 0}
     source = {"rows": [row["frame_token"] for row in rows]}
     write_manifest(folder, {"complete": True, "source": source, "options": {}, "splits": counts, "report": {}})
@@ -129,6 +129,7 @@ def moved(before: Path, after: dict[str, torch.Tensor]) -> set[str]:
 # What moves
 
 
+@pytest.mark.contract
 def test_imitation_trains_the_head_alone_and_leaves_a_planner_with_its_manifest(options, built, capsys):
     after = train({**options, "eval_split": "eval", "max_steps": 3})
     changed = moved(built, after)
@@ -215,6 +216,7 @@ def test_waypoints_beyond_the_scene_carry_no_gradient(options, built):
 # Guidance
 
 
+@pytest.mark.contract
 def test_joint_training_moves_both_and_saves_both(options, built, model_folder, scenes):
     joint = {"joint_weight": 0.5, "teacher_model": model_folder, "questions_per_scene": 2}
     changed = moved(built, train({**options, **joint, "max_steps": 3}))
@@ -366,10 +368,42 @@ def test_frames_without_poses_teach_nothing_and_are_counted(options, tmp_path, c
     unknown = {"ego_future_mask": [False] * 6}
     scenes = write_rows(tmp_path / "some", [planning_row(0, **unknown), planning_row(1), planning_row(2, speed=None)])
     trainer, _ = train_planner.load(*parsed({**options, "scenes": scenes}))
-    assert len(trainer.train_dataset) == 2 and "1 frames without poses teach no way" in capsys.readouterr().out
+    assert (
+        len(trainer.train_dataset) == 2
+        and "1 frames without poses and 0 of the scenario left out" in capsys.readouterr().out
+    )
     assert [trainer.train_dataset[number]["speed"].isnan().item() for number in range(2)] == [False, True]
     scenes = write_rows(tmp_path / "none", [planning_row(0, **unknown)])
-    assert "no frame teaches a way" in refusal({**options, "scenes": scenes})
+    assert "no frame is left to learn from: 1 frames without poses" in refusal({**options, "scenes": scenes})
+
+
+def with_scenarios(folder: Path, planner, scenarios: list[str | None]) -> PlanningSource:
+    rows = load_scenes(folder, "train").add_column("scenario", scenarios)
+    return PlanningSource(str(folder), "train", rows)
+
+
+def test_a_scenario_left_out_teaches_no_way_but_its_questions_stay(options, built, model_folder, scenes, tmp_path):
+    planner = load_planner(built)
+    source = with_scenarios(scenes, planner, ["blocked_lane", None, "cut_in", "blocked_lane", None])
+    _, plain, _ = parsed(options)
+    data = prepare(planner, [source], None, plain, tmp_path / "cache", "blocked_lane")
+    assert [frame["frame_token"] for frame in data.train] == ["frame1", "frame2", "frame4"]
+    assert data.left_out == LeftOut(without_poses=0, of_scenario=2)
+    _, joint, _ = parsed({**options, "joint_weight": 1.0, "teacher_model": model_folder, "questions_per_scene": 20})
+    data = prepare(load_planner(built), [source], None, joint, tmp_path / "cache", "blocked_lane")
+    batch = data.collator([data.train[number] for number in range(len(data.train))])
+    assert batch["frame_tokens"] == ["frame0", "frame1", "frame2", "frame3", "frame4"]
+    assert batch["ego_future_mask"].any(1).tolist() == [False, True, True, False, True]
+    assert set(batch["questions"]["frame_tokens"]) == {"frame0", "frame1", "frame2", "frame3"}
+    with pytest.raises(ValueError, match="no row is of it; there are blocked_lane, cut_in"):
+        prepare(planner, [source], None, plain, tmp_path / "cache", "pull_out")
+
+
+def test_rows_of_several_folders_train_one_planner(options, scenes, tmp_path):
+    more = write_rows(tmp_path / "more", [planning_row(6), planning_row(7)])
+    trainer, rows = train_planner.load(*parsed({**options, "more_scenes": [more]}))
+    assert [frame["frame_token"] for frame in trainer.train_dataset][-3:] == ["frame4", "frame6", "frame7"]
+    assert rows["scene_token"][-1] == "scene3" and len(rows) == 7
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(options, model_folder, config, processor, tmp_path, scenes):
@@ -416,7 +450,7 @@ def test_options_that_disagree_are_refused(changes, message, options):
         parsed({**options, **changes})
 
 
-def test_noise_and_heads_are_of_the_training_alone(built):
+def test_guided_planner_has_the_heads_that_its_targets_need(built):
     planner = SmolDriverForTrajectoryPrediction.from_pretrained(built)
     guided = GuidedPlanner(planner, GuidanceSizes(hidden_states=6, answers=[2, 3]))
     assert {name for name, _ in guided.heads.named_children()} == {"hidden_states", "answers"}

@@ -26,6 +26,7 @@ from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_li
 from smoldriver_common.whole_files import write_json
 
 FULL = {
+    "scenes": 400,
     "every": 2,
     "frames": 3000,
     "tower_steps": 700,
@@ -35,6 +36,7 @@ FULL = {
     "seeds": 3,
 }
 SHORT = {
+    "scenes": 40,
     "every": 8,
     "frames": 100,
     "tower_steps": 20,
@@ -66,9 +68,9 @@ def steps_of(out: Path, demo: Path, size: dict) -> list[Step]:
 
 def row_steps(out: Path, demo: Path, size: dict) -> list[Step]:
     """The demo's scenes with more key frames, as rows with ego motion."""
-    world, options = out / "world", read_json(demo / "world" / WORLD_FILE)["options"]
-    make = ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", options["scenes"]]
-    make += ["--seed", options["seed"], "--frames-every", size["every"], "--workers", 2]
+    world, seed = out / "world", read_json(demo / "world" / WORLD_FILE)["options"]["seed"]
+    make = ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", size["scenes"], "--seed", seed]
+    make += ["--frames-every", size["every"], "--workers", 2]
     prepare = ["data_scripts/prepare_planning.py", "--nuscenes", world, "--json", world / "drivelm.json"]
     prepare += ["--output-dir", out / "scenes", "--object-tags", "drop", "--workers", 2]
     return [Step("world", make, seconds=120, done=world / WORLD_FILE), Step("scenes", prepare, seconds=40)]

@@ -17,16 +17,6 @@ MADE_FROM = "made_from.json"
 SHARD_FRAMES = 256
 
 
-def weights_sha256(*parts: torch.nn.Module) -> str:
-    """SHA-256 of weights as they are stored: the same on every device."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def cached_tensors(
     folder: Path, made_from: dict, rows: Dataset, encode: Callable[[list[dict]], dict[str, torch.Tensor]], what: str
 ) -> list[dict[str, torch.Tensor]]:

@@ -1,15 +1,18 @@
 """Scene rows -> what a planner trains on: frames as tensors while its vision model is frozen, else the rows."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch.utils.data import ConcatDataset
 from transformers import set_seed
 
 from data_scripts.schema import load_scenes
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator, group_questions
+from modeling_smoldriver.fitting_smoldriver import weights_sha256
 from modeling_smoldriver.guidance_smoldriver import (
     EGO_COLUMNS,
     EncodedFrames,
@@ -23,7 +26,7 @@ from modeling_smoldriver.guidance_smoldriver import (
     joined,
     stack_frames,
 )
-from recipes.training.frame_cache import cached_tensors, in_batches, weights_sha256
+from recipes.training.frame_cache import cached_tensors, in_batches
 from recipes.training.loading import DTYPES, load_config, load_model
 from recipes.training.manifest import scenes_identity
 
@@ -53,14 +56,25 @@ class PlanningSource:
 
 
 @dataclass
+class LeftOut:
+    """How many frames teach no way, and why. Example: LeftOut(without_poses=12, of_scenario=140)"""
+
+    without_poses: int = 0
+    of_scenario: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.without_poses} frames without poses and {self.of_scenario} of that scenario teach no way"
+
+
+@dataclass
 class PlanningData:
     """What [`SmolDriverPlannerTrainer`] takes."""
 
     model: GuidedPlanner
-    train: object
-    evaluation: object
-    collator: object
-    left_out: dict[str, int] = field(default_factory=dict)  # frames by the reason
+    train: EncodedFrames | Dataset | ConcatDataset
+    evaluation: EncodedFrames | Dataset | None
+    collator: Callable[[list[dict]], dict]
+    left_out: LeftOut
 
 
 def load_planner(path: str) -> SmolDriverForTrajectoryPrediction:
@@ -127,13 +141,12 @@ def _with_pictures(planner, sources, evaluation, args, leave_out) -> PlanningDat
             visual_tokens=args.train_visual_tokens,
             seed=args.seed,
         )
-    kept, left_out = [], {"without poses": 0, f"of {leave_out}": 0}
+    kept, left_out = [], LeftOut()
     for source in sources:
-        taught, reasons = _taught(source.rows, leave_out)
+        taught = _taught(source.rows, leave_out, left_out)
         rows = source.rows.remove_columns(["agents", "timestamp"])
         if not args.joint:
             kept.append(rows.select(taught))
-            left_out = {name: left_out[name] + reasons[name] for name in left_out}
             continue
         asked = [number for number, qa in enumerate(rows["qa"]) if qa]
         if asked:
@@ -141,7 +154,7 @@ def _with_pictures(planner, sources, evaluation, args, leave_out) -> PlanningDat
         if unasked := sorted(set(taught) - set(asked)):
             kept.append(rows.select(unasked))
     collator = PictureCollator(planner, questions, leave_out)
-    held_out = evaluation and evaluation.rows.select(_taught(evaluation.rows, None)[0])
+    held_out = evaluation and evaluation.rows.select(_taught(evaluation.rows))
     set_seed(args.seed)
     model = GuidedPlanner(planner, smoldriver=smoldriver)
     return PlanningData(model, joined(kept), held_out, collator, left_out)
@@ -150,10 +163,9 @@ def _with_pictures(planner, sources, evaluation, args, leave_out) -> PlanningDat
 def _encoded(planner, sources, evaluation, args, cache, leave_out) -> PlanningData:
     """The vision model is frozen: its tokens, and what a teacher knows of each frame, are computed once."""
     planner.to(args.device).eval()
-    left_out, tables = {"without poses": 0, f"of {leave_out}": 0}, []
+    left_out, tables = LeftOut(), []
     for source in sources:
-        taught, reasons = _taught(source.rows, leave_out)
-        left_out = {name: left_out[name] + reasons[name] for name in left_out}
+        taught = _taught(source.rows, leave_out, left_out)
         tables.append((source, _view_tokens(planner, source, cache), taught))
     sizes = GuidanceSizes()
     targets = [{} for _ in sources]
@@ -171,24 +183,30 @@ def _encoded(planner, sources, evaluation, args, cache, leave_out) -> PlanningDa
             ego = ego_tensors(source.rows.select_columns(list(EGO_COLUMNS)), planner)
             train.append(EncodedFrames(shards, ego | columns, source.rows["frame_token"], taught))
     if not train:
-        raise ValueError(f"no frame teaches a way: {left_out}")
+        raise ValueError(f"no frame is left to learn from: {left_out}")
     held_out = None
     if evaluation is not None:
         ego = ego_tensors(evaluation.rows.select_columns(list(EGO_COLUMNS)), planner)
-        taught, _ = _taught(evaluation.rows, None)
+        taught = _taught(evaluation.rows)
         shards = _view_tokens(planner, evaluation, cache)
         held_out = EncodedFrames(shards, ego, evaluation.rows["frame_token"], taught)
     set_seed(args.seed)
     return PlanningData(GuidedPlanner(planner, sizes), joined(train), held_out, stack_frames, left_out)
 
 
-def _taught(rows: Dataset, leave_out: str | None) -> tuple[list[int], dict[str, int]]:
-    """Places of the rows that teach a way, and how many others there are by their reason."""
+def _taught(rows: Dataset, leave_out: str | None = None, left_out: LeftOut | None = None) -> list[int]:
+    """Places of the rows that teach a way; the others are counted in `left_out`."""
+    left_out = LeftOut() if left_out is None else left_out
     scenarios = rows["scenario"] if leave_out is not None and "scenario" in rows.column_names else [None] * len(rows)
-    known = [any(mask) for mask in rows["ego_future_mask"]]
-    other = [scenario == leave_out and leave_out is not None for scenario in scenarios]
-    taught = [number for number, knows in enumerate(known) if knows and not other[number]]
-    return taught, {"without poses": known.count(False), f"of {leave_out}": sum(other)}
+    taught = []
+    for number, (mask, scenario) in enumerate(zip(rows["ego_future_mask"], scenarios, strict=True)):
+        if not any(mask):
+            left_out.without_poses += 1
+        elif leave_out is not None and scenario == leave_out:
+            left_out.of_scenario += 1
+        else:
+            taught.append(number)
+    return taught
 
 
 def _view_tokens(planner: SmolDriverForTrajectoryPrediction, source: PlanningSource, cache: Path) -> list[dict]:
