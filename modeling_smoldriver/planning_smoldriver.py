@@ -37,6 +37,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 """What `from_pretrained` passes on to the processor beside the weights."""
 SPEED_SCALE = 10.0  # m/s: the head reads speeds divided by it
 HISTORY_SCALE = 10.0  # metres, likewise
+WAY_SPEED = 5.0  # m/s: a waypoint is the last layer's output times the way that this speed goes until then
 
 
 class SmolDriverPlannerConfig(PretrainedConfig):
@@ -386,6 +387,8 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
             tokens = self.norm(tokens.to(self.norm.weight.dtype))
             flat = self.dropout(self.narrow(tokens).flatten(1))
             ego = self._ego(command, speed, ego_history, ego_history_mask).to(flat.dtype)
+            # The few numbers of the ego begin with as much weight as the thousands of the tokens.
+            ego = ego * (flat.shape[-1] / ego.shape[-1]) ** 0.5
             state = self.read(torch.cat([flat, ego], dim=-1))
             proposals, scores = self._propose(state, tokens)
         best = scores.argmax(-1)
@@ -439,7 +442,9 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
         batch, proposals = len(state), self.config.num_proposals
         if self.decoder is not None:
             state = self.decoder(state, tokens)  # (batch, proposal, hidden)
-        ways = self.way(state).float().view(batch, proposals, self.config.num_waypoints, 2)
+        moments = torch.arange(1, self.config.num_waypoints + 1, device=state.device).view(-1, 1)
+        reach = WAY_SPEED * self.config.seconds_per_waypoint * moments  # metres: the layer learns numbers near 1
+        ways = self.way(state).float().view(batch, proposals, self.config.num_waypoints, 2) * reach
         if self.score is None:
             return ways, ways.new_zeros(batch, 1)
         return ways, self.score(state).float().view(batch, proposals)

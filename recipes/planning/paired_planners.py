@@ -1,17 +1,14 @@
 """Planners that differ in one thing, each with several seeds, compared by scene on the same frames."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from recipes.evaluation.tables import aligned
 from recipes.metrics.planning.plan_scores import subsets
-from recipes.metrics.planning.planning_frames import checked_plans
+from recipes.metrics.planning.planning_frames import PlanningFrame, checked_plans
 from recipes.metrics.planning.protocols import frame_statistics, mean_of_ratios
 from recipes.metrics.planning.scene_intervals import SceneIntervals, SceneScore, t_quantile
-from recipes.planning.plan_files import read_plans
-from recipes.planning.scored_frames import load_frames
 
 PROTOCOLS = {"ours": "known waypoints", "uniad": "UniAD's"}
 
@@ -33,22 +30,25 @@ class Comparison:
     p_value: float | None = None
 
 
-def compare_planners(plans: dict[str, list[Path]], scenes: Path, split: str, reference: str) -> list[Comparison]:
-    """Every kind of planner on every subset of a split, open loop.
+def compare_planners(
+    plans: dict[str, list[np.ndarray]], frames: list[PlanningFrame], reference: str
+) -> list[Comparison]:
+    """Every kind of planner on every subset of the frames, open loop.
 
     A score of another kind, such as the driving score of a scene or the response of a counterfactual pair, joins here:
     one value per seed and scene, averaged over the seeds, compared by `SceneScore.minus`.
 
     Args:
-        plans: {name: folders of recipes/evaluate_planner.py, one per seed}.
-        scenes: prepared rows of the frames.
+        plans: {name: plans `(frames, 6, 2)` in metres, one per seed}.
         reference: the name that the others are compared with.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_plans`; a frame without a plan.
+        ValueError: see `checked_plans`.
     """
-    frames = load_frames(str(scenes), split, None).frames
-    statistics = {name: [_statistics(folder, frames) for folder in of_seeds] for name, of_seeds in plans.items()}
+    statistics = {
+        name: [frame_statistics(checked_plans(made, frames), frames) for made in of_seeds]
+        for name, of_seeds in plans.items()
+    }
     intervals, results = SceneIntervals([frame.scene_token for frame in frames]), []
     for subset, rows in subsets(frames).items():
         for protocol in PROTOCOLS:
@@ -62,15 +62,6 @@ def compare_planners(plans: dict[str, list[Path]], scenes: Path, split: str, ref
                     _comparison(Comparison(name, subset, protocol, values, score.value), score, scores[reference])
                 )
     return results
-
-
-def _statistics(folder: Path, frames: list) -> dict:
-    plans = read_plans(folder)
-    made = dict(zip(plans.frame_tokens, plans.plans[plans.record.settings.name], strict=True))
-    missing = [frame.token for frame in frames if frame.token not in made]
-    if missing:
-        raise ValueError(f"{folder} has no plan for {len(missing)} frames, such as {missing[0]}: plan again")
-    return frame_statistics(checked_plans([made[frame.token] for frame in frames], frames), frames)
 
 
 def _comparison(result: Comparison, score: SceneScore, reference: SceneScore) -> Comparison:

@@ -21,30 +21,15 @@ from pathlib import Path
 
 from data_scripts.world.folder import WORLD_FILE, read_json
 from recipes.planning.paired_planners import compare_planners, comparison_table
+from recipes.planning.plan_files import read_plans
+from recipes.planning.plan_scoring import in_order_of
+from recipes.planning.scored_frames import load_frames
 from recipes.tiny.pipeline import SETTINGS, Step, aside, check_settings, run_steps, side_by_side, training_step
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import write_json
 
-FULL = {
-    "scenes": 400,
-    "every": 2,
-    "frames": 3000,
-    "tower_steps": 700,
-    "transfer_steps": 400,
-    "joint_steps": 400,
-    "steps": 2000,
-    "seeds": 3,
-}
-SHORT = {
-    "scenes": 40,
-    "every": 8,
-    "frames": 100,
-    "tower_steps": 20,
-    "transfer_steps": 4,
-    "joint_steps": 4,
-    "steps": 8,
-    "seeds": 2,
-}
+FULL = {"scenes": 400, "every": 2, "frames": 3000, "tower_steps": 700, "vision_steps": 400, "steps": 2000, "seeds": 3}
+SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "vision_steps": 4, "steps": 8, "seeds": 2}
 CONFIGS = "recipes/configs/tiny"
 TRAIN = "recipes/train_planner.py"
 REFERENCE = "pretrained"
@@ -88,8 +73,8 @@ def vision_steps(out: Path, demo: Path, size: dict) -> list[Step]:
         "--steps",
         size["tower_steps"],
     ]
-    transfer = ("--scenes", scenes, "--teacher", base / "vlm", "--max_steps", size["transfer_steps"])
-    joint = ("--scenes", out / "scenes", "--teacher_model", demo / "model", "--max_steps", size["joint_steps"])
+    transfer = ("--scenes", scenes, "--teacher", base / "vlm", "--max_steps", size["vision_steps"])
+    joint = ("--scenes", out / "scenes", "--teacher_model", demo / "model", "--max_steps", size["vision_steps"])
     distill, config = "recipes/distill_vision.py", f"{CONFIGS}/compare_distill.yaml"
     return [
         Step("base", [*towers, "--output-dir", aside(base)], seconds=200, result=base),
@@ -141,8 +126,13 @@ def main():
         steps = steps_of(out, demo, size)
     run_steps(out, steps, estimate=not arguments.short)
     with errors_in_one_line("guidance"):
-        plans = {name: plan_folders(out, name, size) for name in encoders(out, demo)}
-        results = compare_planners(plans, out / "scenes", "test", REFERENCE)
+        frames = load_frames(str(out / "scenes"), "test").frames
+        folders = {name: plan_folders(out, name, size) for name in encoders(out, demo)}
+        plans = {
+            name: [in_order_of(frames, read_plans(folder), name)[name] for folder in of_seeds]
+            for name, of_seeds in folders.items()
+        }
+        results = compare_planners(plans, frames, REFERENCE)
         write_json(out / RESULT, [asdict(one) for one in results])
         print(comparison_table(results, REFERENCE))
 
