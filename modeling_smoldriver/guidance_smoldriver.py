@@ -234,7 +234,7 @@ class PictureCollator:
             taught = torch.tensor([row.get("scenario") != self.leave_out for row in rows])
             batch["ego_future_mask"] = batch["ego_future_mask"] & taught.unsqueeze(1)
         batch["frame_tokens"] = [row["frame_token"] for row in rows]
-        asked = [row for row in rows if row["qa"]]
+        asked = [row for row in rows if row.get("qa")]  # an evaluation's rows have none
         if self.questions is not None and asked:
             batch["questions"] = self.questions(asked)
         return batch

@@ -219,7 +219,7 @@ def test_waypoints_beyond_the_scene_carry_no_gradient(options, built):
 @pytest.mark.contract
 def test_joint_training_moves_both_and_saves_both(options, built, model_folder, scenes):
     joint = {"joint_weight": 0.5, "teacher_model": model_folder, "questions_per_scene": 2}
-    changed = moved(built, train({**options, **joint, "max_steps": 3}))
+    changed = moved(built, train({**options, **joint, "max_steps": 3, "eval_split": "eval"}))
     assert {name.split(".")[0] for name in changed} >= {"model", "norm", "narrow", "read", "way"}
     folder = options["output_dir"] / "smoldriver"
     before, after = (load_file(one / "model.safetensors") for one in (model_folder, folder))
@@ -420,6 +420,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(options, model_folder, co
     processor.save_pretrained(tmp_path / "stranger")
     joint = {**options, "joint_weight": 1.0, "teacher_model": tmp_path / "stranger"}
     assert "vision_model is not that of the teacher" in refusal(joint)
+    unasked = write_rows(tmp_path / "unasked", [planning_row(0, 0)])
+    joint = {**options, "scenes": unasked, "joint_weight": 1.0, "teacher_model": model_folder}
+    assert "no frame has a question" in refusal(joint)
     assert "is the folder of scenes" in refusal({**options, "output_dir": scenes})
 
 

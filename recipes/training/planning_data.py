@@ -95,11 +95,12 @@ def check_scenario(sources: list[PlanningSource], name: str | None) -> None:
     """
     if name is None:
         return
-    if not any("scenario" in source.rows.column_names for source in sources):
+    named = [source.rows["scenario"] for source in sources if "scenario" in source.rows.column_names]
+    if not named:
         raise ValueError(
             f"leave_out_scenario={name}: no row has the column 'scenario': make the world and its rows again"
         )
-    found = {scenario for source in sources for scenario in source.rows["scenario"] if scenario is not None}
+    found = {scenario for scenarios in named for scenario in scenarios if scenario is not None}
     if name not in found:
         raise ValueError(f"leave_out_scenario={name}: no row is of it; there are {', '.join(sorted(found)) or 'none'}")
 
@@ -141,20 +142,24 @@ def _with_pictures(planner, sources, evaluation, args, leave_out) -> PlanningDat
             visual_tokens=args.train_visual_tokens,
             seed=args.seed,
         )
-    kept, left_out = [], LeftOut()
+    kept, left_out, any_asked = [], LeftOut(), False
     for source in sources:
+        ego_tensors(source.rows.select_columns(list(EGO_COLUMNS)), planner)  # refuses bad rows before the training
         taught = _taught(source.rows, leave_out, left_out)
         rows = source.rows.remove_columns(["agents", "timestamp"])
         if not args.joint:
             kept.append(rows.select(taught))
             continue
         asked = [number for number, qa in enumerate(rows["qa"]) if qa]
+        any_asked = any_asked or bool(asked)
         if asked:
             kept.append(group_questions(rows, args.questions_per_scene, args.seed))
         if unasked := sorted(set(taught) - set(asked)):
             kept.append(rows.select(unasked))
+    if args.joint and not any_asked:
+        raise ValueError("no frame has a question: prepare the rows with DriveLM's JSON, or leave joint_weight out")
     collator = PictureCollator(planner, questions, leave_out)
-    held_out = evaluation and evaluation.rows.select(_taught(evaluation.rows))
+    held_out = evaluation and evaluation.rows.select(_taught(evaluation.rows)).remove_columns(["qa"])
     set_seed(args.seed)
     model = GuidedPlanner(planner, smoldriver=smoldriver)
     return PlanningData(model, joined(kept), held_out, collator, left_out)
