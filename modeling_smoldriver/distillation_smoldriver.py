@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from smoldriver_common.whole_files import write_json, written_whole
 
 from .collator_smoldriver import draw_budget
+from .fitting_smoldriver import weights_sha256
 from .inputs_smoldriver import to_rgb
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel, compute_dtype
 from .processing_smoldriver import SmolDriverProcessor
@@ -81,7 +82,7 @@ class VisionTeacher(nn.Module):
         self.grid_size = tower.config.image_size // tower.config.patch_size
         image_processor.size = {"height": self.image_size, "width": self.image_size}
         self.image_processor = image_processor
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = weights_sha256(self.tower)  # whatever the dtype that it is moved to
 
     @classmethod
     def from_pretrained(cls, base: str, image_processor) -> "VisionTeacher":
@@ -105,14 +106,6 @@ class VisionTeacher(nn.Module):
         if missing:
             raise ValueError(f"the teacher {base} lacks {', '.join(sorted(missing))}")
         return cls(tower, image_processor, str(base))
-
-    def _fingerprint(self) -> str:
-        """SHA-256 of the weights as they are stored: the same on every device and for every dtype."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tower.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
 
     def description(self) -> dict:
         """What the features depend on: a cache is of this teacher if and only if these are equal."""

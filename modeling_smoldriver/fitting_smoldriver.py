@@ -1,4 +1,5 @@
-"""Whether a model and a processor belong together. A processor that differs answers otherwise, without an error."""
+"""Whether a model and a processor belong together, and which weights they are. A processor that differs answers
+otherwise, without an error."""
 
 import hashlib
 import json
@@ -91,3 +92,13 @@ def check_finite(model: nn.Module, source) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ValueError(f"{source}: {name} holds NaN or infinity: train or download the model again")
+
+
+def weights_sha256(*parts: nn.Module) -> str:
+    """SHA-256 of weights as they are stored: the same on every device."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -37,6 +37,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "s
 """What `from_pretrained` passes on to the processor beside the weights."""
 SPEED_SCALE = 10.0  # m/s: the head reads speeds divided by it
 HISTORY_SCALE = 10.0  # metres, likewise
+WAY_SPEED = 5.0  # m/s: a waypoint is the last layer's output times the way that this speed goes until then
 
 
 class SmolDriverPlannerConfig(PretrainedConfig):
@@ -186,12 +187,19 @@ class SmolDriverPlannerModel(SmolDriverPlannerPreTrainedModel):
         self.missing = nn.Parameter(torch.empty(*places, config.token_size))
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor | None, camera_ids: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None,
+        camera_ids: torch.Tensor,
+        view_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`, *optional*): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`): each view's camera, -1 for padding; without
                 pictures all -1.
+            view_tokens (`torch.FloatTensor` of shape `(batch, views, visual_tokens, token_size)`, *optional*): of
+                [`encode_views`], in place of the pictures.
 
         Returns:
             `torch.Tensor` of shape `(batch, cameras, visual_tokens, token_size)`; `missing` where there is no view.
@@ -199,25 +207,53 @@ class SmolDriverPlannerModel(SmolDriverPlannerPreTrainedModel):
         Raises:
             ValueError: for shapes that disagree, or a camera id that the model does not have.
         """
-        self._check_views(pixel_values, camera_ids)
+        self._check_views(pixel_values, camera_ids, view_tokens)
         tokens = self.missing.expand(len(camera_ids), -1, -1, -1)
         frame, view = (camera_ids >= 0).nonzero(as_tuple=True)
-        if pixel_values is None or not len(frame):
+        if not len(frame):
             return tokens
-        side = self.config.scale_factor * math.isqrt(self.config.visual_tokens)
-        cameras = camera_ids[frame, view]
-        hidden = self.vision_model(pixel_values[frame, view], cameras, side)
-        found = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
-        return tokens.to(found.dtype).index_put((frame, cameras), found)
+        if view_tokens is None:
+            found = self._tokens_of_views(pixel_values[frame, view], camera_ids[frame, view])
+        else:
+            found = view_tokens[frame, view].to(tokens.dtype)
+        return tokens.to(found.dtype).index_put((frame, camera_ids[frame, view]), found)
 
-    def _check_views(self, pixel_values: torch.Tensor | None, camera_ids: torch.Tensor) -> None:
+    def encode_views(self, pixel_values: torch.Tensor, camera_ids: torch.Tensor) -> torch.Tensor:
+        """Tokens of each view, to be kept while the vision model does not change.
+
+        Args: as of `forward`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, views, visual_tokens, token_size)`; zero where a view is padding.
+        """
+        self._check_views(pixel_values, camera_ids, None)
+        frame, view = (camera_ids >= 0).nonzero(as_tuple=True)
+        found = self._tokens_of_views(pixel_values[frame, view], camera_ids[frame, view])
+        return found.new_zeros(*camera_ids.shape, *found.shape[1:]).index_put((frame, view), found)
+
+    def _tokens_of_views(self, pictures: torch.Tensor, cameras: torch.Tensor) -> torch.Tensor:
+        """`(N, 3, S, S)`, `(N,)` -> `(N, visual_tokens, token_size)`."""
+        side = self.config.scale_factor * math.isqrt(self.config.visual_tokens)
+        hidden = self.vision_model(pictures, cameras, side)
+        return self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
+
+    def _check_views(
+        self, pixel_values: torch.Tensor | None, camera_ids: torch.Tensor, view_tokens: torch.Tensor | None
+    ) -> None:
         cameras = self.config.vision_config.cameras
         if camera_ids.numel() and not -1 <= int(camera_ids.min()) <= int(camera_ids.max()) < len(cameras):
             raise ValueError(
                 f"camera_ids must be -1 (padding) or 0 .. {len(cameras) - 1} ({', '.join(cameras)});"
                 f" got {sorted(set(camera_ids.flatten().tolist()))}"
             )
-        if pixel_values is None:
+        if view_tokens is not None:
+            expected = (*camera_ids.shape, self.config.visual_tokens, self.config.token_size)
+            if pixel_values is not None or view_tokens.shape != expected:
+                raise ValueError(
+                    f"view_tokens must be {expected} and stand in place of pixel_values;"
+                    f" got {tuple(view_tokens.shape)}"
+                )
+        elif pixel_values is None:
             if (camera_ids >= 0).any():
                 raise ValueError(f"camera_ids {camera_ids.tolist()} name cameras, but there are no pixel_values")
         elif pixel_values.ndim != 5 or pixel_values.shape[:2] != camera_ids.shape:
@@ -321,6 +357,7 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
         ego_history_mask: torch.BoolTensor | None = None,
         ego_future: torch.FloatTensor | None = None,
         ego_future_mask: torch.BoolTensor | None = None,
+        view_tokens: torch.FloatTensor | None = None,
         **kwargs,
     ) -> SmolDriverTrajectoryOutput:
         """
@@ -334,6 +371,8 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
             ego_history_mask (`torch.BoolTensor` of shape `(batch, moments)`, *optional*): which moments are known.
             ego_future (`torch.FloatTensor` of shape `(batch, waypoints, 2)`, *optional*): metres; gives the loss.
             ego_future_mask (`torch.BoolTensor` of shape `(batch, waypoints)`, *optional*): which waypoints count.
+            view_tokens (`torch.FloatTensor` of shape `(batch, views, visual_tokens, token_size)`, *optional*): of
+                `model.encode_views`, in place of the pictures.
 
         Raises:
             ValueError: a missing or unknown command, a camera that the model does not have, a speed that is negative
@@ -342,11 +381,16 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
         self._check_ego(command, speed)
         if camera_ids is None:
             camera_ids = command.new_full((len(command), len(self.config.vision_config.cameras)), -1)
-        tokens = self.norm(self.model(pixel_values, camera_ids).to(self.norm.weight.dtype))
-        flat = self.dropout(self.narrow(tokens).flatten(1))
-        ego = self._ego(command, speed, ego_history, ego_history_mask).to(flat.dtype)
-        state = self.read(torch.cat([flat, ego], dim=-1))
-        proposals, scores = self._propose(state, tokens)
+        tokens = self.model(pixel_values, camera_ids, view_tokens)
+        # Under autocast too: bfloat16 rounds a waypoint 20 m ahead to 0.1 m.
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = self.norm(tokens.to(self.norm.weight.dtype))
+            flat = self.dropout(self.narrow(tokens).flatten(1))
+            ego = self._ego(command, speed, ego_history, ego_history_mask).to(flat.dtype)
+            # The few numbers of the ego begin with as much weight as the thousands of the tokens.
+            ego = ego * (flat.shape[-1] / ego.shape[-1]) ** 0.5
+            state = self.read(torch.cat([flat, ego], dim=-1))
+            proposals, scores = self._propose(state, tokens)
         best = scores.argmax(-1)
         loss = None
         if ego_future is not None:
@@ -398,7 +442,9 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
         batch, proposals = len(state), self.config.num_proposals
         if self.decoder is not None:
             state = self.decoder(state, tokens)  # (batch, proposal, hidden)
-        ways = self.way(state).float().view(batch, proposals, self.config.num_waypoints, 2)
+        moments = torch.arange(1, self.config.num_waypoints + 1, device=state.device).view(-1, 1)
+        reach = WAY_SPEED * self.config.seconds_per_waypoint * moments  # metres: the layer learns numbers near 1
+        ways = self.way(state).float().view(batch, proposals, self.config.num_waypoints, 2) * reach
         if self.score is None:
             return ways, ways.new_zeros(batch, 1)
         return ways, self.score(state).float().view(batch, proposals)

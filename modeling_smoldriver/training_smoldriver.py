@@ -1,5 +1,5 @@
-"""What both trainers share: SFT on questions (`trainer_smoldriver.py`) and knowledge transfer from a vision tower
-(`distillation_smoldriver.py`)."""
+"""What the trainers share: SFT on questions (`trainer_smoldriver.py`), knowledge transfer from a vision tower
+(`distillation_smoldriver.py`) and the planner's (`guidance_smoldriver.py`)."""
 
 import math
 import time
@@ -62,7 +62,7 @@ def check_range(name: str, value: float | None, least: float | None = None, belo
 
 @dataclass
 class SmolDriverTrainingConfig(SFTConfig):
-    """SFTConfig plus what both trainers read: the tower, learning rates by kind of weight, visual tokens.
+    """SFTConfig plus what all trainers read: the tower, learning rates by kind of weight, visual tokens.
 
     `bf16` is by default what is faster on the machine, see [`bfloat16_is_fast`].
 
@@ -206,8 +206,8 @@ class StopWhereTrained(TrainerCallback):
             raise NothingToTrain
 
 
-class SmolDriverTrainer(SFTTrainer):
-    """SFTTrainer for what reads frames; each child brings its own rows, batches and loss.
+class CarefulTrainerMixin:
+    """What every trainer of SmolDriver's parts adds to transformers' Trainer; stands before it among the parents.
 
     What it changes, and why:
     - trainable weights are float32, since bfloat16 would round small updates away;
@@ -216,11 +216,10 @@ class SmolDriverTrainer(SFTTrainer):
     - a loss or weights that are not finite end the training, before they are saved over good ones;
     - a whole checkpoint is read through `from_pretrained`: transformers 5 saves ViT and DINOv2 under other names, and
       its own Trainer reads the file without renaming them back;
-    - a run that has taken all its steps takes no more;
-    - what is saved says which processor it was trained with.
+    - a run that has taken all its steps takes no more.
 
     Args:
-        model: a loaded model, see [`check_model`]; `kwargs` as in SFTTrainer.
+        model: a loaded model whose `model.vision_model` turns pictures into tokens; `kwargs` as in Trainer.
 
     Raises:
         ValueError: see [`check_rows`].
@@ -229,7 +228,6 @@ class SmolDriverTrainer(SFTTrainer):
     def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
         check_rows(kwargs["train_dataset"], args)
         super().__init__(model, args=args, **kwargs)
-        record_processor(model, self.processing_class)
         self.model_accepts_loss_kwargs = True  # a loss is divided by the items of all accumulated batches already
         if not args.train_tower:
             tower_of(self.model).requires_grad_(False)
@@ -381,6 +379,23 @@ class SmolDriverTrainer(SFTTrainer):
         if faults:
             raise ValueError(f"the checkpoint {checkpoint} does not fit the model: {', '.join(map(str, faults))}")
         self.model.load_state_dict(saved.state_dict())
+
+
+class SmolDriverTrainer(CarefulTrainerMixin, SFTTrainer):
+    """SFTTrainer for language models that read frames; each child brings its own rows, batches and loss.
+
+    What it changes besides [`CarefulTrainerMixin`], and why: what is saved says which processor it was trained with.
+
+    Args:
+        model: a loaded model, see [`check_model`]; `kwargs` as in SFTTrainer.
+
+    Raises:
+        ValueError: see [`check_rows`].
+    """
+
+    def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
+        super().__init__(model, args=args, **kwargs)
+        record_processor(model, self.processing_class)
 
 
 def _of_this_process(parameter: torch.Tensor) -> torch.Tensor:

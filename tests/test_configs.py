@@ -10,8 +10,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig, TrlParser
 
 from modeling_smoldriver import SmolDriverConfig
+from modeling_smoldriver.guidance_smoldriver import PlannerTrainingConfig
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
-from recipes import model_report, sft_qlora
+from recipes import model_report, sft_qlora, train_planner
 from recipes.training.loading import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,8 @@ PAPER = {
 
 def test_every_config_is_read_by_the_recipe():
     paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-    paths = [path for path in paths if "distill" not in path.name]  # of recipes/distill_vision.py
+    others = ("distill", "planner")  # of recipes/distill_vision.py and recipes/train_planner.py
+    paths = [path for path in paths if not any(name in path.name for name in others)]
     assert len(paths) >= 5
     for path in paths:
         parser = TrlParser((sft_qlora.DataArguments, SmolDriverSFTConfig, ModelConfig))  # keeps the last file's values
@@ -34,6 +36,17 @@ def test_every_config_is_read_by_the_recipe():
         data, training, model = parser.parse_args_and_config(args=["--config", str(path), *on_cpu])
         assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
         assert model.use_peft == values.get("use_peft", False)
+
+
+def test_every_planners_config_is_read_by_the_recipe():
+    paths = sorted((ROOT / "recipes" / "configs").rglob("planner_*.yaml"))
+    assert len(paths) >= 4
+    for path in paths:
+        parser = TrlParser((train_planner.DataArguments, PlannerTrainingConfig, ModelConfig))
+        values = yaml.safe_load(path.read_text())
+        data, training, model = parser.parse_args_and_config(args=["--config", str(path), "--use_cpu", "true"])
+        assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
+        assert training.joint == ("joint_weight" in values) == training.train_vision
 
 
 def test_both_contestants_train_with_the_papers_values_and_the_same_ones():

@@ -1,1 +1,1 @@
-"""What the planner's recipes share."""
+"""What planning, scoring plans and publishing a planner share."""

@@ -27,7 +27,8 @@ SETTINGS = "settings.json"
 LOGS = "logs"
 LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may not end its answers
 TOGETHER = 0.65  # time of two steps side by side, each on one core, over their time in turn on both cores
-TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK)  # not copied with the model
+# not copied with the model; the last two are of a planner that was guided
+TRAINING_FILES = ("checkpoint-*", "training_args.bin", "samples.json", LOCK, "guidance.safetensors", "smoldriver")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 TRAINING_SECONDS = "training_seconds.json"
 RUN_SETTINGS = "run_settings.json"
 DEPENDS_ON = (
-    *("scenes", "streaming", "teacher"),
+    *("scenes", "more_scenes", "leave_out_scenario", "streaming", "teacher"),
     *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
     *("warmup_steps", "warmup_ratio", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "max_grad_norm", "neftune_noise_alpha", "seed", "data_seed"),
