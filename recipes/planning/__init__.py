@@ -1,0 +1,1 @@
+"""What planning, scoring plans and publishing a planner share."""
