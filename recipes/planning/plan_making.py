@@ -64,7 +64,7 @@ def load_planner(source: str) -> SmolDriverForTrajectoryPrediction:
         check_weight_files(source)
     planner = SmolDriverForTrajectoryPrediction.from_pretrained(source, dtype="auto", use_safetensors=True)
     check_finite(planner, source)
-    planner._check_processor()
+    planner.check_processor()
     return planner.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from recipes.planning.plan_files import CONTROLS
+from recipes.planning.plan_files import CONTROLS, PlansRecord
 from recipes.planning.plan_tables import tables
 from smoldriver_common.whole_files import written_whole
 
@@ -14,8 +14,8 @@ TEMPLATE = Path(__file__).with_name("plan_report.html.jinja")
 
 def write_report(folder: Path, scored) -> None:
     """Write tables.md and report.html of a `Scored` (plan_scoring.py), with the figures that lie in `folder`."""
-    made, said = tables(scored), notes(scored)
-    text = "\n\n".join([f"# {scored.first}", *(f"{line}" for line in said), *(table.markdown() for table in made)])
+    made, said = tables(scored.results, scored.differences), notes(scored.interval, scored.records)
+    text = "\n\n".join([f"# {scored.first}", *said, *(table.markdown() for table in made)])
     figures = sorted((folder / "figures").glob("*.png"))
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = page.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -32,23 +32,29 @@ def write_report(folder: Path, scored) -> None:
 
 def printed(scored) -> str:
     """What an evaluation prints."""
-    return "\n\n".join([*(table.text() for table in tables(scored)), "\n".join(notes(scored))])
+    made, said = tables(scored.results, scored.differences), notes(scored.interval, scored.records)
+    return "\n\n".join([*(table.text() for table in made), "\n".join(said)])
 
 
-def notes(scored) -> list[str]:
-    """What a reader must know beside the numbers: intervals, leaks, what was left out or is unknown."""
-    lines = [f"Intervals: {scored.interval}."]
-    first = scored.records[scored.first]
-    for name, record in scored.records.items():
-        about = f"{name}: " if len(scored.records) > 1 else ""
+def notes(interval: str, records: dict[str, PlansRecord]) -> list[str]:
+    """What a reader must know beside the numbers: intervals, leaks, what was left out or is unknown.
+
+    Args:
+        interval: what the intervals are.
+        records: how the plans were made, by planner.
+    """
+    lines = [f"Intervals: {interval}."]
+    first = next(iter(records.values()))
+    for name, record in records.items():
+        about = f"{name}: " if len(records) > 1 else ""
         lines.append(f"{about}Training scenes among those planned for: {record.leakage}.")
         reads = ", ".join(record.ego_inputs) or "nothing"
-        lines.append(f"{about}Beside pictures and command the planner reads {reads} of the ego.")
+        lines.append(f"{about}Of the ego it reads, beside pictures and command: {reads}.")
         for control, why in record.left_out_controls.items():
             lines.append(f"{about}Left out: {control} ({why}).")
     if first.blind_training:
-        learned = "the blind planners learned from {frames} frames of {scenes} scenes of the training split"
-        lines.append(learned.format(**first.blind_training).capitalize() + ".")
+        learned = "The blind controls learned from {frames} frames of {scenes} scenes of the training split."
+        lines.append(learned.format(**first.blind_training))
     for what, tokens in first.counted.items():
         lines.append(f"{len(tokens)} frames: {what} (such as {tokens[0]}).")
     sources = first.command_sources

@@ -8,7 +8,7 @@ import numpy as np
 from recipes.evaluation.predictions import METRICS_FILE
 from recipes.metrics.planning.plan_scores import paired_differences, scores_of_statistics
 from recipes.metrics.planning.planning_frames import PlanningFrame, checked_plans
-from recipes.metrics.planning.protocols import frame_statistics
+from recipes.metrics.planning.protocols import expert_futures, frame_statistics_of_many, known_paths
 from recipes.planning.birds_eye import draw_frames
 from recipes.planning.plan_files import (
     CONTROLS,
@@ -108,10 +108,10 @@ def score(everyone: list[Plans], frames: ScoredFrames) -> Scored:
     order = sorted(controls, key=lambda name: list(CONTROLS).index(name.rpartition(": ")[2]))
     made = {**planners, **{name: controls[name] for name in order}}
     first = names[0]
-    statistics = {
-        name: frame_statistics(checked_plans(plans, frames.frames), frames.frames, frames.ego)
-        for name, plans in {**planners, EXPERT: expert_plans(frames.frames), **made}.items()
-    }
+    everything = {**planners, EXPERT: known_paths(*expert_futures(frames.frames)), **made}
+    plans = [checked_plans(plans, frames.frames) for plans in everything.values()]
+    statistics = frame_statistics_of_many(plans, frames.frames, frames.ego)
+    statistics = dict(zip(everything, statistics, strict=True))
     results = {name: scores_of_statistics(one, frames.frames) for name, one in statistics.items()}
     interval = [result.pop("info")["interval"] for result in results.values()][0]
     differences = {
@@ -152,14 +152,3 @@ def in_order_of(frames: list[PlanningFrame], plans: Plans, name: str) -> dict[st
         raise ValueError(f"{name} has {what} of the {len(tokens)} to be scored, such as {one}: plan again")
     order = [places[token] for token in tokens]
     return {contestant: made[order] for contestant, made in plans.plans.items()}
-
-
-def expert_plans(frames: list[PlanningFrame]) -> np.ndarray:
-    """(frames, 6, 2): the expert's own way; beyond the scene's end it stays at the last known waypoint."""
-    made = np.zeros((len(frames), 6, 2))
-    for plan, frame in zip(made, frames, strict=True):
-        known = np.flatnonzero(frame.mask)
-        if len(known):
-            last = np.maximum.accumulate(np.where(frame.mask, np.arange(6), known[0]))
-            plan[:] = np.asarray(frame.future)[last, :2]
-    return made

@@ -39,11 +39,10 @@ class Table:
         return f"### {self.title}\n\n{self.note}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def tables(scored) -> list[Table]:
-    """All tables of a `Scored` (plan_scoring.py), the headline first."""
-    results = scored.results
+def tables(results: dict[str, dict], differences: dict[str, dict]) -> list[Table]:
+    """All tables of an evaluation or a comparison (see plan_files.py), the headline first."""
     made = [headline_table(results), subset_table(results), l2_table(results), collision_table(results)]
-    return [*made, difference_table(scored)] if scored.differences else made
+    return [*made, difference_table(results, differences)] if differences else made
 
 
 def headline_table(results: dict[str, dict]) -> Table:
@@ -97,17 +96,18 @@ def collision_table(results: dict[str, dict]) -> Table:
     return Table("Hits in every protocol", note, ["", *shown], lines)
 
 
-def difference_table(scored) -> Table:
+def difference_table(results: dict[str, dict], differences: dict[str, dict]) -> Table:
     """The first planner less every other and every control."""
-    heads = [f"{scored.first} less", *(f"L2 avg, {SUBSETS[subset]}" for subset in SUBSETS), "hit 3s, all"]
+    first = next(iter(results))
+    heads = [f"{first} less", *(f"L2 avg, {SUBSETS[subset]}" for subset in SUBSETS), "hit 3s, all"]
     lines = []
-    for name, difference in scored.differences.items():
+    for name, difference in differences.items():
         found = [difference[subset].get("ours", {}).get("l2_avg") for subset in SUBSETS]
         hits = difference["all"]["ours"].get("collision_3s")
         lines.append([name, *(_difference(one, 1, 2) for one in found), _difference(hits, 100, 1)])
     cells = [*((subset, "ours", "l2_avg") for subset in SUBSETS), ("all", "ours", "collision_3s")]
-    note = f"ours, metres and percentage points, paired by scene; below 0 {scored.first} is better"
-    return Table("Differences", note, heads, [*lines, *counts(scored.results, cells)])
+    note = f"ours, metres and percentage points, paired by scene; below 0 {first} is better"
+    return Table("Differences", note, heads, [*lines, *counts(results, cells)])
 
 
 def _difference(found: dict | None, scale: float, digits: int) -> str:
