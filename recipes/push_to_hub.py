@@ -4,10 +4,10 @@ python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation 
     --repo-id user/smoldriver --data drivelm --dry-run
 
 The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
-model_card.md, or planner_card.md of a planner that evaluate_planner.py evaluated. It is filled in from the
-evaluation's metrics.json, the training manifests and the model's config. A headline
-number without its interval or its controls is refused, and so are numbers of other weights, and files or scores that
-were changed after the evaluation. Only this version's own code is published, and no path of this machine.
+model_card.md or, for a planner that evaluate_planner.py evaluated, planner_card.md. It is filled in from the
+evaluation's metrics.json, the training manifests and the model's config. A headline number without its interval or
+its controls is refused, and so are numbers of other weights, and files or scores that were changed after the
+evaluation. Only this version's own code is published, and no path of this machine.
 """
 
 import argparse
