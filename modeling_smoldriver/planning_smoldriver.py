@@ -485,7 +485,7 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
             ValueError: an unknown command or camera, a speed that is negative or not finite, a processor for another
                 planner, a plan that is not finite.
         """
-        self._check_processor()
+        self.check_processor()
         if history is not None and "history" not in self.config.ego_inputs:
             raise ValueError(f"this planner reads {', '.join(self.config.ego_inputs) or 'no ego input'}: no history")
         inputs = self.processor(images, command, speed, history).to(self.device)
@@ -494,7 +494,12 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
             raise ValueError(f"the plan is not finite: {waypoints.tolist()}; the weights or the pictures are broken")
         return waypoints.cpu()
 
-    def _check_processor(self) -> None:
+    def check_processor(self) -> None:
+        """Whether `plan` has the processor that this planner was built with.
+
+        Raises:
+            ValueError: there is none, or it is for another planner.
+        """
         if self.processor is None:
             raise ValueError("this planner has no processor: load it with from_pretrained, or set planner.processor")
         config = self.config

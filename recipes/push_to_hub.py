@@ -1,100 +1,28 @@
-"""Publish a trained SmolDriver with its card, figures and report on the Hugging Face Hub, in one commit.
+"""Publish a trained SmolDriver or planner with its card, figures and report on the Hugging Face Hub, in one commit.
 
 python recipes/push_to_hub.py --model outputs/smoldriver-2b-merged --evaluation outputs/eval-2b \
     --repo-id user/smoldriver --data drivelm --dry-run
 
 The repository is private unless --public is given; --dry-run lists the files and contacts nobody. The card is
-model_card.md, filled in from the evaluation's metrics.json, the training manifests and the model's config. A headline
-number without its interval or its controls is refused, and so are numbers of other weights, and files or scores that
-were changed after the evaluation. Only this version's own code is published, and no path of this machine.
+model_card.md or, for a planner that evaluate_planner.py evaluated, planner_card.md. It is filled in from the
+evaluation's metrics.json, the training manifests and the model's config. A headline number without its interval or
+its controls is refused, and so are numbers of other weights, and files or scores that were changed after the
+evaluation. Only this version's own code is published, and no path of this machine.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import validate_repo_id
 
-from recipes.evaluation.model_card import DATA, write_card
-from recipes.evaluation.predictions import Metrics, check_unedited, read_metrics
-from recipes.evaluation.provenance import loading_digests, training_record, training_stages, weights_digest
-from recipes.evaluation.publishing import (
-    CONFIGURATIONS,
-    MODEL_FILES,
-    check_file,
-    matches,
-    model_files,
-    published_settings,
-    read_object,
-)
+from recipes.evaluation.model_card import DATA
+from recipes.evaluation.publishing import MODEL_FILES, matches
+from recipes.evaluation.repository import repository_files
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
 OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
-
-
-def slim_manifest(model: Path, stages: list[dict]) -> dict:
-    """What others may know of the training, without paths.
-
-    For their own leakage check its scenes, its teachers' scenes, and the names of what has no record; and its length.
-    """
-    record = training_record(model, local_files_only=True)
-    return {
-        "scene_tokens": sorted(record.scene_tokens),
-        "steps": sum(stage.get("steps", 0) for stage in stages),
-        "seconds": sum(stage.get("seconds", 0) for stage in stages),
-        "unrecorded": record.unrecorded + record.unread + record.gone_names,
-    }
-
-
-def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> tuple[dict[str, Path | bytes], list]:
-    """-> ({name in the repository: path or content}, names in the model folder that stay at home)
-
-    Raises:
-        FileNotFoundError: a file is missing from either folder.
-        ValueError: the evaluation is of other weights or files, of another format, was edited, or lacks what the card
-            must show.
-    """
-    files, left = model_files(model)
-    metrics = read_metrics(evaluation)
-    check_unedited(evaluation)
-    if metrics.weights_sha256 != weights_digest(model):
-        raise ValueError(
-            f"{evaluation} is an evaluation of {metrics.settings.model} with other weights than those in {model}: run"
-            f" recipes/evaluate_drivelm.py --model {model} first"
-        )
-    check_unchanged(model, evaluation, metrics)
-    shown = {f"figures/{path.name}": path for path in sorted((evaluation / "figures").glob("*.png"))}
-    if (evaluation / "report.html").is_file():
-        shown["report.html"] = evaluation / "report.html"
-    for path in shown.values():
-        check_file(path, evaluation)
-    files |= {name: published_settings(path) for name, path in files.items() if matches(name, CONFIGURATIONS)} | shown
-    stages = training_stages(model, local_files_only=True)
-    if stages:
-        files[TRAINING_MANIFEST] = json.dumps(slim_manifest(model, stages), indent=1).encode()
-    config = read_object(model / "config.json")
-    figures = sorted(name for name in files if name.startswith("figures/"))
-    files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data).encode()
-    return files, left
-
-
-def check_unchanged(model: Path, evaluation: Path, metrics: Metrics) -> None:
-    """The files that loading the model reads are those that were evaluated.
-
-    Raises:
-        ValueError: names the files.
-    """
-    now = loading_digests(model)
-    changed = [
-        name for name in sorted({*now, *metrics.files_sha256}) if now.get(name) != metrics.files_sha256.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            f"{', '.join(changed)} of {model} changed after the evaluation {evaluation}: run"
-            f" recipes/evaluate_drivelm.py --model {model} again"
-        )
 
 
 def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:
@@ -132,7 +60,9 @@ def listing(files: dict[str, Path | bytes]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="whole model folder, as save_pretrained leaves it")
-    parser.add_argument("--evaluation", required=True, type=Path, help="--output-dir of recipes/evaluate_drivelm.py")
+    parser.add_argument(
+        "--evaluation", required=True, type=Path, help="--output-dir of evaluate_drivelm.py or of evaluate_planner.py"
+    )
     parser.add_argument("--repo-id", required=True, help="user/name on the Hub")
     parser.add_argument(
         "--data", required=True, choices=list(DATA), help="what it was trained on; decides the licence"

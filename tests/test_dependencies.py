@@ -18,6 +18,7 @@ MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 LIGHT_SCRIPTS = (
     "recipes/score_answers.py",
     "recipes/drive.py",
+    "recipes/score_plans.py",
     "recipes/tiny/demo.py",
     "recipes/tiny/compare.py",
     "recipes/tiny/ablation.py",
@@ -65,7 +66,7 @@ def imported(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     "extra, scripts",
     [
-        ("eval", ("evaluate_drivelm", "score_answers", "push_to_hub", "ask")),
+        ("eval", ("evaluate_drivelm", "score_answers", "push_to_hub", "ask", "evaluate_planner", "score_plans")),
         ("train", ("build_checkpoint", "distill_vision", "sft_qlora", "merge_checkpoint")),
     ],
 )
@@ -80,7 +81,7 @@ def test_an_extra_brings_what_its_scripts_import(extra, scripts):
             for package in imported(f"recipes.{script}", set())
             for name in distributions.get(package, ())
         }
-        assert "torch" in needed or script in ("ask", "score_answers")
+        assert "torch" in needed or script in ("ask", "score_answers", "score_plans")
         assert not needed - declared, script
 
 

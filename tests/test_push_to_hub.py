@@ -38,6 +38,7 @@ from modeling_smoldriver import CAMERAS
 from recipes import push_to_hub
 from recipes.evaluation.predictions import content_digest
 from recipes.evaluation.provenance import check_leakage, loading_digests, training_stages
+from recipes.evaluation.repository import slim_manifest
 from recipes.training.loading import load_model
 from recipes.training.manifest import write_training_manifest
 
@@ -196,7 +197,7 @@ def test_published_manifest_tells_of_teachers_and_of_what_is_gone_without_paths(
     write_training_manifest(teacher, {"base": None, "scene_tokens": ["scene7"], "steps": 1000})
     manifest = {"base": str(tmp_path / "vision"), "scene_tokens": ["scene0"], "steps": 7, "seconds": 90}
     write_training_manifest(model, manifest | {"arguments": {"teacher_model": str(teacher)}})
-    slim = push_to_hub.slim_manifest(model, training_stages(model, local_files_only=True))
+    slim = slim_manifest(model, training_stages(model, local_files_only=True))
     assert slim == {"scene_tokens": ["scene0", "scene7"], "steps": 7, "seconds": 90, "unrecorded": ["vision"]}
     write_training_manifest(tmp_path / "fetched", slim)
     assert str(check_leakage(tmp_path / "fetched", ["scene9"], "test")).startswith(

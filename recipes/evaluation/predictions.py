@@ -228,7 +228,7 @@ def read_metrics(folder: Path) -> Metrics:
         ValueError: it was written by a version of the project with another format, or is damaged.
     """
     path = folder / METRICS_FILE
-    content = _read_content(path)
+    content = read_content(path)
     found = content.get("format", 1)
     if found != FORMAT:
         raise ValueError(
@@ -248,12 +248,18 @@ def check_unedited(folder: Path) -> None:
         ValueError: names the file.
     """
     path = folder / METRICS_FILE
-    content = _read_content(path)
+    content = read_content(path)
     if content.get("sha256") != content_digest(content):
-        raise ValueError(f"{path} was edited after the evaluation: evaluate again with recipes/evaluate_drivelm.py")
+        raise ValueError(f"{path} was edited after the evaluation: evaluate again")
 
 
-def _read_content(path: Path) -> dict:
+def read_content(path: Path) -> dict:
+    """The object in an evaluation's `metrics.json`, of a language model or of a planner.
+
+    Raises:
+        FileNotFoundError: the evaluation is not finished.
+        ValueError: the file is damaged.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} is not a finished evaluation: it has no {METRICS_FILE}")
     try:

@@ -34,9 +34,12 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
     }
     for path in files.values():
         check_file(path, folder)
-    needed = ["config.json", "processor_config.json", "tokenizer_config.json", "*.safetensors"]
-    if (folder / "config.json").is_file():
-        auto_map = read_object(folder / "config.json").get("auto_map", {})
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    needed = ["config.json", "processor_config.json", "*.safetensors"]
+    if not is_planner(config):
+        needed.insert(2, "tokenizer_config.json")
+    if config:
+        auto_map = config.get("auto_map", {})
         if not auto_map:
             raise ValueError(
                 f"{folder}/config.json names no code (auto_map): save the model with save_pretrained again"
@@ -48,6 +51,11 @@ def model_files(folder: Path) -> tuple[dict[str, Path], list[str]]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: it is not a whole model folder")
     check_weight_files(folder)
     return files, sorted(path.name for path in folder.iterdir() if path.name not in files)
+
+
+def is_planner(config: dict) -> bool:
+    """Whether the `config.json` is a planner's: it has neither language model nor tokenizer."""
+    return config.get("model_type") == "smoldriver_planner"
 
 
 def check_file(path: Path, folder: Path) -> None:

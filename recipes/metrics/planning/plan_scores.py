@@ -30,7 +30,11 @@ def compute_metrics(predictions, references, *, ego=ZOE):
             frame, or a frame with a bad speed, mask, future or agent. The message names the frame.
     """
     plans = checked_plans(predictions, references)
-    statistics = frame_statistics(plans, references, ego)
+    return scores_of_statistics(frame_statistics(plans, references, ego), references)
+
+
+def scores_of_statistics(statistics, references):
+    """The result of `compute_metrics` from the `frame_statistics` of its plans."""
     intervals = SceneIntervals([frame.scene_token for frame in references])
     result = {}
     for subset, rows in subsets(references).items():
@@ -39,6 +43,40 @@ def compute_metrics(predictions, references, *, ego=ZOE):
             metrics = {name: (columns, mean_of_ratios) for name, columns in metrics.items()}
             result[subset][protocol] = _protocol_scores(intervals.score(metrics, rows), len(rows))
     return {**result, "info": {"interval": intervals.describe()}}
+
+
+def paired_differences(statistics, others, references):
+    """How much higher the first plans score than other plans of the same frames: below 0, the first are better.
+
+    Args:
+        statistics, others: the `frame_statistics` of either.
+        references: list of `PlanningFrame`.
+    -> {subset: {protocol: {metric: {"difference": value, "ci": [low, high] or None, "p_value": p or None}}}}
+    """
+    intervals = SceneIntervals([frame.scene_token for frame in references])
+    result = {}
+    for subset, rows in subsets(references).items():
+        result[subset] = {}
+        for protocol, metrics in statistics.items():
+            metrics = {name: columns for name, columns in metrics.items() if not name.startswith("expert")}
+            first = intervals.score({name: (columns, mean_of_ratios) for name, columns in metrics.items()}, rows)
+            columns = {name: (others[protocol][name], mean_of_ratios) for name in metrics}
+            other = intervals.score(columns, rows)
+            result[subset][protocol] = {
+                name: _difference(name, first[name].minus(other[name])) for name in first if name in other
+            }
+    return result
+
+
+def _difference(name, score):
+    if np.isnan(score.value):
+        return {"difference": None, "ci": None, "p_value": None}
+    if name.startswith("l2") and (error := score.standard_error()):
+        reach = t_quantile(score.scenes - 1) * error
+        interval = [score.value - reach, score.value + reach]
+    else:
+        interval = score.interval_of_difference()
+    return {"difference": score.value, "ci": interval, "p_value": score.p_value()}
 
 
 def _protocol_scores(scores, count):

@@ -182,16 +182,36 @@ def frame_statistics(plans, frames, ego=ZOE):
         ego: the footprint of `ours`; the public protocols are defined by nuScenes' car.
     -> {protocol: {metric: (frames, 2 k) float: k numerators, then k denominators}}
     """
+    return frame_statistics_of_many([plans], frames, ego)[0]
+
+
+def frame_statistics_of_many(many, frames, ego=ZOE):
+    """`frame_statistics` of several planners (planners, frames, 6, 2), the hits of agents and expert prepared once.
+    -> list of what `frame_statistics` gives
+    """
+    future, valid = expert_futures(frames)
+    hits = _all_hits([*many, known_paths(future, valid)], frames, ego)
+    not_first = valid & ~np.array([[frame.first_of_scene] for frame in frames])
+    found = []
+    for place, plans in enumerate(many):
+        errors = np.where(valid, np.linalg.norm(plans - future, axis=-1), 0.0)
+        own = {protocol: (both[place], both[-1]) for protocol, both in hits.items()}
+        found.append(_statistics(errors, own, valid, not_first))
+    return found
+
+
+def expert_futures(frames):
+    """-> (frames, 6, 2) float, zero where there is no ground truth, and (frames, 6) bool: where there is."""
     valid = np.array([frame.mask for frame in frames], dtype=bool)
     future = np.array([np.asarray(frame.future, dtype=np.float64)[:, :2] for frame in frames])
-    future = np.where(valid[..., None], future, 0.0)
-    errors = np.where(valid, np.linalg.norm(plans - future, axis=-1), 0.0)
-    hits = _all_hits(plans, future, valid, frames, ego)
+    return np.where(valid[..., None], future, 0.0), valid
 
+
+def _statistics(errors, hits, valid, not_first):
+    """As `frame_statistics`, of errors (frames, 6) and {protocol: (hits of the plans (frames, 6), the expert's)}."""
     every = np.ones(valid.shape, dtype=bool)
     whole = np.repeat(valid.all(axis=1, keepdims=True), valid.shape[1], axis=1)
     up_to = np.logical_and.accumulate(valid, axis=1)
-    not_first = valid & ~np.array([[frame.first_of_scene] for frame in frames])
     return {
         "ours": {
             **_by_seconds("l2", errors, valid),
@@ -217,8 +237,8 @@ def frame_statistics(plans, frames, ego=ZOE):
     }
 
 
-def _all_hits(plans, future, valid, frames, ego):
-    """-> {protocol: (hits of the plans (frames, 6), hits of the expert)}."""
+def _all_hits(paths, frames, ego):
+    """Paths: list of (frames, 6, 2) -> {protocol: hits (paths, frames, 6) bool}."""
     counters = {
         "ours": lambda waypoints, agents: our_hits(waypoints, agents, ego),
         "uniad": uniad_hits,
@@ -226,22 +246,25 @@ def _all_hits(plans, future, valid, frames, ego):
         "bevplanner": bevplanner_hits,
         "sparsedrive": sparsedrive_hits,
     }
-    hits = {name: np.zeros((2, *valid.shape), dtype=bool) for name in counters}
+    hits = {name: np.zeros((len(paths), len(frames), 6), dtype=bool) for name in counters}
     for index, frame in enumerate(frames):
         if not frame.agents:
             continue
         agents = FrameAgents(frame.agents)
         for name, count in counters.items():
-            hits[name][0, index] = count(plans[index], agents)
-            hits[name][1, index] = count(_known_path(future[index], valid[index]), agents)
+            for place, path in enumerate(paths):
+                hits[name][place, index] = count(path[index], agents)
     return hits
 
 
-def _known_path(future, valid):
-    """The expert's path with its last known waypoint held where there is no ground truth: headings before it then do
-    not turn towards the origin. What is hit beyond it is never counted."""
-    known = np.flatnonzero(valid)
-    return future[np.minimum(np.arange(len(future)), known[-1])] if len(known) else future
+def known_paths(futures, valid):
+    """The expert's paths (frames, 6, 2) with the last known waypoint held where there is no ground truth: headings
+    before it then do not turn towards the origin. What is hit beyond it is never counted."""
+    paths = []
+    for future, there in zip(futures, valid, strict=True):
+        known = np.flatnonzero(there)
+        paths.append(future[np.minimum(np.arange(len(future)), known[-1])] if len(known) else future)
+    return np.array(paths)
 
 
 def _mean_protocol(errors, hits, expert_hits, counts):
