@@ -180,8 +180,8 @@ def test_the_ego_waits_before_a_blocked_lane_while_others_pass_and_a_copy_decide
     assert "blocked_lane" in traffic.scenarios() and traffic.ego.speed == 0.0
     assert 60.0 - 3.5 - (traffic.ego.s + 3.4) > 10.0 and strongest_brake(first) < 4.0
     other = copy.deepcopy(traffic)
-    rest = drive(traffic, 20.0)
-    assert rest == drive(other, 20.0) and rest[-1].s > 80.0 and rest[-1].d == lane_offset(0)
+    rest = drive(traffic, 30.0)
+    assert rest == drive(other, 30.0) and rest[-1].s > 80.0 and rest[-1].d == lane_offset(0)
 
 
 def test_a_vehicle_cuts_in_before_the_ego_and_the_ego_can_brake():

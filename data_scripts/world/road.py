@@ -82,7 +82,7 @@ class Leg:
         return self.junction + 9.0 if self.bend_start is None else self.end + 2.0
 
 
-def make_legs(rng, opening: tuple[str, ...] = (), lane: int | None = None) -> list[Leg]:
+def make_legs(rng, opening: tuple[str, ...] = (), lane: int | None = None, rightmost: int = -1) -> list[Leg]:
     """Legs for 20 s of driving and more. The heading stays within 90 degrees of the first one, so that the road never
     crosses itself.
 
@@ -90,12 +90,13 @@ def make_legs(rng, opening: tuple[str, ...] = (), lane: int | None = None) -> li
         rng: numpy's generator; the order of the draws is part of the world's version.
         opening: the actions of the first legs; the others are drawn.
         lane: the ego's first lane; None draws it.
+        rightmost: how far the heading may get from the first one to the right, in quarter turns to the left.
     """
     legs, s, quarter = [], 0.0, 0
     lane = int(rng.integers(SAME_LANES)) if lane is None else lane
     while s < ROUTE_LENGTH:
         options = [GO_STRAIGHT, CHANGE_LEFT if lane > 0 else CHANGE_RIGHT]
-        options += [TURN_LEFT] * (quarter < 1) + [TURN_RIGHT] * (quarter > -1)
+        options += [TURN_LEFT] * (quarter < 1) + [TURN_RIGHT] * (quarter > rightmost)
         action = opening[len(legs)] if len(legs) < len(opening) else str(rng.choice(options))
         # The first leg has begun before the scene does.
         begin = s - (float(rng.uniform(0, 30)) if not legs else 0.0)

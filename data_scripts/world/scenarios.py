@@ -2,7 +2,7 @@
 where the ego turns left. Pedestrians who cross are in most scenes anyway (see `agents.py`).
 
     name = choose_scenario(rng)
-    legs = make_legs(rng, *OPENINGS[name])
+    legs = make_legs(rng, **OPENINGS[name])
     staged = stage(rng, name, legs, limit)
     agents = place_agents(rng, legs, opposite_lanes, limit, staged)
 
@@ -32,15 +32,16 @@ BLOCKED_LANE, CUT_IN, PULL_OUT, ONCOMING_TURN = "blocked_lane", "cut_in", "pull_
 CROSSING_PEDESTRIAN = "crossing_pedestrian"
 # In the order in which they count where two are active at once.
 SCENARIOS = (CROSSING_PEDESTRIAN, CUT_IN, PULL_OUT, ONCOMING_TURN, BLOCKED_LANE)
-SHARES = {None: 0.58, BLOCKED_LANE: 0.105, CUT_IN: 0.1, PULL_OUT: 0.1, ONCOMING_TURN: 0.115}
+SHARES = {None: 0.56, BLOCKED_LANE: 0.11, CUT_IN: 0.11, PULL_OUT: 0.11, ONCOMING_TURN: 0.11}
 REACHED = 78.0  # metres along the road that the ego reaches early enough
-# The first legs of the ego's route, and its first lane (None: any): a scenario needs room.
+# A scenario needs room: what `make_legs` is told about the ego's route. The route does not come back across the street
+# of those who come straight on.
 OPENINGS = {
-    None: ((), None),
-    BLOCKED_LANE: ((GO_STRAIGHT,) * 3, None),
-    CUT_IN: ((GO_STRAIGHT,) * 3, None),
-    PULL_OUT: ((GO_STRAIGHT,) * 3, SAME_LANES - 1),
-    ONCOMING_TURN: ((GO_STRAIGHT, TURN_LEFT), None),
+    None: {},
+    BLOCKED_LANE: {"opening": (GO_STRAIGHT,) * 2},
+    CUT_IN: {"opening": (GO_STRAIGHT,) * 2},
+    PULL_OUT: {"opening": (GO_STRAIGHT,) * 2, "lane": SAME_LANES - 1},
+    ONCOMING_TURN: {"opening": (GO_STRAIGHT, TURN_LEFT), "rightmost": 0},
 }
 
 
@@ -101,7 +102,7 @@ def stage_cut_in(rng, legs: list[Leg], limit: float) -> Staged | None:
     lanes = {leg_at(legs, s).lane for s in places}
     if not places or lanes != {lane}:
         return None
-    for leg in legs[: len(OPENINGS[CUT_IN][0])]:
+    for leg in legs[: len(OPENINGS[CUT_IN]["opening"])]:
         leg.has_light = False  # nobody cuts in where all brake for a light
     kind, other = str(rng.choice(["car", "motorcycle", "truck"])), 1 - lane
     wanted = limit * float(rng.uniform(0.6, 0.8))

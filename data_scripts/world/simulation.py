@@ -123,7 +123,7 @@ def start_scene(seed: int, index: int) -> SceneStart:
     weather = str(rng.choice(list(WEATHERS), p=[0.3, 0.25, 0.15, 0.15, 0.15]))
     limit, opposite_lanes = WEATHERS[weather], 1 if rng.random() < 0.7 else 2
     name = choose_scenario(rng)
-    legs = make_legs(rng, *OPENINGS[name])
+    legs = make_legs(rng, **OPENINGS[name])
     path = make_path(rng, legs)
     staged = stage(rng, name, legs, limit)
     agents = place_agents(rng, legs, opposite_lanes, limit, staged)

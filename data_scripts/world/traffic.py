@@ -243,7 +243,7 @@ class Traffic:
 
     def _measure(self) -> None:
         """The road's heading at everyone's place: gaps in bends are measured along the lane."""
-        self._ego_heading = self.path.heading(self.ego.s)
+        self._ego_heading = float(self.path.heading(self.ego.s))
         self._headings = self.path.heading(np.array([a.s for a in self.agents])).tolist() if self.agents else []
 
     def _acceleration_of(
