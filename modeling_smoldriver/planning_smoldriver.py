@@ -206,7 +206,7 @@ class SmolDriverPlannerModel(SmolDriverPlannerPreTrainedModel):
             return tokens
         side = self.config.scale_factor * math.isqrt(self.config.visual_tokens)
         cameras = camera_ids[frame, view]
-        hidden = self.vision_model(pixel_values[frame, view], cameras, side)
+        hidden = self.vision_model(pixel_values[frame, view], cameras, side).last_hidden_state
         found = self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
         return tokens.to(found.dtype).index_put((frame, cameras), found)
 
