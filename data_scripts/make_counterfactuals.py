@@ -35,10 +35,11 @@ from data_scripts.shards import format_report, write_splits
 from data_scripts.sources.nuscenes_tables import HISTORY, Agent, EgoMotion, Pose
 from data_scripts.synthesize_world import MAX_SCENES, MAX_SEED, image_size, renderer_of
 from data_scripts.world.cameras import CAMERAS
-from data_scripts.world.counterfactuals import Pair, Version, scene_at, scene_pairs
+from data_scripts.world.counterfactuals import Pair, scene_at, scene_pairs
+from data_scripts.world.expert import ExpertDrive
 from data_scripts.world.folder import WORLD_VERSION
 from data_scripts.world.ground import GroundMap
-from data_scripts.world.nuscenes import ANNOTATION_RANGE, CATEGORIES, image_file, route_commands, timestamp, token
+from data_scripts.world.nuscenes import ANNOTATION_RANGE, CATEGORIES, image_file, route_command, timestamp, token
 from data_scripts.world.render import Renderer, to_jpeg
 from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import SAMPLE_SECONDS
@@ -117,7 +118,7 @@ def pair_entry(pair: Pair) -> dict:
 
 def scene_row(pair: Pair, version: str, renderer: Renderer, ground: GroundMap) -> dict:
     """One version of a pair as a row of `PLANNING_ROW`."""
-    now: Version = getattr(pair, version)
+    now: ExpertDrive = getattr(pair, version)
     scene, t = scene_at(pair.scene, pair.t, now.traffic), pair.t
     images, look = renderer.render(scene, ground, t)
     seen = frame_of(scene, t, look).visibility
@@ -134,7 +135,7 @@ def scene_row(pair: Pair, version: str, renderer: Renderer, ground: GroundMap) -
     }
 
 
-def motion_of(pair: Pair, version: Version, seen: list[int]) -> EgoMotion:
+def motion_of(pair: Pair, version: ExpertDrive, seen: list[int]) -> EgoMotion:
     """History as it was driven, the expert's future in this version, and the agents that a picture shows."""
     scene, t = pair.scene, pair.t
     now = version.egos[0]
@@ -152,8 +153,9 @@ def motion_of(pair: Pair, version: Version, seen: list[int]) -> EgoMotion:
         future=future,
         future_mask=[True] * len(future),
         speed=math.hypot(*history[-1][:2]) / SAMPLE_SECONDS,
-        command=route_commands(scene, [t])[token("sample", scene.seed, scene.index, t)],
+        command=route_command(scene.legs, float(scene.ego_s[t])),
         command_source="route",
+        scenario=version.scenario,
         agents=agents,
     )
 

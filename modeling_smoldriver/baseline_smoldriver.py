@@ -27,8 +27,10 @@ from .modeling_smoldriver import (
     SmolDriverHeadMixin,
     added_mask,
     compute_dtype,
+    image_places,
     quantize_language_model_only,
     view_indices,
+    visual_tokens_of,
 )
 from .processing_smoldriver import END_OF_TURN, SmolDriverProcessor
 from .scene_smoldriver import attend_to_scenes
@@ -108,6 +110,7 @@ class SmolVLMSceneModel(SmolVLMModel):
         pixel_values: torch.FloatTensor | None = None,
         camera_ids: torch.LongTensor | None = None,
         frame_index: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict | None = None,
         **kwargs,
     ) -> SmolVLMBaseModelOutputWithPast:
         """
@@ -116,22 +119,23 @@ class SmolVLMSceneModel(SmolVLMModel):
                 no difference. Without it the forward pass is SmolVLM's own.
             frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): the frame that each row shows; default:
                 one frame per row.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": ...}` with a `pooler_output`, instead of
+                `pixel_values`: the pictures' tokens in the order of the `<image>` tokens.
 
         The other arguments are SmolVLM's; `attention_mask` may be bool `(batch, 1, length, keys)` for packs.
 
         Raises:
             ValueError: if pictures and `<image>` tokens do not match.
         """
-        if pixel_values is not None and camera_ids is not None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-            placeholders = input_ids == self.config.image_token_id
-            visual = self.visual_tokens(pixel_values, camera_ids, frame_index).to(inputs_embeds.dtype)
-            if int(placeholders.sum()) != len(visual):
-                raise ValueError(
-                    f"image tokens and pictures do not match: the rows hold {int(placeholders.sum())} <image> tokens,"
-                    f" their pictures give {len(visual)}, {self.image_seq_len} each"
-                )
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), visual)
+        if mm_encoder_outputs or (pixel_values is not None and camera_ids is not None):
+            places = image_places(self, input_ids, inputs_embeds)
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            if mm_encoder_outputs:
+                visual = visual_tokens_of(mm_encoder_outputs["image"], places)
+            else:
+                visual, _ = self.placed_pictures(places, pixel_values, camera_ids, frame_index)
+            inputs_embeds = inputs_embeds.masked_scatter(places.unsqueeze(-1), visual.to(inputs_embeds.dtype))
             input_ids = pixel_values = None
         packed = isinstance(attention_mask, torch.Tensor) and attention_mask.dtype == torch.bool
         if packed and self.text_model.config._attn_implementation == "eager":
@@ -144,19 +148,31 @@ class SmolVLMSceneModel(SmolVLMModel):
             **kwargs,
         )
 
-    def visual_tokens(
-        self, pixel_values: torch.FloatTensor, camera_ids: torch.LongTensor, frame_index: torch.LongTensor | None
-    ) -> torch.Tensor:
-        """`(tokens of all rows' views, in order, width)`; each picture goes through the tower once."""
+    def placed_pictures(self, places, pixel_values, camera_ids, frame_index=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Visual tokens `(pictures, tokens, width)` of the rows' pictures in order, and `(views, tokens, width)` of
+        the frames': each picture goes through the tower once.
+
+        Args:
+            places (`torch.BoolTensor` of shape `(batch, length)`): of `image_places`; the others as in `forward`.
+
+        Raises:
+            ValueError: if pictures and `<image>` tokens do not match.
+        """
         real = camera_ids >= 0
         hidden = self.vision_model(pixel_values=pixel_values[real].to(self.vision_model.dtype)).last_hidden_state
         # A trained vision model may have a wider dtype than a frozen connector.
         dtype = compute_dtype(self.connector.modality_projection.proj, self.get_input_embeddings().weight.dtype)
-        tokens = self.connector(hidden.to(dtype))
+        visual = placed = self.connector(hidden.to(dtype))
         if frame_index is not None:
             views = view_indices(camera_ids)[frame_index]
-            tokens = tokens[views[views >= 0]]
-        return tokens.flatten(0, 1)
+            placed = visual[views[views >= 0]]
+        tokens, given = int(places.sum()), placed.shape[:2].numel()
+        if tokens != given:
+            raise ValueError(
+                f"image tokens and pictures do not match: the rows hold {tokens} <image> tokens, their pictures give"
+                f" {given}, {self.image_seq_len} each"
+            )
+        return placed, visual
 
 
 class SmolVLMForScenes(SmolDriverHeadMixin, SmolVLMForConditionalGeneration):

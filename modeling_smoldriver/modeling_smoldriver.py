@@ -33,13 +33,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, ModelOutput
 from transformers.quantizers import AutoQuantizationConfig
+from transformers.utils import can_return_tuple
 
 from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
-from .resampler_smoldriver import CameraLayerNorm, CameraLinear, SmolDriverResampler
+from .resampler_smoldriver import FORMER_KEYS, CameraLayerNorm, CameraLinear, SmolDriverResampler
 from .scene_smoldriver import SceneAnswerMixin, SceneCache, attend_to_scenes
 
 UNQUANTIZED = ["model.vision_model", "model.connector", "vision_model", "connector", "lm_head"]
@@ -63,8 +64,11 @@ def quantize_language_model_only(quantization_config):
 
 
 def compute_dtype(layer: nn.Linear, otherwise: torch.dtype) -> torch.dtype:
-    """The dtype for a layer's input: its weight's, or `otherwise` if the weight is quantised (and stored as uint8)."""
-    dtype = layer.weight.dtype
+    """The dtype for a layer's input: its weight's, or `otherwise` if the weight is quantised (and stored as uint8).
+
+    `torch.ao.quantization.quantize_dynamic` makes `weight` a method.
+    """
+    dtype = getattr(layer.weight, "dtype", None)
     return dtype if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else otherwise
 
 
@@ -72,6 +76,16 @@ def view_indices(camera_ids: torch.LongTensor) -> torch.LongTensor:
     """`(frames, views)`: the index of each view among those that are not padding; -1 for padding."""
     real = camera_ids >= 0
     return torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1)
+
+
+def padding_last(indices: torch.LongTensor) -> torch.LongTensor:
+    """`(n,)`: an order of `indices` with those below 0 (padding) behind the others, which keep their order.
+
+    Its shape does not depend on values, as that of `indices >= 0` used as an index would: for compiled graphs.
+    """
+    real = indices >= 0
+    place = torch.where(real, real.cumsum(0) - 1, real.sum() + (~real).cumsum(0) - 1)
+    return torch.zeros_like(place).scatter(0, place, torch.arange(place.shape[0], device=place.device))
 
 
 def added_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -134,6 +148,8 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _unread_weights: tuple[str, ...] = ()  # beginnings of names that a checkpoint may hold for another class
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -152,19 +168,21 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """As in transformers, but strict, and a `quantization_config` without a list of modules to skip is that of
-        the language model alone: 4 bits cost most where the pictures are read.
+        the language model alone: 4 bits cost most where the pictures are read. Weights of older checkpoints get their
+        present names.
 
         Raises:
             ValueError: names every tensor that is missing, unknown or of another shape.
         """
         kwargs["quantization_config"] = quantize_language_model_only(kwargs.get("quantization_config"))
         kwargs["ignore_mismatched_sizes"] = True  # transformers would raise without saying which
+        kwargs["key_mapping"] = {**FORMER_KEYS, **(kwargs.get("key_mapping") or {})}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # transformers 4.57 lists names, 5.x tuples of name and shapes
         misshapen = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
         found = {
             "missing": set(info["missing_keys"]) - misshapen,
-            "unexpected": info["unexpected_keys"],
+            "unexpected": {key for key in info["unexpected_keys"] if not key.startswith(cls._unread_weights)},
             "wrongly shaped": misshapen,
         }
         problems = [f"{what}: {', '.join(sorted(names))}" for what, names in found.items() if names]
@@ -174,7 +192,13 @@ class SmolDriverPreTrainedModel(PreTrainedModel):
                 + "; ".join(problems)
             )
         model.freeze_unread()
+        model._forget_former_names()
         return (model, info) if output_loading_info else model
+
+    def _forget_former_names(self):
+        """Save under present names: transformers 5 would give the weights back the names that they were loaded by."""
+        kept = getattr(self, "_weight_conversions", None) or []
+        self._weight_conversions = [one for one in kept if not set(one.source_patterns) & FORMER_KEYS.keys()]
 
     def freeze_unread(self):
         """Freeze DINOv2's mask token: its pre-training used it, nothing reads it here."""
@@ -199,6 +223,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
             self.tower.pooler = None
         self.projection = nn.Linear(config.tower_config.hidden_size, config.hidden_size)
         self.resampler = SmolDriverResampler(config)
+        self._tower_interpolates = "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters
         self.post_init()
         self.freeze_unread()
 
@@ -209,6 +234,14 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         """`(views, 3, S, S)` -> patch features `(views, side, side, tower channels)`, without CLS or registers.
 
         Raises:
+            ValueError: see `tower_outputs`.
+        """
+        return self._patches(self.tower_outputs(pixel_values), pixel_values)
+
+    def tower_outputs(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """What the tower gives for pictures `(views, 3, S, S)`; `kwargs` are the tower's.
+
+        Raises:
             ValueError: if S is not a multiple of the tower's patch size, or the tower gives fewer tokens than patches.
         """
         patch_size, size = self.config.tower_config.patch_size, pixel_values.shape[-1]
@@ -217,33 +250,53 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
                 f"pictures of {tuple(pixel_values.shape[-2:])} pixels do not tile into square patches of {patch_size}"
             )
         side = size // patch_size
-        arguments = {}
-        if size != self.config.tower_config.image_size:
-            if "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters:
-                arguments["interpolate_pos_encoding"] = True
-        hidden = self.tower(pixel_values.to(self.dtype), **arguments).last_hidden_state
+        if size != self.config.tower_config.image_size and self._tower_interpolates:
+            kwargs["interpolate_pos_encoding"] = True
+        outputs = self.tower(pixel_values.to(self.dtype), return_dict=True, **kwargs)
+        hidden = outputs.last_hidden_state
         if hidden.ndim != 3 or hidden.shape[1] < side * side:
             kind, given = self.config.tower_config.model_type, tuple(hidden.shape[1:])
             raise ValueError(
                 f"the tower, a {kind!r}, gives {given} for a picture of {side}x{side} patches, not one token per"
                 " patch: choose a ViT, DINOv2 or SigLIP"
             )
-        return hidden[:, -side * side :].unflatten(1, (side, side))
+        return outputs
 
+    def _patches(self, outputs: BaseModelOutput, pixel_values: torch.Tensor) -> torch.Tensor:
+        side = pixel_values.shape[-1] // self.config.tower_config.patch_size
+        return outputs.last_hidden_state[:, -side * side :].unflatten(1, (side, side))
+
+    @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, camera_ids: torch.Tensor, side: int | None = None, **kwargs
-    ) -> torch.Tensor:
+        self,
+        pixel_values: torch.Tensor,
+        camera_ids: torch.Tensor,
+        side: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(views, 3, S, S)`): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(views,)`): 0 .. cameras - 1.
             side (`int`, *optional*): side of the output grid; default `config.grid_size`.
+            output_hidden_states, output_attentions (`bool`, *optional*): default: as the config says.
 
         Returns:
-            `torch.Tensor` of shape `(views, side * side, hidden_size)`.
+            `last_hidden_state` `(views, side * side, hidden_size)`; `hidden_states` and `attentions` are the tower's.
         """
-        features = self.projection(self.tower_features(pixel_values))
-        return self.resampler(features, camera_ids, side or self.config.grid_size)
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        tower = self.tower_outputs(pixel_values, **{name: True for name, value in asked.items() if value})
+        patches = self._patches(tower, pixel_values)
+        # 8-bit layers of bitsandbytes take three axes
+        features = self.projection(patches.flatten(1, 2)).unflatten(1, patches.shape[1:3])
+        return BaseModelOutput(
+            last_hidden_state=self.resampler(features, camera_ids, side or self.config.grid_size),
+            hidden_states=tower.hidden_states,
+            attentions=tower.attentions,
+        )
 
 
 @dataclass
@@ -269,10 +322,51 @@ class SmolDriverCausalLMOutputWithPast(ModelOutput):
     image_hidden_states: torch.FloatTensor | None = None
 
 
+@dataclass
+class SmolDriverPlacedPictures(ModelOutput):
+    """What `generate` encodes once for all its steps and beams.
+
+    `pooler_output` `(1, tokens, D)`: the visual tokens of all rows, in the order of their `<image>` tokens. The inputs
+    that they were made of stay beside them, for a draft model with a vision model of its own.
+    """
+
+    pooler_output: torch.FloatTensor | None = None
+    pixel_values: torch.FloatTensor | None = None
+    camera_ids: torch.LongTensor | None = None
+    frame_index: torch.LongTensor | None = None
+    encoder: int | None = None  # id of the model that made them
+
+
+def image_places(
+    model: PreTrainedModel, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor | None
+) -> torch.BoolTensor:
+    """`(batch, length)`: True where an `<image>` token stands, or its embedding if there are no ids."""
+    if input_ids is not None and input_ids.numel():
+        return input_ids == model.config.image_token_id
+    image = torch.tensor(model.config.image_token_id, device=inputs_embeds.device)
+    return (inputs_embeds == model.get_input_embeddings()(image).to(inputs_embeds)).all(-1)
+
+
+def visual_tokens_of(encoded: ModelOutput, places: torch.BoolTensor) -> torch.Tensor:
+    """`(tokens, D)` of pictures that were encoded before, for the places `(batch, length)` of `<image>` tokens.
+
+    Raises:
+        ValueError: if there are more or fewer tokens than places; unless compiled.
+    """
+    pooled = encoded.pooler_output  # a list in SmolVLM's own
+    tokens = pooled.flatten(0, -2) if torch.is_tensor(pooled) else torch.cat([one.flatten(0, -2) for one in pooled])
+    if not torch.compiler.is_compiling() and int(places.sum()) != len(tokens):
+        raise ValueError(
+            f"image tokens and pictures do not match: the rows hold {int(places.sum())} <image> tokens, the encoded"
+            f" pictures give {len(tokens)}"
+        )
+    return tokens
+
+
 class SmolDriverModel(SmolDriverPreTrainedModel):
     """Vision model, connector and text model; without a language-modelling head."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _unread_weights = ("lm_head.",)
 
     def __init__(self, config: SmolDriverConfig):
         super().__init__(config)
@@ -290,6 +384,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_model.set_input_embeddings(value)
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.FloatTensor,
@@ -302,13 +397,16 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`): normalised pictures.
             camera_ids (`torch.LongTensor` of shape `(batch, views)`): each view's camera, -1 for padding.
             visual_tokens (`int`, *optional*): tokens per view, of `config.visual_token_budgets`; default the largest.
+            kwargs: `output_hidden_states` and `output_attentions` of the tower.
 
         Returns:
             One entry per view that is not padding, in order: `last_hidden_state` `(views, (s k)^2, C)` before and
-            `pooler_output` `(views, k^2, D)` after the connector.
+            `pooler_output` `(views, k^2, D)` after the connector. Compiled or exported, with shapes that may not
+            depend on values, as many entries as `camera_ids` has: padding comes last and means nothing.
 
         Raises:
-            ValueError: for shapes that disagree, or a camera id or budget that the model does not have.
+            ValueError: for shapes that disagree, or a budget that the model does not have; unless compiled, also for a
+                camera id that it does not have.
         """
         budgets = self.config.visual_token_budgets
         visual_tokens = budgets[0] if visual_tokens is None else visual_tokens
@@ -319,20 +417,35 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
                 "pixel_values must be (batch, views, 3, S, S) and camera_ids (batch, views);"
                 f" got {tuple(pixel_values.shape)} and {tuple(camera_ids.shape)}"
             )
+        if torch.compiler.is_compiling():
+            order = padding_last(camera_ids.flatten())
+            pixels, cameras = pixel_values.flatten(0, 1)[order], camera_ids.flatten()[order].clamp(min=0)
+        else:
+            self._check_cameras(camera_ids)
+            real = camera_ids >= 0
+            pixels, cameras = pixel_values[real], camera_ids[real]
+        # by its place in the list: a compiled graph cannot take a root
+        side = self.config.scale_factor * (len(budgets) - budgets.index(visual_tokens))
+        outputs = self.vision_model(pixels, cameras, side, return_dict=True, **kwargs)
+        hidden = outputs.last_hidden_state
+        # A trained vision model may have a wider dtype than a frozen connector.
+        dtype = compute_dtype(self.connector.modality_projection.proj, self.get_input_embeddings().weight.dtype)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=self.connector(hidden.to(dtype)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _check_cameras(self, camera_ids: torch.Tensor) -> None:
         cameras = self.config.vision_config.cameras
         if camera_ids.numel() and not -1 <= int(camera_ids.min()) <= int(camera_ids.max()) < len(cameras):
             raise ValueError(
                 f"camera_ids must be -1 (padding) or 0 .. {len(cameras) - 1} ({', '.join(cameras)});"
                 f" got {sorted(set(camera_ids.flatten().tolist()))}"
             )
-        real = camera_ids >= 0
-        side = self.config.scale_factor * math.isqrt(visual_tokens)
-        hidden = self.vision_model(pixel_values[real], camera_ids[real], side)
-        # A trained vision model may have a wider dtype than a frozen connector.
-        dtype = compute_dtype(self.connector.modality_projection.proj, self.get_input_embeddings().weight.dtype)
-        tokens = self.connector(hidden.to(dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=tokens)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -343,6 +456,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         camera_ids: torch.LongTensor | None = None,
         frame_index: torch.LongTensor | None = None,
+        visual_tokens: int | None = None,
+        mm_encoder_outputs: dict | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> SmolDriverModelOutputWithPast:
@@ -351,6 +466,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, length)`):
                 Token ids. `<image>` tokens mark the places of visual tokens, k^2 per view: their number sets the
                 budget.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, length, D)`, *optional*):
+                Instead of `input_ids`; a place of a visual token holds the embedding of `<image>`.
             attention_mask (`torch.Tensor` of shape `(batch, length)` or bool `(batch, 1, length, keys)`, *optional*):
                 1 or True where a token may be attended to. The 4-D form is used unchanged (packs).
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
@@ -358,6 +475,10 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding.
             frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): for rows that share their pictures, the
                 frame that each row shows; `pixel_values` and `camera_ids` then hold one entry per frame.
+            visual_tokens (`int`, *optional*): the budget, for a compiled graph, which cannot count `<image>` tokens;
+                default there: the largest.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}` instead of `pixel_values`:
+                the pictures' tokens in the order of the `<image>` tokens.
 
         Raises:
             ValueError: if pictures and `<image>` tokens do not match.
@@ -367,14 +488,19 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         visual = None
-        if pixel_values is not None:
-            if input_ids is None or camera_ids is None:
-                raise ValueError("pixel_values need input_ids (to find the <image> tokens) and camera_ids")
-            inputs_embeds, visual = self._with_pictures(
-                inputs_embeds, input_ids, pixel_values, camera_ids, frame_index
-            )
-        elif input_ids is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
-            placeholders = int((input_ids == self.config.image_token_id).sum())
+        if pixel_values is not None or mm_encoder_outputs:
+            if pixel_values is not None and (camera_ids is None or mm_encoder_outputs):
+                raise ValueError("pixel_values need camera_ids, and no mm_encoder_outputs beside them")
+            places = image_places(self, input_ids, inputs_embeds)
+            if mm_encoder_outputs:
+                placed = visual = visual_tokens_of(mm_encoder_outputs["image"], places)
+            else:
+                placed, visual = self.placed_pictures(places, pixel_values, camera_ids, frame_index, visual_tokens)
+            placed = placed.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(places.unsqueeze(-1), placed)
+        elif input_ids is not None and not torch.compiler.is_compiling():
+            begins = past_key_values is None or past_key_values.get_seq_length() == 0
+            placeholders = int((input_ids == self.config.image_token_id).sum()) if begins else 0
             if placeholders:
                 raise ValueError(f"the prompt holds {placeholders} <image> tokens, but there are no pixel_values")
 
@@ -387,6 +513,7 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         return SmolDriverModelOutputWithPast(
@@ -397,24 +524,39 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             image_hidden_states=visual,
         )
 
-    def _with_pictures(
-        self, inputs_embeds, input_ids, pixel_values, camera_ids, frame_index
+    def placed_pictures(
+        self, places, pixel_values, camera_ids, frame_index=None, visual_tokens=None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings with visual tokens in the places of `<image>`, and the visual tokens `(views, k^2, D)`."""
-        placeholders = input_ids == self.config.image_token_id
+        """Visual tokens `(pictures, k^2, D)` of the rows' pictures in order, and `(views, k^2, D)` of the frames'.
+
+        Args:
+            places (`torch.BoolTensor` of shape `(batch, length)`): of [`image_places`]; the others as in `forward`.
+
+        Raises:
+            ValueError: if pictures and `<image>` tokens do not match.
+        """
         views = view_indices(camera_ids)
         if frame_index is not None:
             views = views[frame_index]
-        visual_tokens = self._tokens_per_view(placeholders, views)
-        visual = self.get_image_features(pixel_values, camera_ids, visual_tokens).pooler_output
-        placed = visual if frame_index is None else visual[views[views >= 0]]
-        return inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), placed.to(inputs_embeds.dtype)), visual
+        visual_tokens = self._tokens_per_view(places, views, visual_tokens)
+        visual = self.get_image_features(pixel_values, camera_ids, visual_tokens, return_dict=True).pooler_output
+        if frame_index is None:
+            return visual, visual
+        if torch.compiler.is_compiling():
+            views = views.flatten()
+            return visual[views[padding_last(views)].clamp(min=0)], visual
+        return visual[views[views >= 0]], visual
 
-    def _tokens_per_view(self, placeholders: torch.Tensor, row_views: torch.Tensor) -> int:
+    def _tokens_per_view(self, places: torch.Tensor, row_views: torch.Tensor, given: int | None) -> int:
         """The budget that the prompt asks for; `row_views` `(batch, views)` is below 0 where a row has no view."""
-        tokens, views = placeholders.sum(-1).tolist(), (row_views >= 0).sum(-1).tolist()
+        tokens, views = places.sum(-1), (row_views >= 0).sum(-1)
+        if torch.compiler.is_compiling():
+            per_view = given or self.config.visual_token_budgets[0]
+            torch._assert_async((tokens == per_view * views).all(), "image tokens and pictures do not match")
+            return per_view
+        tokens, views = tokens.tolist(), views.tolist()
         per_view = sum(tokens) // max(1, sum(views))
-        if not per_view or tokens != [per_view * count for count in views]:
+        if not per_view or tokens != [per_view * count for count in views] or (given or per_view) != per_view:
             raise ValueError(
                 f"image tokens and pictures do not match: the rows hold {tokens} <image> tokens for {views} pictures;"
                 f" each picture of a batch takes the same number, one of {self.config.visual_token_budgets}"
@@ -425,6 +567,53 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
 class SmolDriverHeadMixin(SceneAnswerMixin):
     """The forward pass of a model with `model` and `lm_head`, for SmolDriver and for its SmolVLM baseline."""
 
+    _tp_plan = LlamaForCausalLM._tp_plan  # of lm_head, as the installed transformers spells it
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """False: transformers 5 would encode the pictures itself, at the largest budget. The next method does it."""
+        return False
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """As in transformers, which calls it before a search, but each picture is encoded once, not per beam."""
+        pictures = self._pictures_encoded_once(input_ids, expand_size, model_kwargs)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if pictures is not None:
+            model_kwargs["mm_encoder_outputs"] = {"image": pictures}
+        return input_ids, model_kwargs
+
+    def _pictures_encoded_once(
+        self, input_ids: torch.LongTensor | None, expand_size: int, model_kwargs: dict
+    ) -> SmolDriverPlacedPictures | None:
+        """The pictures of `model_kwargs`, which loses them, for rows that are repeated `expand_size` times.
+
+        None if there are no pictures, or they are in the cache.
+        """
+        cache, given = model_kwargs.get("past_key_values"), model_kwargs.pop("mm_encoder_outputs", None)
+        encoded = given["image"] if given else None
+        inputs = model_kwargs
+        if getattr(encoded, "encoder", None) not in (None, id(self)):  # this model drafts for the one that made them
+            encoded, inputs = None, dict(encoded)
+        inputs = {name: inputs.get(name) for name in ("pixel_values", "camera_ids", "frame_index")}
+        if encoded is None and (inputs["pixel_values"] is None or inputs["camera_ids"] is None):
+            return None
+        for name in inputs:
+            model_kwargs.pop(name, None)
+        if cache is not None and cache.get_seq_length():
+            return None
+        places = image_places(self, input_ids, model_kwargs.get("inputs_embeds"))
+        if encoded is None:
+            inputs = {name: value if value is None else self._moved(value) for name, value in inputs.items()}
+            tokens = self.model.placed_pictures(self._moved(places), **inputs)[0].flatten(0, -2)
+        else:
+            tokens = visual_tokens_of(encoded, places)
+        if expand_size > 1:
+            rows = tokens.split(places.sum(-1).tolist())
+            tokens = torch.cat([row.repeat(expand_size, 1) for row in rows])
+        return SmolDriverPlacedPictures(pooler_output=tokens.unsqueeze(0), encoder=id(self), **inputs)
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -435,6 +624,7 @@ class SmolDriverHeadMixin(SceneAnswerMixin):
         pixel_values: torch.FloatTensor | None = None,
         camera_ids: torch.LongTensor | None = None,
         frame_index: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -451,6 +641,8 @@ class SmolDriverHeadMixin(SceneAnswerMixin):
 
         The other arguments are those of [`SmolDriverModel.forward`].
         """
+        if mm_encoder_outputs:
+            kwargs["mm_encoder_outputs"] = mm_encoder_outputs
         if scene is not None:
             kwargs["scene"] = scene
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -465,6 +657,7 @@ class SmolDriverHeadMixin(SceneAnswerMixin):
             camera_ids=camera_ids,
             frame_index=frame_index,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

@@ -234,7 +234,7 @@ class SmolDriverPlannerModel(SmolDriverPlannerPreTrainedModel):
     def _tokens_of_views(self, pictures: torch.Tensor, cameras: torch.Tensor) -> torch.Tensor:
         """`(N, 3, S, S)`, `(N,)` -> `(N, visual_tokens, token_size)`."""
         side = self.config.scale_factor * math.isqrt(self.config.visual_tokens)
-        hidden = self.vision_model(pictures, cameras, side)
+        hidden = self.vision_model(pictures, cameras, side).last_hidden_state
         return self.connector(hidden.to(self.connector.modality_projection.proj.weight.dtype))
 
     def _check_views(

@@ -5,6 +5,8 @@ budgets are a prefix of the queries, which in raster order would drop the lower 
 budget is the same query grid at a coarser resolution.
 """
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +14,25 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_smoldriver import SmolDriverVisionConfig
 from .scene_smoldriver import weights_fingerprint
+
+FORMER_NAMES = {
+    "q_proj": "camera_query",
+    "k_proj": "camera_key",
+    "v_proj": "camera_value",
+    "out_proj": "camera_output",
+}
+"""Names that the grouped layers had in older checkpoints. Adapters look for `q_proj` by name and take plain linear
+layers only, so the resampler keeps those names free."""
+
+FORMER_KEYS = {rf"\bresampler\.{former}\.": f"resampler.{name}." for former, name in FORMER_NAMES.items()}
+"""Pattern of a weight's former name -> what replaces it; the form of `from_pretrained`'s `key_mapping`."""
+
+
+def present_name(key: str) -> str:
+    """The name that a weight of an older checkpoint has today."""
+    for pattern, replacement in FORMER_KEYS.items():
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def resize_grid(grid: torch.Tensor, side: int) -> torch.Tensor:
@@ -90,12 +111,20 @@ class SmolDriverResampler(nn.Module):
         self.query = nn.Parameter(torch.empty(cameras, config.grid_size, config.grid_size, width))
         self.query_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
         self.feature_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
-        self.q_proj = CameraLinear(cameras, width)
-        self.k_proj = CameraLinear(cameras, width)
-        self.v_proj = CameraLinear(cameras, width)
-        self.out_proj = CameraLinear(cameras, width)
+        self.camera_query = CameraLinear(cameras, width)
+        self.camera_key = CameraLinear(cameras, width)
+        self.camera_value = CameraLinear(cameras, width)
+        self.camera_output = CameraLinear(cameras, width)
         self.output_norm = CameraLayerNorm(cameras, width, config.layer_norm_eps)
         self._reused: tuple[int, dict] | None = None  # (fingerprint of the weights, attention by grid and dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Reads older checkpoints too: whoever calls `load_state_dict` (PEFT, trainers) knows no `key_mapping`."""
+        for former, name in FORMER_NAMES.items():
+            for kind in ("weight", "bias"):
+                if (key := f"{prefix}{former}.{kind}") in state_dict:
+                    state_dict[f"{prefix}{name}.{kind}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, features: torch.Tensor, camera_ids: torch.Tensor, side: int) -> torch.Tensor:
         """
@@ -107,26 +136,25 @@ class SmolDriverResampler(nn.Module):
         Returns:
             `torch.Tensor` of shape `(views, side * side, channels)`, in raster order, dtype of `features`.
         """
-        groups, slots, cameras = self._group(
-            features, camera_ids
-        )  # (camera, views per camera, height, width, channels)
+        # (camera, views per camera, height, width, channels)
+        groups, slots, cameras = self._group(features, camera_ids)
         count, per_camera, patch_side = groups.shape[:3]
         patches, channels = patch_side * patch_side, groups.shape[-1]
 
         normed = self.feature_norm(groups.reshape(count, -1, channels), cameras)
-        value = self.v_proj(normed, cameras)
+        value = self.camera_value(normed, cameras)
         value = value.view(count, per_camera, patches, self.num_heads, self.head_dim).transpose(2, 3)
         if self.config.resampler_keys == "content":
             query = self._queries(side, cameras, features)
             key = normed.view(count, per_camera, patches, channels)
             key = key + grid_positions(patch_side, self.config.grid_size, channels, features)
-            key = self.k_proj(key.view(count, -1, channels), cameras)
+            key = self.camera_key(key.view(count, -1, channels), cameras)
             output = self._attend(query, key, value)
         else:
             output = torch.matmul(self._fixed_attention(side, patch_side, cameras, features)[:, None], value)
             output = output.transpose(2, 3)
         output = output.reshape(count, -1, channels)  # (camera, views per camera * queries, channels)
-        output = self.out_proj(output, cameras)
+        output = self.camera_output(output, cameras)
         if self.config.resampler_residual:
             aligned = resize_grid(groups.reshape(count * per_camera, patch_side, patch_side, channels), side)
             output = output + aligned.reshape(output.shape)
@@ -134,7 +162,12 @@ class SmolDriverResampler(nn.Module):
         return output.view(count * per_camera, side * side, channels)[slots]
 
     def _group(self, features: torch.Tensor, camera_ids: torch.Tensor):
-        """Views by camera, padded to the largest group: `(groups, each view's row in them, ids of the cameras)`."""
+        """Views by camera, padded to the largest group: `(groups, each view's row in them, ids of the cameras)`.
+
+        A compiled or exported graph cannot have shapes that depend on `camera_ids`: there each view is its own group.
+        """
+        if torch.compiler.is_compiling():
+            return features.unsqueeze(1), torch.arange(camera_ids.shape[0], device=camera_ids.device), camera_ids
         counts = torch.bincount(camera_ids, minlength=len(self.config.cameras))
         present = counts.nonzero().flatten()
         per_camera = int(counts.max())
@@ -153,7 +186,7 @@ class SmolDriverResampler(nn.Module):
         query = self.query if cameras is None else self.query[cameras]
         query = resize_grid(query, side).flatten(1, 2)
         query = self.query_norm(query, cameras) + grid_positions(side, self.config.grid_size, query.shape[-1], like)
-        return self.q_proj(query, cameras)
+        return self.camera_query(query, cameras)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Cross-attention of each view's queries to its patches.
@@ -182,10 +215,12 @@ class SmolDriverResampler(nn.Module):
         At inference it is computed once per budget and patch grid, for all cameras, and kept until a weight changes.
         In bfloat16 that takes 100 MB at the full budget of SmolVLM2-2.2B's dimensions.
         """
+        if torch.compiler.is_compiling():
+            return self._position_attention(side, patch_side, cameras, like)
         if self.training or torch.is_grad_enabled():
             self._reused = None
             return self._position_attention(side, patch_side, cameras, like)
-        weights, reused = weights_fingerprint(self.parameters()), self._reused  # another thread may replace it
+        weights, reused = weights_fingerprint(self), self._reused  # another thread may replace it
         if reused is None or reused[0] != weights:
             reused = self._reused = (weights, {})
         kept, which = reused[1], (side, patch_side, like.dtype)
@@ -198,7 +233,7 @@ class SmolDriverResampler(nn.Module):
     ) -> torch.Tensor:
         query = self._queries(side, cameras, like)
         key = grid_positions(patch_side, self.config.grid_size, query.shape[-1], like)
-        key = self.k_proj(self.feature_norm(key.expand(len(query), -1, -1), cameras), cameras)
+        key = self.camera_key(self.feature_norm(key.expand(len(query), -1, -1), cameras), cameras)
         query, key = (
             states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for states in (query * self.scaling, key)

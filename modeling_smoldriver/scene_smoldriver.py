@@ -5,10 +5,12 @@ the frame's, which is never copied. Greedy search, sampling and beam search are 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cache
 
 import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -148,26 +150,38 @@ class ScenePenalty(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         # A short question is padded here, but not when it is asked alone: padding counts as a token of the scene.
-        seen = input_ids.where(input_ids != self.pad_token_id, self.token_ids[0])
-        return self.penalise(torch.cat([self.token_ids.expand(len(seen), -1), seen], dim=1), scores)
+        token_ids = self.token_ids.to(input_ids.device)
+        seen = input_ids.where(input_ids != self.pad_token_id, token_ids[0])
+        return self.penalise(torch.cat([token_ids.expand(len(seen), -1), seen], dim=1), scores)
 
 
 class SceneAnswerMixin:
     """`encode_scene` and `answer`, for one frame and for several; the model has `model.text_model` and `generate`."""
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        mm_encoder_outputs=None,
+        **kwargs,
+    ):
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs
         )
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         limit = self.config.text_config.max_position_embeddings
-        if seen == 0 and input_ids.shape[1] >= limit:
+        length = max(input_ids.shape[1], 0 if inputs_embeds is None else inputs_embeds.shape[1])
+        if seen == 0 and length >= limit:
             raise ValueError(
-                f"the prompt takes {input_ids.shape[1]} tokens, the model's context is {limit}: choose fewer"
+                f"the prompt takes {length} tokens, the model's context is {limit}: choose fewer"
                 " visual_tokens or a shorter text"
             )
         if seen > 0:
             inputs["pixel_values"] = inputs["camera_ids"] = None  # the pictures are in the cache
+        elif mm_encoder_outputs is not None:
+            inputs["mm_encoder_outputs"] = mm_encoder_outputs
         if inputs.get("scene") is not None:  # a row's positions continue from the scene
             inputs["position_ids"] = inputs["position_ids"] + inputs["scene"].length
         return inputs
@@ -216,15 +230,17 @@ class SceneAnswerMixin:
             )
         if not attention_mask[:, 0].all():
             raise ValueError("a batch of scenes must be padded on the right; the attention_mask begins with 0")
-        outputs = self.model(
-            input_ids=input_ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
-            pixel_values=None if pixel_values is None else pixel_values.to(self.device),
-            camera_ids=None if camera_ids is None else camera_ids.to(self.device),
+        outputs = self(  # and not self.model: FSDP gathers weights only for a call of the whole
+            input_ids=self._moved(input_ids),
+            attention_mask=self._moved(attention_mask),
+            pixel_values=None if pixel_values is None else self._moved(pixel_values),
+            camera_ids=None if camera_ids is None else self._moved(camera_ids),
             past_key_values=DynamicCache(),
             use_cache=True,
+            logits_to_keep=1,
+            return_dict=True,
         )
-        weights = weights_fingerprint(self.parameters())
+        weights = weights_fingerprint(self)
         layers = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
         if len(input_ids) == 1:
             return [SceneCache([(keys[0], values[0]) for keys, values in layers], input_ids[0], weights)]
@@ -236,6 +252,10 @@ class SceneAnswerMixin:
             )
             for row, length in enumerate(attention_mask.sum(-1).tolist())
         ]
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the model's device. A model with offloaded weights has none: its hooks move what they are given."""
+        return tensor if self.device.type == "meta" else tensor.to(self.device)
 
     def answer(self, scene: SceneCache, processor, questions: list[str], batch_size: int = 64, **generate_kwargs):
         """Answers to questions about an encoded frame, equal to those of `generate` on each question alone.
@@ -316,8 +336,11 @@ class SceneAnswerMixin:
             raise ValueError(f"questions must be a list with at least one question, got {questions!r}")
         if not scene.layers:
             raise ValueError("the scene was freed; encode it again")
-        if scene.weights != weights_fingerprint(self.parameters()):
-            raise ValueError("the model was changed or moved after the scene was encoded; encode the scene again")
+        if scene.weights != weights_fingerprint(self):
+            raise ValueError(
+                "the model was changed or moved after the scene was encoded; encode the scene again (other active"
+                " adapters count as a change)"
+            )
         encoded = processor.encode_questions(questions)
         limit = self.config.text_config.max_position_embeddings
         for question, tokens in zip(questions, encoded, strict=True):
@@ -337,9 +360,12 @@ class SceneAnswerMixin:
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
-            ).to(self.device)
+            )
             generated = self.generate(
-                input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], scene=scene, **generate_kwargs
+                input_ids=self._moved(rows["input_ids"]),
+                attention_mask=self._moved(rows["attention_mask"]),
+                scene=scene,
+                **generate_kwargs,
             )
             for index, tokens in zip(batch, generated[:, rows["input_ids"].shape[1] :].tolist(), strict=True):
                 answers[index] = up_to_end(tokens, ends)
@@ -365,7 +391,7 @@ class SceneAnswerMixin:
         arguments = {**defaults, **given}
         penalty = given.get("repetition_penalty", settings.repetition_penalty)
         if penalty is not None and penalty != 1:
-            own = ScenePenalty(penalty, scene.token_ids.to(self.device), pad_token_id)
+            own = ScenePenalty(penalty, scene.token_ids, pad_token_id)
             arguments["logits_processor"] = LogitsProcessorList([*(given.get("logits_processor") or []), own])
             arguments["repetition_penalty"] = 1.0
         return arguments
@@ -377,18 +403,38 @@ def up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens[:length]
 
 
-def weights_fingerprint(weights: Iterable[torch.Tensor]) -> int:
-    """Changes when a weight is moved, replaced or written to.
+def weights_fingerprint(module: nn.Module) -> int:
+    """Changes when a weight is moved, replaced or written to, and when other adapters become active.
 
     Fused optimizers write without counting a new version, and a tensor made under `torch.inference_mode` counts none,
-    so about eight values of each tensor are looked at too.
+    so about eight values of each tensor are looked at too. Offloaded weights (`meta`) cannot be looked at.
     """
-    weights = [weight.detach() for weight in weights if not weight.is_meta]  # meta: offloaded
+    weights = [tensor.detach() for weight in module.parameters() for tensor in plain_tensors(weight)]
     sums = [weight.flatten()[:: max(1, weight.numel() // 8)].float().sum() for weight in weights]
-    values = torch.stack([value.to(sums[0].device) for value in sums]).tolist()  # one wait for the device, not many
-    return hash(
-        tuple(
-            (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
-            for weight, value in zip(weights, values, strict=True)
-        )
+    # one wait for the device, not many
+    values = torch.stack([value.to(sums[0].device) for value in sums]).tolist() if sums else []
+    states = tuple(
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
+        for weight, value in zip(weights, values, strict=True)
     )
+    return hash((states, tuple(adapter_states(module))))
+
+
+def plain_tensors(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What a weight stores on this device: itself, or the tensors inside a DTensor (FSDP2) or a torchao tensor."""
+    if is_traceable_wrapper_subclass(weight):
+        parts = (getattr(weight, name) for name in weight.__tensor_flatten__()[0])
+        for part in parts:
+            if isinstance(part, torch.Tensor):  # a DTensor also lists its device mesh
+                yield from plain_tensors(part)
+    elif not weight.is_meta:
+        yield weight
+
+
+def adapter_states(module: nn.Module) -> Iterator[tuple]:
+    """Of each layer that PEFT put adapters on: the active ones, whether they are switched off, and how they scale."""
+    for name, part in module.named_modules():
+        active = getattr(part, "_active_adapter", None)
+        if active is not None:
+            scaling = getattr(part, "scaling", None)
+            yield name, str(active), getattr(part, "_disable_adapters", False), str(scaling)

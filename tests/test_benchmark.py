@@ -144,7 +144,7 @@ def test_camera_loop_gives_the_vision_models_output(bench, keys, residual):
         pixels, cameras = torch.rand(6, 3, 96, 96), torch.arange(6)
         for side in (6, 4):
             with torch.no_grad():
-                batched = vision(pixels, cameras, side)
+                batched = vision(pixels, cameras, side).last_hidden_state
             torch.testing.assert_close(one_camera_after_another(vision, pixels, cameras, side), batched)
     finally:
         config.resampler_keys, config.resampler_residual = before

@@ -17,12 +17,11 @@ from data_scripts.world.counterfactuals import (
     KINDS,
     MIN_DIFFERENCE,
     SAMPLES,
-    copied,
-    driven_on,
     scene_at,
     scene_pairs,
     without,
 )
+from data_scripts.world.expert import copied, driven_on
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.nuscenes import token
 from data_scripts.world.render import Renderer

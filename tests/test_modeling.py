@@ -1,20 +1,29 @@
 """The model: batches, padding, attention, budgets, towers, and clear errors for inputs that do not fit."""
 
+import copy
+
 import pytest
 import torch
-from fakes import QUESTIONS, assert_same, inputs_of, without
+import transformers
+from fakes import QUESTIONS, assert_same, inputs_of, tiny_config, tiny_model, without
 from torch import nn
+from transformers import GenerationMixin, LlamaForCausalLM
 
 from modeling_smoldriver import (
     SmolDriverConfig,
+    SmolDriverForConditionalGeneration,
     SmolDriverProcessor,
     SmolDriverResampler,
     SmolDriverVisionConfig,
 )
+from modeling_smoldriver.modeling_smoldriver import SmolDriverHeadMixin
 
 pytestmark = pytest.mark.contract
 
 BUDGETS = (9, 4, 1)
+since_transformers_5 = pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4.57 offers it to no model with pictures"
+)
 
 
 # Batches of frames
@@ -189,7 +198,7 @@ def test_a_smaller_budget_is_a_coarser_picture_and_not_its_upper_part(model):
     model._init_weights(resampler)
     for module in resampler.children():
         model._init_weights(module)
-    resampler.out_proj.weight.zero_()  # leaves the aligned residual
+    resampler.camera_output.weight.zero_()  # leaves the aligned residual
     features = torch.randn(1, 8, 8, 32)
     for side in (6, 4, 2):
         plain = resampler(features, torch.tensor([0]), side).view(side, side, 32)
@@ -264,6 +273,195 @@ def test_logits_of_a_mask_are_those_positions_of_each_row(model, processor, fram
     mask = torch.rand(batch["input_ids"].shape) < 0.3
     expected = model(**batch).logits[mask]
     assert_same(model(**batch, logits_to_keep=mask).logits[0], expected)
+
+
+# Other ways to call the model
+
+
+@pytest.fixture
+def batch(processor, frames):
+    """Three frames with different cameras missing, padded on the left."""
+    return inputs_of(processor, frames, QUESTIONS[:3], padding=True, padding_side="left")
+
+
+@torch.no_grad()
+def test_embeddings_with_places_for_pictures_give_the_logits_of_the_ids(model, batch):
+    ids = batch.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeds, **batch).logits, model(input_ids=ids, **batch).logits)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = model.generate(input_ids=ids, **batch, **options)[:, ids.shape[1] :]
+    assert torch.equal(model.generate(inputs_embeds=embeds, **batch, **options), expected)
+    embeds[0, (ids[0] == model.config.image_token_id).nonzero()[0]] += 1
+    with pytest.raises(ValueError, match=r"hold \[53, 36, 9\] <image> tokens for \[6, 4, 1\] pictures"):
+        model(inputs_embeds=embeds, **batch)
+
+
+@torch.no_grad()
+def test_a_tuple_holds_what_the_output_object_does(model, inputs):
+    vision = {"pixel_values": inputs["pixel_values"][0], "camera_ids": inputs["camera_ids"][0]}
+    pictures = {name: inputs[name] for name in ("pixel_values", "camera_ids")}
+    calls = [(model, inputs), (model.model, inputs), (model.model.vision_model, vision)]
+    for call, arguments in [*calls, (model.get_image_features, pictures)]:
+        given, expected = call(**arguments, return_dict=False), call(**arguments).to_tuple()
+        assert isinstance(given, tuple) and len(given) == len(expected)
+        for one, other in zip(given, expected, strict=True):
+            assert not torch.is_tensor(one) or torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_hidden_states_and_attentions_of_the_tower_come_out(model, inputs):
+    model.set_attn_implementation("eager")
+    pictures = {name: inputs[name] for name in ("pixel_values", "camera_ids")}
+    outputs = model.get_image_features(**pictures, output_hidden_states=True, output_attentions=True)
+    expected = model.model.vision_model.tower(
+        inputs["pixel_values"][0], interpolate_pos_encoding=True, output_hidden_states=True, output_attentions=True
+    )
+    for name, shape in (("hidden_states", (6, 37, 32)), ("attentions", (6, 2, 37, 37))):
+        assert [tuple(state.shape) for state in outputs[name]] == [shape] * len(expected[name])
+        assert all(map(torch.equal, outputs[name], expected[name]))
+    assert outputs.hidden_states[0].std() > 0 and len(outputs.hidden_states) == 3 and len(outputs.attentions) == 2
+    assert model.get_image_features(**pictures).hidden_states is None
+
+
+@torch.no_grad()
+def test_pictures_encoded_before_give_the_same_logits(model, batch):
+    expected = model(**batch).logits
+    pictures = {name: batch.pop(name) for name in ("pixel_values", "camera_ids")}
+    encoded = {"image": model.get_image_features(**pictures)}
+    assert torch.equal(model(**batch, mm_encoder_outputs=encoded).logits, expected)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    assert torch.equal(
+        model.generate(**batch, mm_encoder_outputs=encoded, **options), model.generate(**batch, **pictures, **options)
+    )
+    encoded["image"].pooler_output = encoded["image"].pooler_output[:-1]
+    with pytest.raises(ValueError, match="rows hold 99 <image> tokens, the encoded pictures give 90"):
+        model(**batch, mm_encoder_outputs=encoded)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 4}, {"num_return_sequences": 3, "do_sample": True}],
+    ids=str,
+)
+@torch.no_grad()
+def test_beams_and_samples_encode_each_picture_once(model, batch, monkeypatch, options):
+    image = [model.config.image_token_id]  # may be sampled, and would be a place without a picture
+    options = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "suppress_tokens": image, **options}
+    views = []
+    model.model.vision_model.tower.register_forward_pre_hook(lambda module, arguments: views.append(len(arguments[0])))
+
+    def generate(**inputs):
+        torch.manual_seed(0)
+        views.clear()
+        return model.generate(**inputs, **options), sum(views)
+
+    tokens, encoded = generate(**batch)
+    assert encoded == int((batch["camera_ids"] >= 0).sum()) == 11
+    assert generate(**batch, use_cache=False)[1] == 11  # nor once more per step
+    shared = dict(batch, frame_index=torch.arange(3))
+    assert torch.equal(generate(**shared)[0], tokens)
+    monkeypatch.setattr(
+        SmolDriverHeadMixin, "_expand_inputs_for_generation", GenerationMixin._expand_inputs_for_generation
+    )
+    repeated, encoded = generate(**batch)
+    assert torch.equal(tokens, repeated)
+    assert encoded == 11 * max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+
+
+@since_transformers_5
+@torch.no_grad()
+def test_prefill_in_chunks_equals_one_prefill(model, batch):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**batch, **options)
+    assert torch.equal(model.generate(**batch, **options, prefill_chunk_size=16), expected)
+
+
+@pytest.mark.parametrize("draft", ["itself", "smaller", pytest.param("text alone", marks=since_transformers_5)])
+@torch.no_grad()
+def test_a_draft_model_changes_no_token(model, tokenizer, inputs, draft):
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    expected = model.generate(**inputs, **options)
+    if draft == "itself":
+        assistant = copy.deepcopy(model)
+    elif draft == "smaller":
+        config = tiny_config(tokenizer)
+        config.text_config.hidden_size = 24  # visual tokens of the one do not fit the other
+        assistant = tiny_model(config, seed=1)
+    else:
+        assistant = LlamaForCausalLM(model.config.text_config).eval()
+    steps = []
+    model.model.text_model.register_forward_hook(lambda *_: steps.append(1))
+    assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected)
+    assert draft != "itself" or len(steps) < 12  # the draft saw the pictures: its tokens were taken
+
+
+@torch.no_grad()
+def test_weights_on_disk_answer_as_weights_in_memory(model, processor, inputs, images, tmp_path):
+    """accelerate leaves such weights on the meta device between calls."""
+    model.save_pretrained(tmp_path)
+    where = {"model.vision_model": "cpu", "model.connector": "disk", "lm_head": "disk", "model.text_model": "disk"}
+    for device_map in (
+        where,
+        {"model.vision_model": "disk", "model.connector": "cpu", "model.text_model": "cpu", "lm_head": "cpu"},
+    ):
+        loaded = SmolDriverForConditionalGeneration.from_pretrained(
+            tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+        ).eval()
+        assert any(weight.is_meta for weight in loaded.parameters())
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "repetition_penalty": 1.3}
+        assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
+        scenes = [one.encode_scene(**processor.encode_scene(images)) for one in (loaded, model)]
+        answers = [
+            one.answer_tokens(scene, processor, QUESTIONS, **options)
+            for one, scene in zip((loaded, model), scenes, strict=True)
+        ]
+        assert answers[0] == answers[1]
+
+
+# Compiled and exported graphs
+
+
+@torch.no_grad()
+def test_vision_model_and_image_features_compile_as_one_graph(model):
+    pixels = torch.randn(2, 6, 3, 48, 48)
+    camera_ids = torch.tensor([[0, 5, 2, -1, 3, 1], [-1, 4, 4, -1, -1, 0]])
+    real = camera_ids >= 0
+    features = torch.compile(model.get_image_features, fullgraph=True, backend="eager")
+    for tokens in (9, 4):
+        compiled = features(pixels, camera_ids, tokens).pooler_output
+        assert len(compiled) == 12  # padding last, and not read
+        assert_same(compiled[: int(real.sum())], model.get_image_features(pixels, camera_ids, tokens).pooler_output)
+
+
+@torch.no_grad()
+def test_exported_vision_model_takes_other_cameras_and_frames(model):
+    views = torch.export.Dim("views", min=2, max=64)
+    pixels = torch.randn(7, 3, 48, 48)
+    example = {"pixel_values": pixels[:4], "camera_ids": torch.tensor([3, 0, 0, 5])}
+    shapes = {"pixel_values": {0: views}, "camera_ids": {0: views}}
+    exported = torch.export.export(model.model.vision_model, (), example, dynamic_shapes=shapes).module()
+    camera_ids = torch.tensor([1, 1, 2, 3, 4, 5, 0])
+    expected = model.model.vision_model(pixels, camera_ids).last_hidden_state
+    assert_same(exported(pixel_values=pixels, camera_ids=camera_ids).last_hidden_state, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frame_index", [None, torch.tensor([1, 0, 1])], ids=["own frames", "shared frames"])
+@torch.no_grad()
+def test_a_whole_forward_compiles_as_one_graph(model, processor, frames, frame_index):
+    chosen = frames if frame_index is None else [frames[1], frames[0], frames[1]]
+    batch = dict(inputs_of(processor, chosen, QUESTIONS[:3], padding=True, padding_side="right", visual_tokens=4))
+    expected = model(**batch).logits
+    if frame_index is not None:
+        batch |= {"pixel_values": batch["pixel_values"][:2].flip(0), "camera_ids": batch["camera_ids"][:2].flip(0)}
+        batch["frame_index"] = frame_index
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    real = batch["attention_mask"].bool()
+    assert_same(compiled(**batch, visual_tokens=4, use_cache=False).logits[real], expected[real])
+    with pytest.raises(RuntimeError, match="image tokens and pictures do not match"):
+        compiled(**batch, use_cache=False)  # the largest budget, which is not the prompt's
 
 
 # Bad input

@@ -96,6 +96,38 @@ def test_the_baseline_is_no_further_from_full_precision_than_stock_smolvlm(smolv
     assert cosine(own, full) >= limit - (0 if options is PLAIN else 1e-3)
 
 
+@torch.no_grad()
+def test_8_bit_layers_also_answer_outside_training(saved, processor, images):
+    model = SmolDriverForConditionalGeneration.from_pretrained(
+        saved[1], quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    ).eval()
+    pictures = {"pixel_values": torch.randn(1, 6, 3, 48, 48), "camera_ids": torch.arange(6)[None]}
+    features = [one.get_image_features(**pictures).pooler_output for one in (model, saved[0])]
+    assert cosine(*features) > 0.9
+    answered_by_both_ways(model, processor, images)
+
+
+def answered_by_both_ways(model, processor, images):
+    scene = model.encode_scene(**processor.encode_scene(images))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    inputs = prompt_of(processor, images, QUESTIONS[0])
+    expected = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+    assert model.answer_tokens(scene, processor, QUESTIONS[:1], **options) == expected
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_torchs_dynamic_int8_answers(saved, processor, images):
+    """Its layers have a method where others have a weight."""
+    model = torch.ao.quantization.quantize_dynamic(saved[0], {torch.nn.Linear}, dtype=torch.qint8)
+    assert callable(model.model.connector.modality_projection.proj.weight)
+    pictures = {"pixel_values": torch.randn(1, 6, 3, 48, 48), "camera_ids": torch.arange(6)[None]}
+    exact = SmolDriverForConditionalGeneration.from_pretrained(saved[1])
+    features = [one.get_image_features(**pictures).pooler_output for one in (model, exact)]
+    assert cosine(*features) > 0.9
+    model.answer(model.encode_scene(**processor.encode_scene(images)), processor, QUESTIONS[:1])
+
+
 def test_every_adapter_of_a_plain_qlora_trains(saved, inputs):
     model = quantized(SmolDriverForConditionalGeneration, saved[1], **EVERYTHING)
     model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))

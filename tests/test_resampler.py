@@ -78,11 +78,11 @@ def naive_resampler(resampler, features, camera_ids, side):
         queries = norm(resampler.query_norm, naive_pool(resampler.query[camera], side))
         queries = queries + naive_positions(side, config.grid_size, width)
         attended = F.scaled_dot_product_attention(
-            split(linear(resampler.q_proj, queries)),
-            split(linear(resampler.k_proj, keys)),
-            split(linear(resampler.v_proj, norm(resampler.feature_norm, patches))),
+            split(linear(resampler.camera_query, queries)),
+            split(linear(resampler.camera_key, keys)),
+            split(linear(resampler.camera_value, norm(resampler.feature_norm, patches))),
         )
-        output = linear(resampler.out_proj, attended.transpose(1, 2).reshape(side * side, width))
+        output = linear(resampler.camera_output, attended.transpose(1, 2).reshape(side * side, width))
         if config.resampler_residual:
             output = output + naive_pool(view, side)
         outputs.append(norm(resampler.output_norm, output))
@@ -131,6 +131,24 @@ class PassThrough(nn.Module):
         return hidden
 
 
+# Compiled and exported graphs: shapes may not depend on values
+
+
+@pytest.mark.parametrize("keys", ["content", "position"])
+@torch.no_grad()
+def test_a_group_per_view_equals_grouping_by_camera(make_model, image_processor, monkeypatch, keys):
+    model, _ = make_model(image_processor, resampler_keys=keys)
+    resampler = model.model.vision_model.resampler
+    features = torch.randn(7, 6, 6, 32)
+    for camera_ids in ([4, 0, 4, 2, 4, 0, 5], [0, 1, 2, 3, 4, 5, 1], [3] * 7):
+        ids = torch.tensor(camera_ids)
+        for side in (6, 2):
+            expected = resampler(features, ids, side)
+            with monkeypatch.context() as compiling:
+                compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+                assert_same(resampler(features, ids, side), expected)
+
+
 # Position keys: attention that does not look at the picture is computed once
 
 
@@ -139,7 +157,7 @@ def counted(make_model, image_processor):
     """A vision model with position keys, and a list with one entry per computation of its keys."""
     model, _ = make_model(image_processor, resampler_keys="position")
     vision, calls = model.model.vision_model.eval(), []
-    vision.resampler.k_proj.register_forward_hook(lambda *_: calls.append(1))
+    vision.resampler.camera_key.register_forward_hook(lambda *_: calls.append(1))
     return vision, calls
 
 
@@ -154,22 +172,24 @@ def test_position_attention_is_computed_once_per_budget_and_patch_grid(counted):
         (PIXELS[:, :, :32, :32], EVERY_CAMERA, 2, 3),  # another patch grid
         (PIXELS, EVERY_CAMERA, 6, 3),
     ):
-        reused = vision(pixels, cameras, side)
+        reused = vision(pixels, cameras, side).last_hidden_state
         assert len(calls) == computed
         kept, vision.resampler._reused = vision.resampler._reused, None
-        fresh = vision(pixels, cameras, side)
+        fresh = vision(pixels, cameras, side).last_hidden_state
         vision.resampler._reused = kept
         calls.pop()
         assert torch.equal(reused, fresh)
 
 
-@pytest.mark.parametrize("name", ["query", "k_proj.weight", "feature_norm.bias", "q_proj.bias", "query_norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["query", "camera_key.weight", "feature_norm.bias", "camera_query.bias", "query_norm.weight"]
+)
 @torch.no_grad()
 def test_position_attention_is_computed_again_after_a_weight_changed(counted, name):
     vision, calls = counted
-    before = vision(PIXELS, EVERY_CAMERA)
+    before = vision(PIXELS, EVERY_CAMERA).last_hidden_state
     vision.resampler.get_parameter(name).mul_(1.5).add_(0.3)
-    after = vision(PIXELS, EVERY_CAMERA)
+    after = vision(PIXELS, EVERY_CAMERA).last_hidden_state
     assert len(calls) == 2 and not torch.equal(after, before)
     vision.load_state_dict(vision.state_dict())
     vision(PIXELS, EVERY_CAMERA)
@@ -183,7 +203,7 @@ def test_position_attention_is_never_kept_in_training(counted):
     vision.train()
     for number in (2, 3):
         vision.zero_grad()
-        vision(PIXELS, EVERY_CAMERA).sum().backward()
+        vision(PIXELS, EVERY_CAMERA).last_hidden_state.sum().backward()
         assert len(calls) == number and vision.resampler.query.grad.abs().sum() > 0
         assert vision.resampler._reused is None
     with torch.no_grad():
@@ -210,10 +230,10 @@ def test_every_layer_runs_once_for_all_cameras_and_in_bfloat16(make_model, image
 
     for name, module in vision.named_modules():
         module.register_forward_hook(watch(name))
-    output = vision(PIXELS.repeat(2, 1, 1, 1), EVERY_CAMERA.repeat(2))
+    output = vision(PIXELS.repeat(2, 1, 1, 1), EVERY_CAMERA.repeat(2)).last_hidden_state
     assert output.dtype == torch.bfloat16
     calls = {name: count for name, count in calls.items() if "dropout" not in name}
     twice = {"resampler.feature_norm"} if keys == "position" else set()  # of pictures and of positions
     assert {name for name, count in calls.items() if count > 1} == twice
-    assert "tower" in calls and "resampler.k_proj" in calls
+    assert "tower" in calls and "resampler.camera_key" in calls
     assert dtypes <= {torch.bfloat16, torch.int64, torch.float32}

@@ -7,10 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from fakes import LENGTH, QUESTIONS, generated, picture, prompt_of, tiny_config, tiny_model, without
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import GenerationConfig
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
+from modeling_smoldriver.scene_smoldriver import weights_fingerprint
 
 pytestmark = pytest.mark.contract
 
@@ -372,6 +378,78 @@ def test_a_model_can_be_pickled_and_copied(model, processor, images, scene):
     expected = answered(model, scene, processor, MANY[:2])
     for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert answered(copied, encode(copied, processor, images), processor, MANY[:2]) == expected
+
+
+# Adapters, sharded and quantised weights
+
+
+@pytest.fixture
+def adapted(model):
+    """Two adapters that change what the language model reads, the first one active."""
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]), "one")
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+def test_a_scene_is_read_only_with_the_adapters_that_it_was_encoded_with(adapted, processor, images):
+    scene = encode(adapted, processor, images)
+    expected = answered(adapted, scene, processor, MANY)
+    with adapted.disable_adapter():
+        refused(adapted, scene, processor, "other active adapters count as a change")
+        plain = encode(adapted, processor, images)
+        assert answered(adapted, plain, processor, MANY) != expected
+    refused(adapted, plain, processor, "other active adapters")
+    adapted.set_adapter("other")
+    refused(adapted, scene, processor, "other active adapters")
+    adapted.set_adapter("one")
+    assert answered(adapted, scene, processor, MANY) == expected
+    for module in adapted.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("one", 0.5)
+    refused(adapted, scene, processor, "other active adapters")
+
+
+@pytest.fixture
+def one_process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_sharded_model_answers_as_a_whole_one(model, processor, images, scene, one_process_group):
+    expected = answered(model, scene, processor, MANY)
+    sharded = copy.deepcopy(model)
+    for layer in sharded.model.text_model.layers:
+        fully_shard(layer)
+    fully_shard(sharded)
+    assert {type(weight).__name__ for weight in sharded.parameters()} == {"DTensor"}
+    scene = encode(sharded, processor, images)
+    assert answered(sharded, scene, processor, MANY) == expected
+    with torch.no_grad():
+        next(sharded.model.text_model.layers[0].parameters()).to_local().mul_(1.5)
+    refused(sharded, scene, processor, "changed or moved after the scene was encoded")
+
+
+def test_weights_in_a_tensor_of_tensors_have_a_fingerprint():
+    """As torchao's: their own storage has no address, and they take few operations."""
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(TwoTensor(torch.ones(4, 4), torch.ones(4, 4)))
+    before = weights_fingerprint(layer)
+    assert weights_fingerprint(layer) == before
+    with torch.no_grad():
+        layer.weight.b[1, 1] = 5
+    assert weights_fingerprint(layer) != before
+
+
+def test_a_model_quantised_by_torchao_answers_as_generate(model, processor, images):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig())
+    scene = encode(model, processor, images)
+    expected = [generated(model, processor, images, question, min_new_tokens=LENGTH) for question in MANY]
+    assert answered(model, scene, processor, MANY, min_new_tokens=LENGTH) == expected
 
 
 # Refusals

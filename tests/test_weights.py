@@ -1,11 +1,13 @@
 """The weights: which of them train, how they are saved and loaded, and which of them are SmolVLM's."""
 
+import copy
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fakes import QUESTIONS, assert_same, inputs_of, tiny_config, tiny_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
@@ -15,6 +17,8 @@ from modeling_smoldriver import (
     SmolDriverForConditionalGeneration,
     SmolDriverModel,
 )
+from modeling_smoldriver.resampler_smoldriver import FORMER_NAMES
+from recipes.training.loading import put_adapters
 
 pytestmark = pytest.mark.contract
 
@@ -156,6 +160,82 @@ def test_base_model_and_vision_model_load_from_the_full_checkpoint(model, inputs
     base.save_pretrained(tmp_path / "base")
     again = SmolDriverModel.from_pretrained(tmp_path / "base")
     assert torch.equal(again(**inputs).last_hidden_state, base(**inputs).last_hidden_state)
+
+
+@torch.no_grad()
+def test_base_model_leaves_the_head_for_others_to_load(model, tmp_path):
+    """vLLM drops what a base model's class names there; it reads the head by itself."""
+    assert not getattr(SmolDriverModel(model.config), "_keys_to_ignore_on_load_unexpected", None)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.head.weight"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"unexpected: \S*head\.weight$"):
+        SmolDriverModel.from_pretrained(tmp_path)
+
+
+def with_former_names(tensors):
+    """As checkpoints were saved before the resampler's layers got names of their own."""
+    names = {present: former for former, present in FORMER_NAMES.items()}
+    former = {}
+    for key, tensor in tensors.items():
+        *path, layer, kind = key.split(".")
+        if path and path[-1] == "resampler":
+            layer = names.get(layer, layer)
+        former[".".join([*path, layer, kind])] = tensor
+    return former
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "60KB"}], ids=["one file", "shards"])
+def test_older_checkpoints_load_and_are_saved_under_present_names(model, inputs, tmp_path, options):
+    model.save_pretrained(tmp_path / "saved", **options)
+    present = saved_tensors(tmp_path / "saved").keys()
+    for path in (tmp_path / "saved").glob("*.safetensors"):
+        tensors = load_file(path)
+        if any(".resampler.camera_" in key for key in tensors):
+            save_file(with_former_names(tensors), path, metadata={"format": "pt"})
+    index = tmp_path / "saved" / "model.safetensors.index.json"
+    if index.is_file():
+        written = json.loads(index.read_text())
+        index.write_text(json.dumps({**written, "weight_map": with_former_names(written["weight_map"])}))
+    loaded = SmolDriverForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    base = SmolDriverModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
+    assert len(saved_tensors(tmp_path / "saved").keys() - present) == 8
+    loaded.save_pretrained(tmp_path / "again")
+    assert saved_tensors(tmp_path / "again").keys() == present
+    other = tiny_model(model.config, seed=5)
+    assert not any(other.load_state_dict(with_former_names(model.state_dict())))
+    assert torch.equal(other(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_adapters_with_an_older_vision_model_beside_them_load(model, inputs, tmp_path):
+    base = copy.deepcopy(model)
+    options = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["vision_model"])
+    trained = get_peft_model(model, options)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(with_former_names(load_file(path)), path, metadata={"format": "pt"})
+    expected = trained.eval()(**inputs).logits
+    assert not torch.equal(expected, base(**inputs).logits)
+    assert torch.equal(put_adapters(copy.deepcopy(base), tmp_path, torch.float32).eval()(**inputs).logits, expected)
+
+
+def test_lora_by_the_usual_names_adapts_the_language_model(model, inputs):
+    """`--lora_target_modules q_proj v_proj`, as TRL's command for SmolVLM has it: the grouped layers are not meant."""
+    names = ["down_proj", "o_proj", "k_proj", "q_proj", "gate_proj", "up_proj", "v_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=names, task_type="CAUSAL_LM"))
+    places = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name}
+    assert sum(".text_model.layers." in place for place in places) == 2 * 7  # others: a ViT's, in transformers 5
+    assert all(".text_model.layers." in place or ".tower." in place for place in places)
+    adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert all(p.grad.any() for name, p in adapted.named_parameters() if ".lora_B" in name)
 
 
 def test_config_survives_saving(config, tmp_path):

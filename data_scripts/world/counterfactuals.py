@@ -16,9 +16,7 @@ further because of it. Rarely a change has the opposite effect: without the lead
 example. Such a pair is left out.
 """
 
-import copy
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,22 +24,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_scripts.world.agents import COLOURS, SIZES, Agent
+from data_scripts.world.expert import ExpertDrive, copied, driven_on
 from data_scripts.world.ground import GroundMap
 from data_scripts.world.render import Renderer
 from data_scripts.world.road import closed_zones, is_open
 from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import (
-    SAMPLE_SECONDS,
     SAMPLES_PER_SCENE,
     STEPS_PER_SAMPLE,
     Scene,
     simulate_scene,
     start_scene,
 )
-from data_scripts.world.traffic import EGO_FRONT, Ego, Traffic, has_to_pass
+from data_scripts.world.traffic import EGO_FRONT, Traffic, has_to_pass
 
-SECONDS = 3.0  # that the expert is driven on
-SAMPLES = round(SECONDS / SAMPLE_SECONDS)
 FIRST_MOMENT = 4  # the first with 2 s of history
 TRIES = 10  # moments of a scene at which a change is tried; the first that gives a pair is taken
 MIN_DIFFERENCE = 2.0  # metres between the lengths of the expert's ways
@@ -70,28 +66,14 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Version:
-    """One version of a moment: who is where, and where the expert drives from there."""
-
-    traffic: Traffic  # at the moment
-    egos: list[Ego]  # SAMPLES + 1: at 0, 0.5 .. 3.0 s
-    poses: np.ndarray  # (SAMPLES + 1, agent, 4): global x, y, yaw; speed
-
-    @property
-    def length(self) -> float:
-        """Metres that the expert drives."""
-        return sum(math.hypot(b.x - a.x, b.y - a.y) for a, b in zip(self.egos, self.egos[1:], strict=False))
-
-
-@dataclass(frozen=True)
 class Pair:
     """A moment of a scene as it was, and changed."""
 
     scene: Scene  # as it was simulated
     t: int  # number of the 2 Hz moment
     kind: str
-    as_it_was: Version
-    changed: Version
+    as_it_was: ExpertDrive
+    changed: ExpertDrive
 
     @property
     def wanted(self) -> float:
@@ -138,23 +120,6 @@ def moments_of(seed: int, index: int) -> Iterator[tuple[int, Traffic]]:
             yield t, copied(traffic)
         for _ in range(STEPS_PER_SAMPLE):
             traffic.step()
-
-
-def copied(traffic: Traffic) -> Traffic:
-    """A deep copy, but of the road: that never changes."""
-    return copy.deepcopy(traffic, {id(part): part for part in (traffic.path, traffic.legs, traffic.light_legs)})
-
-
-def driven_on(traffic: Traffic) -> Version:
-    """The next 3 s of everyone, with the ego driven by its own driver; the traffic itself stays where it is."""
-    ahead = copied(traffic)
-    egos, poses = [ahead.ego], [ahead.poses()]
-    for _ in range(SAMPLES):
-        for _ in range(STEPS_PER_SAMPLE):
-            ahead.step()
-        egos.append(ahead.ego)
-        poses.append(ahead.poses())
-    return Version(traffic, egos, np.array(poses))
 
 
 def scene_at(scene: Scene, t: int, traffic: Traffic) -> Scene:

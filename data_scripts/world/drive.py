@@ -13,7 +13,6 @@ rendered when somebody asks for them. `Observation.expert()` drives a copy of th
 from wherever the car is: a label for any state. `replay` drives a plan through a recorded scene, where nobody reacts.
 """
 
-import copy
 import io
 import math
 from dataclasses import dataclass, replace
@@ -23,10 +22,11 @@ import numpy as np
 from PIL import Image
 
 from data_scripts.world.cameras import CAMERAS
+from data_scripts.world.expert import driven_on
 from data_scripts.world.ground import GroundMap, cross_streets
-from data_scripts.world.nuscenes import ROUTE_AHEAD, ROUTE_COMMANDS
+from data_scripts.world.nuscenes import route_command
 from data_scripts.world.render import Renderer, to_jpeg
-from data_scripts.world.road import LANE_WIDTH, PATH_BEHIND, PATH_STEP, SAME_LANES, Path, leg_at
+from data_scripts.world.road import LANE_WIDTH, PATH_BEHIND, PATH_STEP, SAME_LANES, Path
 from data_scripts.world.simulation import (
     SAMPLE_SECONDS,
     SAMPLES_PER_SCENE,
@@ -70,16 +70,18 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class ExpertDrive:
+class Label:
     """Three seconds of the scene's own driver, in the ego frame of the moment before: metres and radians.
 
     Fields:
         future: (6, 3): x, y, yaw at 0.5 .. 3 s.
         agents: (7, N, 3): x, y, yaw of everyone at 0 .. 3 s.
+        scenario: what the ego has to deal with, of SCENARIOS; None: nothing.
     """
 
     future: np.ndarray
     agents: np.ndarray
+    scenario: str | None
 
 
 class Observation:
@@ -106,7 +108,7 @@ class Observation:
         """{camera: picture}, decoded from `jpegs`."""
         return {camera: Image.open(io.BytesIO(data)) for camera, data in self.jpegs.items()}
 
-    def expert(self) -> ExpertDrive:
+    def expert(self) -> Label:
         """What the scene's own driver does from here."""
         return self.world.expert()
 
@@ -181,7 +183,7 @@ class DrivingWorld:
         return f"scene seed {self.scene.seed}, index {self.scene.index}, step {self.sample} ({self.time:.1f} s)"
 
     def command(self) -> str:
-        return ROUTE_COMMANDS[leg_at(self.scene.legs, self.traffic.ego.s + ROUTE_AHEAD).action]
+        return route_command(self.scene.legs, self.traffic.ego.s)
 
     def history(self) -> tuple[list[tuple[float, float, float] | None], float]:
         """The poses before in the ego frame of now, the oldest first, and the speed of the last half second."""
@@ -214,19 +216,11 @@ class DrivingWorld:
         images, _ = self.renderer.render(self.state(), self.ground, self.sample)
         return {camera: to_jpeg(image) for camera, image in zip(CAMERAS, images, strict=True)}
 
-    def expert(self) -> ExpertDrive:
-        """Three seconds of the scene's own driver, from where the car is. It comes back to its way within
-        RETURN_METRES or RETURN_SECONDS, more where it is far beside it."""
-        constant = (self.traffic.path, self.traffic.legs, self.traffic.light_legs)
-        traffic = copy.deepcopy(self.traffic, {id(part): part for part in constant})
-        egos, poses = [traffic.ego_at(traffic.ego.s, traffic.ego.speed)], [traffic.poses()]
-        for _ in range(PLAN_SAMPLES):
-            for _ in range(STEPS_PER_SAMPLE):
-                traffic.step()
-            egos.append(traffic.ego)
-            poses.append(traffic.poses())
-        way = returning(self.traffic.path, self.traffic.ego, egos)
-        return ExpertDrive(in_frame_of(self.car, way[1:]), in_frame_of(self.car, np.array(poses)[..., :3]))
+    def expert(self) -> Label:
+        """Three seconds of the scene's own driver, who comes back to its way from wherever the car is."""
+        drive = driven_on(self.traffic)
+        way = np.array([(ego.x, ego.y, ego.yaw) for ego in drive.egos[1:]])
+        return Label(in_frame_of(self.car, way), in_frame_of(self.car, drive.poses[..., :3]), drive.scenario)
 
     def way_at(self, seconds: list[float], speed: float) -> np.ndarray:
         """(len(seconds), 3): x, y, yaw in the ego frame of who drives along the route at one speed."""

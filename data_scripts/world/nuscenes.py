@@ -24,7 +24,7 @@ import math
 from data_scripts.world import lidar
 from data_scripts.world.agents import THINGS, Agent
 from data_scripts.world.cameras import CAMERA_CALIBRATION, CAMERAS, camera_intrinsics
-from data_scripts.world.road import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, leg_at
+from data_scripts.world.road import CHANGE_LEFT, CHANGE_RIGHT, GO_STRAIGHT, TURN_LEFT, TURN_RIGHT, Leg, leg_at
 from data_scripts.world.sight import Frame
 from data_scripts.world.simulation import SAMPLE_SECONDS, SAMPLES_PER_SCENE, Scene
 
@@ -168,11 +168,16 @@ def attribute_of(agent: Agent, status: str) -> list[str]:
     return [token("attribute", name)]
 
 
+def route_command(legs: list[Leg], s: float) -> str:
+    """What the route asks of an ego at `s`."""
+    return ROUTE_COMMANDS[leg_at(legs, s + ROUTE_AHEAD).action]
+
+
 def route_rows(scene: Scene, times: list[int]) -> dict[str, dict[str, str | None]]:
     """{sample token: {"command", "scenario"}} of a scene's key frames."""
     return {
         token("sample", scene.seed, scene.index, t): {
-            "command": ROUTE_COMMANDS[leg_at(scene.legs, float(scene.ego_s[t]) + ROUTE_AHEAD).action],
+            "command": route_command(scene.legs, float(scene.ego_s[t])),
             "scenario": scene.scenario_at(t),
         }
         for t in times

@@ -106,7 +106,10 @@ class InferenceBench:
         vision, counter, scale = self.smoldriver.model.vision_model, self.counter, self.size.scale_factor
         cameras = torch.arange(6, device=self.device)
 
-        def contestant(budget: int, pixels: torch.Tensor, what="smoldriver", run=vision) -> Contestant:
+        def all_at_once(*inputs) -> torch.Tensor:
+            return vision(*inputs).last_hidden_state
+
+        def contestant(budget: int, pixels: torch.Tensor, what="smoldriver", run=all_at_once) -> Contestant:
             side, size = scale * round(budget**0.5), pixels.shape[-1]
             pixels = pixels.to(vision.dtype)
             row = {"part": "vision", "what": what, "budget": budget, "image_size": size, "tokens": 6 * budget}

@@ -314,13 +314,13 @@ def one_camera_after_another(
         query, key, value = (
             linear(layer, hidden).view(heads).transpose(0, 1)[None]
             for layer, hidden in (
-                (resampler.q_proj, query),
-                (resampler.k_proj, key_input),
-                (resampler.v_proj, normed),
+                (resampler.camera_query, query),
+                (resampler.camera_key, key_input),
+                (resampler.camera_value, normed),
             )
         )
         output = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1).flatten(1)
-        output = linear(resampler.out_proj, output)
+        output = linear(resampler.camera_output, output)
         if resampler.config.resampler_residual:
             output = output + resize_grid(features, side).view(-1, channels)
         tokens.append(norm(resampler.output_norm, output))

@@ -18,7 +18,7 @@ from data_scripts.schema import (
 )
 from data_scripts.world.agents import Agent
 from data_scripts.world.cameras import CAMERAS
-from data_scripts.world.drive import ExpertDrive, Observation
+from data_scripts.world.drive import Label, Observation
 from data_scripts.world.nuscenes import ANNOTATION_RANGE, CATEGORIES, timestamp, token
 
 SPLIT = "train"
@@ -44,11 +44,12 @@ def recovery_row(now: Observation, policy: str) -> dict:
         "speed": now.speed,
         "command": now.command,
         "command_source": "route",
+        "scenario": expert.scenario,
         "agents": agents_of(scene.agents, expert),
     }
 
 
-def agents_of(agents: list[Agent], expert: ExpertDrive) -> list[dict]:
+def agents_of(agents: list[Agent], expert: Label) -> list[dict]:
     near = np.flatnonzero(np.hypot(*expert.agents[0, :, :2].T) < ANNOTATION_RANGE)
     mask = [True] * len(expert.agents)
     return [

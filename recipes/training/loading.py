@@ -20,6 +20,7 @@ from trl import ModelConfig
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
 from modeling_smoldriver.fitting_smoldriver import check_finite, check_fit
+from modeling_smoldriver.resampler_smoldriver import present_name
 from recipes.training.manifest import TRAINING_MANIFEST, TrainingManifest, check_source
 from smoldriver_common.weight_files import check_weight_files
 
@@ -149,7 +150,8 @@ def put_adapters(base, path: str | os.PathLike, dtype: torch.dtype) -> PeftModel
     for parameter in model.parameters():
         if parameter.requires_grad:  # what was trained in float32 stays so beside a narrower base
             parameter.data = parameter.data.to(dtype)
-    weights, expected = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(model)
+    loaded, expected = load_peft_weights(str(path), device="cpu"), get_peft_model_state_dict(model)
+    weights = {present_name(key): weight for key, weight in loaded.items()}
     if weights.keys() != expected.keys():
         missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
         raise ValueError(f"the adapters in {path} do not fit their base: missing {missing}, unexpected {unexpected}")
