@@ -28,10 +28,12 @@ from recipes.evaluation.publishing import (
     published_settings,
     read_object,
 )
+from recipes.serving.hub_files import HUB_FILES, hub_files
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
-OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
+# The next push removes stale ones.
+OWN_FILES = (*MODEL_FILES, *HUB_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)
 
 
 def slim_manifest(model: Path, stages: list[dict]) -> dict:
@@ -76,7 +78,9 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
         files[TRAINING_MANIFEST] = json.dumps(slim_manifest(model, stages), indent=1).encode()
     config = read_object(model / "config.json")
     figures = sorted(name for name in files if name.startswith("figures/"))
-    files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data).encode()
+    served, widget = hub_files(repo_id, evaluation, metrics, data)
+    files |= served
+    files["README.md"] = write_card(repo_id, metrics, stages, config, figures, data, widget).encode()
     return files, left
 
 
