@@ -4,6 +4,7 @@ Importing the package registers it with transformers' Auto classes, so that they
 code; where it is not installed they load the code saved beside the weights (`trust_remote_code=True`).
 """
 
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_smoldriver import SmolDriverConfig, SmolDriverVisionConfig
@@ -23,6 +24,8 @@ AutoConfig.register(SmolDriverConfig.model_type, SmolDriverConfig)
 AutoModel.register(SmolDriverConfig, SmolDriverModel)
 for auto_class in {AutoModelForImageTextToText, AutoModelForVision2Seq}:
     auto_class.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
+if hasattr(transformers, "AutoModelForMultimodalLM"):  # the name that `transformers serve` loads by
+    transformers.AutoModelForMultimodalLM.register(SmolDriverConfig, SmolDriverForConditionalGeneration)
 AutoProcessor.register(SmolDriverConfig, SmolDriverProcessor)
 
 AutoConfig.register(SmolDriverPlannerConfig.model_type, SmolDriverPlannerConfig)

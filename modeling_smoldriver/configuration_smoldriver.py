@@ -1,6 +1,7 @@
 """SmolDriver's configurations: the vision model (tower, projection, resamplers) and the whole."""
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto import modeling_auto
 
 from .inputs_smoldriver import CAMERAS
 
@@ -30,6 +31,10 @@ DEFAULT_TEXT = {
     "eos_token_id": 49279,
     "pad_token_id": 2,
 }
+
+if hasattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):  # not in transformers 4.57
+    # `transformers serve` takes a model with pictures only if this table knows its type and class.
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["smoldriver"] = "SmolDriverForConditionalGeneration"
 
 
 def _sub_config(value: dict | PretrainedConfig | None, default: dict) -> PretrainedConfig:
@@ -162,6 +167,10 @@ class SmolDriverConfig(PretrainedConfig):
                 f"the query grid of {vision_config.grid_size}x{vision_config.grid_size} cannot serve the connector's"
                 f" scale_factor={scale_factor}: grid_size must be a multiple of it"
             )
+        auto_map = kwargs.get("auto_map") or {}
+        if "AutoModelForImageTextToText" in auto_map:  # `transformers serve` loads by the newer name of the same class
+            head = auto_map["AutoModelForImageTextToText"]
+            kwargs["auto_map"] = {"AutoModelForMultimodalLM": head, **auto_map}
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     @property

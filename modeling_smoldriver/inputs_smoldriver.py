@@ -3,6 +3,7 @@
 It needs no model library. The scene rows are written by the same rules (see `smoldriver_common/shipped.py`).
 """
 
+import io
 import os
 import re
 from collections.abc import Iterable
@@ -23,6 +24,21 @@ CAMERAS = (
 
 COMMANDS = ("turn left", "turn right", "change lane left", "change lane right", "go straight")
 """What a route may ask of a planner, in the one order that data and planners share."""
+
+FRONT_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
+
+
+def cameras_by_place(cameras: list[str], count: int) -> list[str] | None:
+    """The cameras of `count` pictures without names; the chat template holds the same rule.
+
+    All cameras in their order, the front alone, or the three that look ahead from left to right; None for any other
+    count: nobody could know which cameras these are.
+    """
+    if count == len(cameras):
+        return list(cameras)
+    found = {1: FRONT_CAMERAS[1:2], 3: FRONT_CAMERAS}.get(count, ())
+    return list(found) if found and set(found) <= set(cameras) else None
+
 
 # Pictures
 
@@ -102,16 +118,32 @@ def array_to_image(array) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array[..., :3]))
 
 
+def is_stored_picture(value) -> bool:
+    """Whether it is a picture as `datasets` stores it: {"bytes": a file's content or None, "path": its name}."""
+    return isinstance(value, dict) and "bytes" in value and set(value) <= {"bytes", "path"}
+
+
 def read_picture(picture) -> Image.Image:
-    """A PIL image, an array or the path of a file -> 8-bit RGB, upright.
+    """A PIL image, an array, the path of a file, a file's content or an open file -> 8-bit RGB, upright.
+
+    {"bytes": content, "path": path} is a picture too, by its content or else by its path.
 
     Raises:
         ValueError: see `check_pixels` and `array_to_image`; a file of more than `MAX_FILE_BYTES`.
         OSError: a file that is absent, cut short or broken.
     """
+    if is_stored_picture(picture):
+        picture = picture["bytes"] if picture["bytes"] is not None else picture.get("path")
     if isinstance(picture, (str, Path)):
         check_bytes(os.path.getsize(picture))
         with Image.open(picture) as image:
+            return to_rgb(image)
+    if isinstance(picture, io.IOBase):
+        picture.seek(0)
+        picture = picture.read(MAX_FILE_BYTES + 1)
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        check_bytes(len(picture))
+        with Image.open(io.BytesIO(picture)) as image:
             return to_rgb(image)
     return to_rgb(picture if isinstance(picture, Image.Image) else array_to_image(picture))
 

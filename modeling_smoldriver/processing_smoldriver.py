@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.processing_utils import MultiModalData
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 
 from .configuration_smoldriver import SmolDriverConfig, visual_token_budgets
 from .inputs_smoldriver import (
@@ -23,9 +23,11 @@ from .inputs_smoldriver import (
     GLOBAL_IMAGE_TOKEN,
     IMAGE_TOKEN,
     SPECIAL_TOKENS,
+    cameras_by_place,
     check_bytes,
     check_length,
     check_text,
+    is_stored_picture,
     read_picture,
     shortened,
 )
@@ -40,6 +42,13 @@ _TOKENIZING = threading.Lock()
 
 _PLACEHOLDER = re.compile(rf"(?:(\w+):)?{re.escape(IMAGE_TOKEN)}")
 _ROLES = ("User", "Assistant", "System")
+PICTURE_OPTIONS = (
+    *("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    *("do_convert_rgb", "return_tensors"),
+)
+TEXT_OPTIONS = (*TextKwargs.__annotations__, "return_tensors", "return_text_replacement_offsets")
+OPTIONS = {"text_kwargs": TEXT_OPTIONS, "images_kwargs": PICTURE_OPTIONS}
+TEMPLATE_VARIABLES = ("scene_description",)  # transformers 4.57 hands them to the processor's call too
 _QUESTION = "\nQuestion: "
 
 
@@ -82,16 +91,20 @@ class CameraPicturesMixin:
     def scene_views(self, images) -> list[tuple[str, object]]:
         """One frame's (camera, picture) pairs in the order of `self.cameras`, missing cameras left out.
 
+        Args:
+            images: a dict by camera name, or a list whose cameras its length says (see `cameras_by_place`).
+
         Raises:
-            ValueError: an unknown camera name, a list of the wrong length, no picture at all.
+            ValueError: an unknown camera name, a list of another length, no picture at all.
         """
         if not isinstance(images, dict):
-            if len(images) != len(self.cameras):
+            cameras = cameras_by_place(self.cameras, len(images))
+            if cameras is None:
                 raise ValueError(
                     f"{len(images)} pictures without camera names; give a dict by camera name, or a list of"
                     f" {len(self.cameras)} (None where one is missing) in the order {', '.join(self.cameras)}"
                 )
-            images = dict(zip(self.cameras, images, strict=True))
+            images = dict(zip(cameras, images, strict=True))
         for camera in images:
             self._check_camera(camera)
         views = [(camera, images[camera]) for camera in self.cameras if images.get(camera) is not None]
@@ -99,8 +112,13 @@ class CameraPicturesMixin:
             raise ValueError(f"the scene has no picture at all; give at least one of {', '.join(self.cameras)}")
         return views
 
-    def encode_images(self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None) -> dict:
+    def encode_images(
+        self, views: list[list[tuple[str, object]]], visual_tokens: int | None = None, **options
+    ) -> dict:
         """Model inputs of a batch of frames, each a list of (camera, picture); None for the largest budget.
+
+        Args:
+            options: of the image processor, of `PICTURE_OPTIONS`.
 
         Returns:
             `pixel_values` `(frames, views, 3, S, S)` float32 and `camera_ids` `(frames, views)` int64, -1 (and zeros)
@@ -115,8 +133,9 @@ class CameraPicturesMixin:
         visual_tokens = self._check_budget(visual_tokens)
         pictures = [self._load(camera, picture) for frame in views for camera, picture in frame]
         size = self.budget_image_sizes.get(str(visual_tokens))
-        arguments = {} if size is None else {"size": {"height": size, "width": size}}
-        pixels = self.image_processor(pictures, return_tensors="pt", **arguments)["pixel_values"]
+        if size is not None:
+            options = {"size": {"height": size, "width": size}, **options}
+        pixels = self.image_processor(pictures, **options, return_tensors="pt")["pixel_values"]
         camera_ids = torch.full((len(views), most), -1)
         for row, frame in enumerate(views):
             camera_ids[row, : len(frame)] = torch.tensor([self.cameras.index(camera) for camera, _ in frame])
@@ -160,6 +179,21 @@ class CameraPicturesMixin:
             raise ValueError(f"{shortened(source)!r} is not a file, a URL or a base64 string") from None
 
 
+class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):
+    """The options of a call, by part; SmolDriver adds none of its own."""
+
+    _defaults = {"text_kwargs": {}, "images_kwargs": {}}
+
+
+def _choices() -> str:
+    return f"; of pictures: {', '.join(PICTURE_OPTIONS)}; of texts: {', '.join(dict.fromkeys(TEXT_OPTIONS))}"
+
+
+def _is_frame(value) -> bool:
+    """Several pictures and not one."""
+    return isinstance(value, (dict, list, tuple)) and not is_stored_picture(value)
+
+
 class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
     """Wraps an image processor and a SmolVLM tokenizer.
 
@@ -192,12 +226,14 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         allow_urls: bool = True,
         **kwargs,
     ):
+        cameras = list(CAMERAS if cameras is None else cameras)
         if chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+            chat_template = chat_template.replace(repr(list(CAMERAS)), repr(cameras))  # engines render it alone
         self.grid_size = grid_size
         self.scale_factor = scale_factor
         self.allow_urls = allow_urls
-        self.cameras = list(CAMERAS if cameras is None else cameras)
+        self.cameras = cameras
         self.visual_token_budgets = visual_token_budgets(grid_size, scale_factor)
         self.budget_image_sizes = {str(tokens): size for tokens, size in (budget_image_sizes or {}).items()}
         for tokens in self.budget_image_sizes:
@@ -209,8 +245,9 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         self._tail = None  # (chat template, what it writes between a question and its answer)
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        # ids and types of transformers' own multimodal processors, which serving engines look up
+        # Names of transformers' own multimodal processors, which serving engines look up.
         self.image_ids = [self.image_token_id]
+        self.image_token_ids = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN])
 
     @classmethod
     def from_config(cls, config: SmolDriverConfig, image_processor, tokenizer, **kwargs) -> "SmolDriverProcessor":
@@ -256,15 +293,19 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         """
         Args:
             images: one frame or a list of frames, each a dict {camera name: picture} in any order, or a list.
-                A picture is a PIL image, an array `(height, width, channels)`, a path or a URL; None: camera missing.
-                A list is in the order of the camera names in the text. Without names, or with None in it, it must
-                have one entry per camera, in the order of `self.cameras`.
+                A picture is a PIL image, an array `(height, width, channels)`, a path, a URL, a file's content as
+                bytes or base64, an open file, or {"bytes": ..., "path": ...}; None: camera missing.
+                A list is in the order of the camera names in the text. Without names, its length says the cameras:
+                one per camera in the order of `self.cameras`, 1 (front) or 3 (front left, front, front right). A
+                list with None in it must have one entry per camera.
             text (`str` or `list[str]`): prompts of `apply_chat_template`, one `<image>` per picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
             visual_tokens (`int`, *optional*): tokens per camera, of `self.visual_token_budgets`; default the largest.
-            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...). Padding is on the left
-                unless `padding_side` says otherwise, since `generate` continues each row at its right end. Nothing is
-                ever cut: a prompt of more than `max_length` tokens is refused.
+            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...) or the image processor
+                (`PICTURE_OPTIONS`), by name or within `text_kwargs`, `images_kwargs` and `common_kwargs`. Padding is
+                on the left unless `padding_side` says otherwise, since `generate` continues each row at its right
+                end. Nothing is ever cut: a prompt of more than `max_length` tokens is refused.
+                `return_mm_token_type_ids` adds `mm_token_type_ids`, 1 for the tokens of pictures.
 
         Returns:
             `input_ids`, `attention_mask`; with pictures also `pixel_values` `(batch, views, 3, S, S)` float32 and
@@ -272,8 +313,8 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
 
         Raises:
             ValueError: an unknown or duplicated camera, a picture that cannot be read (its camera is named), pictures
-                that do not match the `<image>` placeholders, an unknown budget, a prompt of more than `max_length`
-                tokens or `MAX_CHARACTERS`.
+                that do not match the `<image>` placeholders, an unknown budget or option, a prompt of more than
+                `max_length` tokens or `MAX_CHARACTERS`.
 
         Example (a tiny model with pictures of 48 pixels and budgets of 9, 4 and 1):
 
@@ -296,6 +337,9 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         if not text:
             raise ValueError("text is required: a prompt with one <image> per picture (see apply_chat_template)")
         visual_tokens = self._check_budget(visual_tokens)
+        text_options, image_options = self._sorted_options(kwargs)
+        tensors = text_options.pop("return_tensors", None)
+        return_tensors = tensors if return_tensors is None else return_tensors
         texts = [text] if isinstance(text, str) else list(text)
         for prompt in texts:
             check_length(prompt, "prompt")
@@ -305,18 +349,42 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
             for prompt, frame in zip(texts, views, strict=True)
         ]
         prompts, spans = (list(column) for column in zip(*expanded, strict=True))
-        for modality in ("text_kwargs", "images_kwargs", "common_kwargs"):
-            kwargs.update(kwargs.pop(modality, None) or {})
-        return_spans = kwargs.pop("return_text_replacement_offsets", False)
-        encoded = self._tokenize_whole(prompts if not isinstance(text, str) else prompts[0], **kwargs)
+        return_spans = text_options.pop("return_text_replacement_offsets", False)
+        return_types = text_options.pop("return_mm_token_type_ids", False)
+        encoded = self._tokenize_whole(prompts if not isinstance(text, str) else prompts[0], **text_options)
         features = dict(encoded)
         if isinstance(text, str):
             features = {name: [value] for name, value in features.items()}
-        features.update(self.encode_images(views, visual_tokens))
+        if return_types:
+            features["mm_token_type_ids"] = [
+                [int(token in self.image_token_ids) for token in row] for row in features["input_ids"]
+            ]
+        features.update(self.encode_images(views, visual_tokens, **image_options))
         features = BatchFeature(features, tensor_type=return_tensors)
         if return_spans:  # apply_chat_template finds the assistant's tokens after the expansion with them
             features["text_replacement_offsets"] = spans
         return features
+
+    def _sorted_options(self, options: dict) -> tuple[dict, dict]:
+        """The tokenizer's and the image processor's options of a call; each is refused by name if nobody takes it."""
+        parts = {part: dict(options.pop(part, None) or {}) for part in (*OPTIONS, "common_kwargs")}
+        common = parts.pop("common_kwargs")
+        for name, value in (common | options).items():
+            takers = [part for part, names in OPTIONS.items() if name in names]
+            if not takers and name not in TEMPLATE_VARIABLES and value is not None:
+                raise ValueError(f"the processor has no option {name!r}{_choices()}")
+            for part in takers:
+                if name in options and name in parts[part]:
+                    raise ValueError(f"{name} is given twice: as an option of the call and within {part}")
+                parts[part].setdefault(name, value)
+        for part, names in OPTIONS.items():
+            unknown = [name for name in parts[part] if name not in names]
+            if unknown:
+                raise ValueError(f"{part} has no option {unknown[0]!r}{_choices()}")
+        merged = self._merge_kwargs(SmolDriverProcessorKwargs, **parts)
+        pictures = {name: value for name, value in merged["images_kwargs"].items() if value is not None}
+        pictures.pop("return_tensors", None)  # a batch of views is stacked as tensors
+        return merged["text_kwargs"], pictures
 
     def scene_messages(self, images, question: str, answer: str | None = None) -> list[dict]:
         """Chat messages of one question about a frame, for `apply_chat_template`; `images` as in `__call__`."""
@@ -398,7 +466,7 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         Raises:
             ValueError: see `encode_scenes`.
         """
-        if isinstance(images, (list, tuple)) and any(isinstance(item, (dict, list, tuple)) for item in images):
+        if isinstance(images, (list, tuple)) and any(_is_frame(item) for item in images):
             raise ValueError("encode_scene takes one frame, a dict by camera name; encode_scenes takes a list of them")
         return self.encode_scenes([images], [scene_description], visual_tokens)
 
@@ -451,25 +519,46 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
     def apply_chat_template(self, conversation, *args, **kwargs):
         """As in transformers, with a keyword `scene_description` for the first user turn.
 
+        A picture is of the camera that its `camera` key names, or a text part with just the name before it. Pictures
+        without names are taken by their place, as in `__call__`. The template holds the rule, since serving engines
+        render it themselves.
+
         Raises:
-            ValueError: a text, role or camera that would write a special token into the prompt (see `check_text`).
+            ValueError: a text or role that would write a special token into the prompt (see `check_text`), a picture
+                whose camera is unknown, named twice or not to be known.
         """
         batched = bool(conversation) and not isinstance(conversation[0], dict)
-        for messages in conversation if batched else [conversation]:
-            for message in messages:
-                self._check_message(message)
+        conversations = [
+            [self._checked_message(message) for message in messages]
+            for messages in (conversation if batched else [conversation])
+        ]
         if kwargs.get("scene_description"):
             self._check_text(kwargs["scene_description"], "scene description")
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        try:
+            return super().apply_chat_template(conversations if batched else conversations[0], *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "TemplateError":  # what the template refuses; jinja2 may not be imported here
+                raise
+            raise ValueError(str(error)) from None
 
-    def _check_message(self, message: dict) -> None:
+    def _checked_message(self, message: dict) -> dict:
+        """A message with its content in parts that transformers 4.57 and 5.x know."""
         role = self._check_text(message["role"], "role")
         content = message["content"]
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if item.get("type") == "text" and item["text"] != "":
-                self._check_text(item["text"], f"text of the {role}")
-            if item.get("type") == "image" and item.get("camera"):
-                self._check_camera(item["camera"])
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        parts = []
+        for part in content:
+            if part.get("type") == "text" and part["text"] != "":
+                self._check_text(part["text"], f"text of the {role}")
+            if part.get("type") == "image_url":  # OpenAI's name
+                address = part["image_url"]
+                address = address["url"] if isinstance(address, dict) else address
+                part = {"type": "image", "url": address, "camera": part.get("camera")}
+            if part.get("type") == "image" and part.get("camera"):
+                self._check_camera(part["camera"])
+            parts.append(part)
+        return {**message, "content": parts}
 
     def _check_text(self, text: str, what: str) -> str:
         return check_text(text, what, self.tokenizer.all_special_tokens)
@@ -478,11 +567,11 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         """The pictures of each prompt: None, a dict by camera, or a list."""
         if images is None:
             return [None] * len(texts)
-        if isinstance(images, dict):
+        if isinstance(images, dict) and not is_stored_picture(images):
             frames = [images]
-        elif isinstance(images, (str, Path, Image.Image)) or hasattr(images, "shape"):
+        elif not isinstance(images, (list, tuple)):
             frames = [[images]]
-        elif images and all(isinstance(item, (dict, list, tuple)) for item in images):
+        elif images and all(_is_frame(item) for item in images):
             frames = list(images)
         elif len(texts) == 1:
             frames = [list(images)]
@@ -539,7 +628,8 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
     def _expand(self, prompt: str, cameras: list[str], visual_tokens: int) -> tuple[str, list[dict]]:
         """Write the name of its camera and its image tokens in the place of each placeholder.
 
-        Returns the tokenizer's text, and for each placeholder its characters before (`span`) and after (`new_span`).
+        Returns the tokenizer's text, and for each placeholder its characters before (`span`, `text`) and after
+        (`new_span`, `replacement`), by the names that transformers' own processors use.
         """
         order, tokens, spans = iter(cameras), self._image_tokens(visual_tokens), []
 
@@ -548,7 +638,15 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
             before = match[0][: -len(IMAGE_TOKEN)]
             text = before + ("" if match[1] == camera else f"{camera}:") + tokens
             start = match.start() + (spans[-1]["new_span"][1] - spans[-1]["span"][1] if spans else 0)
-            spans.append({"span": match.span(), "new_span": (start, start + len(text))})
+            spans.append(
+                {
+                    "type": "image",
+                    "span": match.span(),
+                    "new_span": (start, start + len(text)),
+                    "text": match[0],
+                    "replacement": text,
+                }
+            )
             return text
 
         return _PLACEHOLDER.sub(expand, prompt), spans

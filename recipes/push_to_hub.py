@@ -19,10 +19,12 @@ from huggingface_hub.utils import validate_repo_id
 from recipes.evaluation.model_card import DATA
 from recipes.evaluation.publishing import MODEL_FILES, matches
 from recipes.evaluation.repository import repository_files
+from recipes.serving.hub_files import HUB_FILES
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
-OWN_FILES = (*MODEL_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)  # the next push removes stale ones
+# The next push removes stale ones.
+OWN_FILES = (*MODEL_FILES, *HUB_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)
 
 
 def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:

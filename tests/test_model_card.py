@@ -202,3 +202,9 @@ def test_training_is_shown_with_its_time_and_hardware_and_without_paths(metrics)
     from_nothing = {"base": None, "scene_tokens": ["a", "b"], "steps": 700, "seconds": 120, "machine": "CPU, 2 cores"}
     text = card(metrics, stages=[from_nothing])
     assert "| 1 | random weights | 2 | 700 | 2 min (120 s) | CPU, 2 cores |" in text and "base_model" not in text
+
+
+def test_the_card_links_the_space_where_there_is_one(metrics):
+    arguments = ("user/smoldriver", metrics, STAGES, CONFIG, [], "drivelm")
+    assert "https://huggingface.co/spaces/user/page" in write_card(*arguments, space="user/page")
+    assert "huggingface.co/spaces" not in write_card(*arguments)

@@ -3,6 +3,7 @@
 The Hub is `hub_server.py` on loopback; the client is huggingface_hub's own, over HTTP.
 """
 
+import io
 import json
 import os
 import re
@@ -14,8 +15,11 @@ import time
 from pathlib import Path
 
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from fakes import (
     QUESTIONS,
     command_line,
@@ -176,12 +180,14 @@ def test_what_is_published_is_what_loading_needs_and_what_shows_the_evaluation(p
     expected = {f"{role}_smoldriver.py" for role in roles}
     expected |= {"README.md", "model.safetensors", "config.json", "generation_config.json", "chat_template.jinja"}
     expected |= {"processor_config.json", "tokenizer.json", "tokenizer_config.json", "training_manifest.json"}
-    expected |= {"report.html", "figures/scores.png", "figures/question_types.png"}
+    expected |= {"report.html", "figures/scores.png", "figures/question_types.png", "handler.py", "requirements.txt"}
+    expected |= {name for name in files if re.fullmatch(r"examples/[123](\.png|_CAM_[A-Z_]+\.(png|jpg))", name)}
     allowed = {"preprocessor_config.json", "special_tokens_map.json"}  # which transformers 4.57 saves
     assert expected <= files.keys() <= expected | allowed
     assert files["model.safetensors"] == (trained / "model" / "model.safetensors").read_bytes()
     for name, content in files.items():
         assert name.endswith((".safetensors", ".png")) or str(trained).encode() not in content, name
+    assert files["handler.py"] == (ROOT / "recipes" / "serving" / "handler.py").read_bytes()
     for left in ("checkpoint-2", "samples.json", "training_args.bin"):
         assert left in published["printed"].partition("stays at home: ")[2]
 
@@ -263,6 +269,43 @@ def test_a_repository_that_could_not_be_looked_at_leaves_the_training_unknown(tm
     assert str(check_leakage(folders[0], ["scene9"], "test")) == (  # offline, as the tests are
         f"unknown: could not read training_manifest.json of user/plain; of the recorded, {found}"
     )
+
+
+def test_the_page_shows_frames_with_the_evaluations_own_answers(published, trained):
+    files, data = published["hub"].files(REPO), ModelCard(published["card"]).data
+    predictions = pq.read_table(trained / "eval" / "predictions.parquet").to_pylist()
+    own = [row for row in predictions if row["model"] not in CONTROLS]
+    answers = {(row["question"], row["reference"], row["prediction"]) for row in own}
+    assert "conversational" in data.tags and 1 <= len(data.widget) <= 3
+    for number, entry in enumerate(data.widget, start=1):
+        name = entry["src"].removeprefix(f"https://huggingface.co/{REPO}/resolve/main/")
+        assert name == f"examples/{number}.png"
+        reference = re.search(r" \(truth: (.*)\)$", entry["example_title"])[1]
+        assert (entry["text"], reference, entry["output"]["text"]) in answers
+        views = [Image.open(io.BytesIO(files[view])) for view in files if view.startswith(f"examples/{number}_")]
+        whole = Image.open(io.BytesIO(files[name]))
+        assert len(views) == 6 and whole.size == (3 * views[0].width, 2 * views[0].height)
+
+
+def test_scores_on_a_data_set_of_the_hub_go_with_interval_and_controls(trained, tmp_path, monkeypatch):
+    files, _ = push_to_hub.repository_files(trained / "model", trained / "eval", REPO, "drivelm")
+    assert not any(name.startswith("examples/") for name in files)  # nuScenes' pictures are not published again
+    entries = yaml.safe_load(files[".eval_results/smoldriver.yaml"])
+    found = {entry.metric_name: entry for entry in ModelCard(files["README.md"].decode()).data.eval_results}
+    assert len(entries) == len(found)
+    for entry, shown in zip(entries, found.values(), strict=True):
+        assert entry["dataset"]["id"] == "OpenDriveLab/DriveLM" and entry["source"]["url"].endswith(REPO)
+        assert entry["value"] == pytest.approx(100 * shown.metric_value, abs=0.01)
+        assert all(f"{name} " in entry["notes"] for name in CONTROLS) and "; 95% " in entry["notes"]
+
+
+def test_answers_that_are_not_of_the_scenes_are_refused(trained, tmp_path):
+    shutil.copytree(trained / "eval", tmp_path / "eval")
+    path = tmp_path / "eval" / "predictions.parquet"
+    rows = pq.read_table(path).to_pylist()
+    pq.write_table(pa.Table.from_pylist([row | {"reference": "Perhaps."} for row in rows]), path)
+    with pytest.raises(ValueError, match="the predictions of .* are not of its scenes: .*evaluate again"):
+        push_to_hub.repository_files(trained / "model", tmp_path / "eval", REPO, "synthetic")
 
 
 # What a push must not do

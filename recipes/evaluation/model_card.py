@@ -118,6 +118,17 @@ def check_headline(headline: Headline, result: dict, left_out: dict[str, str]) -
             )
 
 
+def publishable_headlines(metrics: Metrics) -> list[Headline]:
+    """As `headlines`, of frames that the model did not learn from.
+
+    Raises:
+        ValueError: see `headlines`; the evaluation is of the training split.
+    """
+    if metrics.settings.split == "train":
+        raise ValueError("the evaluation asked about training frames (split 'train'): a card needs a held-out split")
+    return headlines(metrics)
+
+
 def cell(result: dict, column: Column) -> str:
     value, interval = column.value(result), column.interval(result)
     if value is None:
@@ -158,7 +169,14 @@ def stage_rows(stages: list[dict]) -> list[dict]:
 
 
 def write_card(
-    repo_id: str, metrics: Metrics, stages: list[dict], config: dict, figures: list[str], data: str = "drivelm"
+    repo_id: str,
+    metrics: Metrics,
+    stages: list[dict],
+    config: dict,
+    figures: list[str],
+    data: str = "drivelm",
+    widget: list[dict] | None = None,
+    space: str | None = None,
 ) -> str:
     """The card as text: YAML front matter with the model-index, then model_card.md filled in.
 
@@ -168,21 +186,21 @@ def write_card(
         config: the model's `config.json`.
         figures: names of figures in the repository.
         data: a key of `DATA`, what the model was trained and evaluated on.
+        widget: the page's examples; default questions alone.
+        space: the Space that shows the model, as user/name.
 
     Raises:
         ValueError: a headline number without its interval or its controls, or numbers of training frames.
     """
-    split = metrics.settings.split
-    if split == "train":
-        raise ValueError("the evaluation asked about training frames (split 'train'): a card needs a held-out split")
-    found = headlines(metrics)
+    found = publishable_headlines(metrics)
     card = ModelCard.from_template(
-        front_matter(repo_id, found, split, stages, data),
+        front_matter(repo_id, found, metrics.settings.split, stages, data, widget),
         template_path=str(TEMPLATE),
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
         data=DATA[data],
         figures=figures,
+        space=space,
         stages=stage_rows(stages),
         **what_the_model_is(config),
         **what_it_scored(metrics, found),
@@ -190,7 +208,9 @@ def write_card(
     return card.content
 
 
-def front_matter(repo_id: str, found: list[Headline], split: str, stages: list[dict], data: str) -> ModelCardData:
+def front_matter(
+    repo_id: str, found: list[Headline], split: str, stages: list[dict], data: str, widget: list[dict] | None
+) -> ModelCardData:
     bases = [stage[key] for stage in stages for key in SOURCES if is_hub_id(stage.get(key) or "")]
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
@@ -198,11 +218,18 @@ def front_matter(repo_id: str, found: list[Headline], split: str, stages: list[d
         license=DATA[data]["license"],
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        tags=["autonomous-driving", "vision-language-model", "multi-camera", "smoldriver", "custom_code"],
+        tags=[
+            "autonomous-driving",
+            "vision-language-model",
+            "multi-camera",
+            "smoldriver",
+            "conversational",
+            "custom_code",
+        ],
         datasets=[DATA[data]["id"]] if data == "drivelm" else None,
         base_model=list(dict.fromkeys(bases)) or None,
         eval_results=[model_index_entry(headline, split, data) for headline in found],
-        widget=[{"text": text, "example_title": text} for text in WIDGET],
+        widget=widget or [{"text": text, "example_title": text} for text in WIDGET],
     )
 
 

@@ -17,6 +17,7 @@ from recipes.evaluation.publishing import (
 )
 from recipes.planning.plan_files import RECIPE, PlanMetrics, read_plan_metrics
 from recipes.planning.planner_card import write_planner_card
+from recipes.serving.hub_files import hub_files
 from recipes.training.manifest import TRAINING_MANIFEST
 
 
@@ -46,8 +47,13 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
     if stages:
         files[TRAINING_MANIFEST] = json.dumps(slim_manifest(model, stages), indent=1).encode()
     figures = sorted(name for name in files if name.startswith("figures/"))
-    card = write_planner_card if planner else write_card
-    files["README.md"] = card(repo_id, metrics, stages, config, figures, data).encode()
+    if planner:
+        card = write_planner_card(repo_id, metrics, stages, config, figures, data)
+    else:
+        served, widget = hub_files(repo_id, evaluation, metrics, data)
+        files |= served
+        card = write_card(repo_id, metrics, stages, config, figures, data, widget)
+    files["README.md"] = card.encode()
     return files, left
 
 
