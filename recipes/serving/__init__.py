@@ -1,0 +1,1 @@
+"""How a model is used without Python: what is published beside it, and how that is written."""
