@@ -342,6 +342,7 @@ def check_disconnect(browser, address: str, scenes: list[Scene]) -> None:
 def check_memory(address: str, process) -> None:
     """1,000 scenes by two clients at a time."""
     clients = [Client(address, verbose=False) for _ in range(2)]
+    question = "Are there cars to the front of the ego car?"
 
     def ask(number: int) -> bool:
         pixels = np.random.default_rng(number).integers(0, 256, (9, 16, 3), dtype=np.uint8)
@@ -349,7 +350,7 @@ def check_memory(address: str, process) -> None:
         Image.fromarray(pixels).save(file, "PNG")
         picture = base64.b64encode(file.getvalue()).decode()
         cameras = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
-        told = clients[number % 2].predict(dict.fromkeys(cameras, picture), ["Why?"], None, api_name="/ask")
+        told = clients[number % 2].predict(dict.fromkeys(cameras, picture), [question], None, api_name="/ask")
         return told["scene_kept"]
 
     started, before = time.perf_counter(), resident(process)

@@ -37,6 +37,7 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospac
 CSS = """
 .slots { gap: 6px; flex-wrap: nowrap; }
 .slots > * { aspect-ratio: 16 / 9; height: auto !important; }
+.slots img { width: 100%; height: 100%; object-fit: contain; }
 .answers .row { padding: 6px 0; border-bottom: 1px solid var(--border-color-primary); }
 .answers b, .answers span { display: block; font-weight: normal; }
 .answers .right { color: #15803d; }
@@ -154,7 +155,7 @@ def picture_column(first: Example | None) -> tuple[gr.Gallery | None, list[Slot]
             fronts,
             label="Scenes",
             columns=len(fronts),
-            height="auto",
+            height=140,
             allow_preview=False,
             buttons=[],
             elem_id="scenes",
