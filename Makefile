@@ -5,6 +5,8 @@ SAMPLE ?= $(firstword $(wildcard ../shared/data/drivelm_sample data/drivelm_samp
 DEMO ?= outputs/demo
 WORLD ?= $(DEMO)/world
 SPACE ?= outputs/space
+# for a server, which runs for days
+GIVE_BACK := env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # glibc keeps freed tensors instead of giving them back to the kernel at every step: training on a CPU is faster
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
@@ -104,12 +106,12 @@ devkit-check: .venv-devkit/.ready
 # A page that asks the demo's model, in an environment of its own: http://127.0.0.1:7860
 app: setup .venv-app/.ready
 	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
-	.venv-app/bin/python $(SPACE)/app.py
+	$(GIVE_BACK) .venv-app/bin/python $(SPACE)/app.py
 
 # The same page in headless Chromium: what it answers, shows, refuses and needs
 app-check: setup .venv-app/.ready /usr/bin/chromium
 	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
-	.venv-app/bin/python tests/check_app.py $(SPACE)
+	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

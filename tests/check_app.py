@@ -13,13 +13,11 @@ import io
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from broken_pictures import huge_png
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -250,16 +249,6 @@ def check_bad_input_on_the_page(user: User, work: Path) -> None:
     refused("CAM_FRONT: the picture cannot be read", own="Why?")
 
 
-def huge_png() -> bytes:
-    """A small file that says it has 20,000 x 20,000 pixels."""
-    file = io.BytesIO()
-    Image.new("L", (1, 1)).save(file, "PNG")
-    content = bytearray(file.getvalue())
-    content[16:24] = struct.pack(">II", 20_000, 20_000)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    return bytes(content)
-
-
 def check_two_users(browser, address: str, reference: Reference, scenes: list[Scene]) -> None:
     """Both press before either has an answer; each gets the answers about its own pictures."""
     users = [User(browser, address) for _ in range(2)]
@@ -351,6 +340,8 @@ def check_memory(address: str, process) -> None:
         picture = base64.b64encode(file.getvalue()).decode()
         cameras = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
         told = clients[number % 2].predict(dict.fromkeys(cameras, picture), [question], None, api_name="/ask")
+        if number % 100 == 0:
+            print(f"  scene {number}: {resident(process) / 1e6:.0f} MB", flush=True)
         return told["scene_kept"]
 
     started, before = time.perf_counter(), resident(process)

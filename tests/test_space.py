@@ -7,13 +7,12 @@ import base64
 import io
 import json
 import re
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 import yaml
+from broken_pictures import huge_png
 from fakes import QUESTIONS, picture, scene_row, write_scenes
 from PIL import Image
 
@@ -142,14 +141,6 @@ def test_good_questions_are_stripped():
 def test_what_the_processor_refuses_is_refused_before_an_answer(asked, questions, pictures, budget, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         next(asked.stream({camera: file_of(0) for camera in pictures}, questions, budget))
-
-
-def huge_png() -> bytes:
-    """A small file that says it has 20,000 x 20,000 pixels."""
-    content = bytearray(file_of(0))
-    content[16:24] = struct.pack(">II", 20_000, 20_000)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    return bytes(content)
 
 
 def wide_png() -> bytes:

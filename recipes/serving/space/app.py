@@ -211,5 +211,11 @@ def build() -> gr.Blocks:
 
 if __name__ == "__main__":
     build().launch(
-        css=CSS, theme=THEME, ssr_mode=False, max_file_size=MAX_FILE_BYTES, footer_links=["api"], quiet=True
+        css=CSS,
+        theme=THEME,
+        ssr_mode=False,
+        run_history=False,
+        max_file_size=MAX_FILE_BYTES,
+        footer_links=["api"],
+        quiet=True,
     )
