@@ -2,12 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SAMPLE ?= $(firstword $(wildcard ../shared/data/drivelm_sample data/drivelm_sample) data/drivelm_sample)
-WORLD ?= outputs/demo/world
+DEMO ?= outputs/demo
+WORLD ?= $(DEMO)/world
+SPACE ?= outputs/space
+# for a server, which runs for days
+GIVE_BACK := env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # glibc keeps freed tensors instead of giving them back to the kernel at every step: training on a CPU is faster
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz
+.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
 
 setup: .venv/.ready
 
@@ -26,6 +31,16 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv-devkit
 	.venv-devkit/bin/pip install -q -r tests/devkit-requirements.txt
 	@touch $@
+
+# gradio needs another pillow than the project pins
+.venv-app/.ready: recipes/serving/space/requirements.txt tests/app-requirements.txt
+	$(PYTHON) -m venv .venv-app
+	.venv-app/bin/pip install -q -r recipes/serving/space/requirements.txt -r tests/app-requirements.txt
+	@touch $@
+
+/usr/bin/chromium:
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install -y --no-install-recommends chromium
 
 test: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
@@ -87,6 +102,16 @@ benchmark: setup
 # The world against the official nuscenes-devkit, in an environment of its own
 devkit-check: .venv-devkit/.ready
 	PYTHONPATH=. .venv-devkit/bin/python tests/check_devkit.py $(WORLD)
+
+# A page that asks the demo's model, in an environment of its own: http://127.0.0.1:7860
+app: setup .venv-app/.ready
+	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
+	$(GIVE_BACK) .venv-app/bin/python $(SPACE)/app.py
+
+# The same page in headless Chromium: what it answers, shows, refuses and needs
+app-check: setup .venv-app/.ready /usr/bin/chromium
+	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
+	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

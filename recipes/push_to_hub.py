@@ -20,6 +20,7 @@ from recipes.evaluation.model_card import DATA
 from recipes.evaluation.publishing import MODEL_FILES, matches
 from recipes.evaluation.repository import repository_files
 from recipes.serving.hub_files import HUB_FILES
+from recipes.serving.space_files import SPACE_FILES, published_space
 from recipes.training.manifest import TRAINING_MANIFEST
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
@@ -27,23 +28,28 @@ from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_li
 OWN_FILES = (*MODEL_FILES, *HUB_FILES, "figures/*.png", "report.html", TRAINING_MANIFEST)
 
 
-def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi) -> str:
+def push(files: dict[str, Path | bytes], repo_id: str, public: bool, api: HfApi, kind: str = "model") -> str:
     """One commit with all files; creates the repository if it does not exist -> the commit's address.
+
+    Args:
+        kind: "model" or "space".
 
     Raises:
         ValueError: the repository exists and is public where a private one was asked for, or the reverse.
         ConnectionError: the push failed.
     """
     try:
-        api.create_repo(repo_id, private=not public, exist_ok=True)
-        there = api.model_info(repo_id)
+        sdk, own = ("gradio", SPACE_FILES) if kind == "space" else (None, OWN_FILES)
+        api.create_repo(repo_id, private=not public, exist_ok=True, repo_type=kind, space_sdk=sdk)
+        there = api.repo_info(repo_id, repo_type=kind)
         if there.private == public:
             seen, asked = ("private", "leave out") if public else ("public", "give")
             raise ValueError(f"{repo_id} exists and is {seen}: {asked} --public, or give another --repo-id")
-        stale = [file.rfilename for file in there.siblings or () if matches(file.rfilename, OWN_FILES)]
+        stale = [file.rfilename for file in there.siblings or () if matches(file.rfilename, own)]
         operations = [CommitOperationDelete(name) for name in stale if name not in files]
         operations += [CommitOperationAdd(name, content) for name, content in files.items()]
-        return api.create_commit(repo_id, operations, commit_message="SmolDriver with its evaluation").commit_url
+        message = "SmolDriver with its evaluation" if kind == "model" else "A page that asks SmolDriver"
+        return api.create_commit(repo_id, operations, commit_message=message, repo_type=kind).commit_url
     except ValueError:
         raise
     except Exception as error:  # also of the client's HTTP library, which differs between its versions
@@ -70,6 +76,7 @@ def main():
         "--data", required=True, choices=list(DATA), help="what it was trained on; decides the licence"
     )
     parser.add_argument("--public", action="store_true", help="make the repository public; default: private")
+    parser.add_argument("--space", action="store_true", help="publish the page of recipes/serving/space beside it")
     parser.add_argument("--dry-run", action="store_true", help="list the files and contact nobody")
     arguments = parser.parse_args()
     with errors_in_one_line("push_to_hub"):
@@ -79,11 +86,17 @@ def main():
         files, left = repository_files(arguments.model, arguments.evaluation, arguments.repo_id, arguments.data)
         print(listing(files))
         print(f"stays at home: {', '.join(left) or 'nothing'}")
+        space = {}
+        if arguments.space:
+            space = published_space(arguments.repo_id, arguments.evaluation, arguments.data)
+            print(f"the Space:\n{listing(space)}")
         visibility = "public" if arguments.public else "private"
         if arguments.dry_run:
             print(f"dry run: nothing was sent to {arguments.repo_id} ({visibility})")
         else:
             print(f"{visibility}: {push(files, arguments.repo_id, arguments.public, HfApi())}")
+            if space:
+                print(f"{visibility} Space: {push(space, arguments.repo_id, arguments.public, HfApi(), 'space')}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,17 @@ LFS_BYTES = 10_000_000  # files from this size on go by LFS, and so do these
 LFS_FILES = (".safetensors", ".png")
 
 
+def repository_key(kind: str, repo: str) -> str:
+    """As the Hub addresses a repository: `user/name` of a model, `spaces/user/name` of a Space."""
+    return f"spaces/{repo}" if kind == "spaces" else repo
+
+
 class Hub:
     """`with Hub() as hub:` serves at `hub.endpoint`; `repos` and `requests` tell what happened."""
 
     def __init__(self):
-        self.repos = {}  # id -> {"private": bool, "commits": [{"oid", "summary", "files": {name: bytes}}]}
+        # id, of a Space with "spaces/" before it -> {"private": bool, "commits": [{"oid", "summary", "files": {...}}]}
+        self.repos = {}  # files: {name: bytes}
         self.stored = {}  # LFS: sha256 -> bytes
         self.requests = []  # (method, path)
         self.errors = {}  # id -> HTTP status that every look at the repository gets
@@ -79,16 +85,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({}) if len(held) == asked["size"] else self.refuse(422)
         if found := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path):
             return self.batch(json.loads(body)["objects"])
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
-        if found is None or found[1] not in self.hub.repos:
+        found = re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
+        repo = found and repository_key(found[1], found[2])
+        if repo not in self.hub.repos:
             return self.refuse(404, "RepoNotFound")
-        if found[2] == "preupload":
+        if found[3] == "preupload":
             files = json.loads(body)["files"]
             return self.answer({"files": [self.upload_mode(file) for file in files]})
         if self.hub.broken == "commit":
             return self.drop()
-        oid = self.hub.commit(found[1], [json.loads(line) for line in body.splitlines() if line])
-        self.answer({"commitUrl": f"{self.hub.endpoint}/{found[1]}/commit/{oid}", "commitOid": oid})
+        oid = self.hub.commit(repo, [json.loads(line) for line in body.splitlines() if line])
+        self.answer({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{oid}", "commitOid": oid})
 
     def do_PUT(self):
         self.note()
@@ -106,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         self.note()
         if self.path.startswith("/lfs/"):
             return self.send(200, self.hub.stored[self.path.rpartition("/")[2]])
-        found = re.match(r"/(?:api/models/)?([^/]+/[^/?]+)(.*)", self.path)
+        found = re.match(r"/(?:api/(?:models/)?)?((?:spaces/)?[^/]+/[^/?]+)(.*)", self.path)
         if found and found[1] in self.hub.errors:
             return self.refuse(self.hub.errors[found[1]])
         repo = self.hub.repos.get(found[1]) if found else None
@@ -135,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def create(self, asked: dict):
-        repo = f"{asked['organization']}/{asked['name']}"
+        repo = repository_key(f"{asked.get('type', 'model')}s", f"{asked['organization']}/{asked['name']}")
         url = f"{self.hub.endpoint}/{repo}"
         if repo in self.hub.repos:
             return self.send(409, json.dumps({"error": "it is there already", "url": url}).encode())

@@ -341,6 +341,29 @@ def test_push_that_fails_publishes_nothing_and_can_be_repeated(where, arguments,
     assert len(hub.repos[REPO]["commits"]) == 1
 
 
+def test_a_space_is_published_beside_its_model(arguments, hub, monkeypatch, capsys):
+    """In a repository of its own; the next push replaces its own files and leaves others."""
+    push(monkeypatch, arguments, "--space")
+    space = hub.repos[f"spaces/{REPO}"]
+    assert space["private"] and len(space["commits"]) == 1 == len(hub.repos[REPO]["commits"])
+    files = dict(hub.files(f"spaces/{REPO}"))
+    assert json.loads(files["settings.json"]) == {"model": REPO} and f"- {REPO}\n" in files["README.md"].decode()
+    assert {"app.py", "answering.py", "showing.py", "requirements.txt", "examples/examples.json"} <= files.keys()
+    assert sum(name.startswith("examples/0_CAM_") for name in files) == len(CAMERAS)
+    printed = capsys.readouterr().out
+    assert all(f"  {name}\n" in printed.partition("the Space:\n")[2] for name in files)
+    assert f"private Space: {hub.endpoint}/spaces/{REPO}/commit/" in printed
+    space["commits"][-1]["files"] |= {"examples/9_CAM_BACK.png": b"stale", "notes.md": b"a user's"}
+    push(monkeypatch, arguments, "--space")
+    assert hub.files(f"spaces/{REPO}") == files | {"notes.md": b"a user's"}
+
+
+def test_a_space_of_drivelm_holds_no_pictures(arguments, hub, monkeypatch, capsys):
+    push(monkeypatch, {**arguments, "data": "drivelm"}, "--space", "--dry-run")
+    listed = capsys.readouterr().out.partition("the Space:\n")[2]
+    assert "  app.py\n" in listed and "CAM_" not in listed and hub.repos == {}
+
+
 def test_next_push_replaces_its_own_files_and_leaves_others(arguments, hub, monkeypatch):
     hub.repos[REPO] = {"private": True, "commits": []}
     old = {"figures/old.png": b"old", "model-00001-of-00002.safetensors": b"old"}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/RESULTS.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "recipes/RESULTS.md", "recipes/serving/README.md")
 
 
 def readme(pytestconfig) -> str:
