@@ -28,7 +28,7 @@ from recipes.tiny.pipeline import SETTINGS, Step, aside, check_settings, run_ste
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import write_json
 
-FULL = {"scenes": 400, "every": 2, "frames": 3000, "tower_steps": 700, "vision_steps": 400, "steps": 2000, "seeds": 3}
+FULL = {"scenes": 400, "every": 2, "frames": 3000, "tower_steps": 700, "vision_steps": 400, "steps": 1000, "seeds": 3}
 SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "vision_steps": 4, "steps": 8, "seeds": 2}
 CONFIGS = "recipes/configs/tiny"
 TRAIN = "recipes/train_planner.py"
