@@ -15,6 +15,7 @@ on them beside the prepared rows, and evaluate on another --seed.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -77,12 +78,18 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def blind_policy(rows: Path, output: Path) -> PolicySpec:
-    """The blind ego status policy, trained where its file is not there yet."""
-    from recipes.planning.blind import train_blind_planner
+    """The blind ego status policy, trained where its file is not there yet.
+
+    Raises:
+        ValueError: the file there was trained on other rows.
+    """
+    from recipes.planning.blind import rows_of, train_blind_planner
 
     file = output / "blind.safetensors"
     if not file.is_file():
-        train_blind_planner(rows).save(file)
+        train_blind_planner(rows).save(file, rows)
+    if rows_of(file) != str(rows):
+        raise ValueError(f"{file} was trained on {rows_of(file)}, not on --blind-rows {rows}: delete it")
     return PolicySpec(BLIND_STATUS, BLIND_STATUS, str(file))
 
 
@@ -102,7 +109,7 @@ def drive(arguments: argparse.Namespace) -> None:
     scenes, records = {}, {}
     for spec in specs:
         collects = arguments.collect is not None and spec.kind == PLANNER
-        of_policy = DriveOptions(**{**vars(options), "collect": arguments.collect if collects else None})
+        of_policy = replace(options, collect=arguments.collect if collects else None)
         folder = output / spec.name
         driven = drive_all(spec, of_policy, folder, indices, arguments.workers)
         for _ in tqdm(driven, total=len(indices), unit=" scenes", desc=spec.name, disable=None):

@@ -61,11 +61,11 @@ def drive_scene(spec: PolicySpec, options: DriveOptions, folder: Path, index: in
     judge, trace, rows = SceneJudge(world), [], []
     while not world.is_over and judge.ended is None:
         now = world.observe()
-        if options.collect is not None:
-            rows.append(recovery_row(now, spec.name))
         begun = time.process_time()
         waypoints = planned(policy, now)
         trace.append(moment_of(world, now, waypoints, time.process_time() - begun))
+        if options.collect is not None:
+            rows.append(recovery_row(now, spec.name))
         judge.watch(world.step(waypoints))
     if options.collect is not None:
         write_scene_shard(options.collect, index, rows)

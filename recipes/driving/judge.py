@@ -30,7 +30,7 @@ class SceneJudge:
     def __init__(self, world: DrivingWorld):
         self.world, self.start = world, world.sample
         self.start_s, self.start_time = world.traffic.ego.s, world.time
-        self.last = np.array([[world.car.x, world.car.y, world.car.yaw, world.car.speed]])
+        self.last_place = np.array([world.car.x, world.car.y])
         self.last_s = self.start_s
         self.driven = self.outside = 0.0
         self.motion, self.events, self.met, self.traffic_speeds = [], [], set(), []
@@ -38,13 +38,13 @@ class SceneJudge:
 
     def watch(self, stretch: Stretch) -> None:
         """Judge half a second; what comes after an end does not count."""
-        paths = Footprint(self.world, stretch)
+        footprint = Footprint(self.world, stretch)
         beside = beside_route(self.world, stretch.road)
         self.traffic_speeds.append(pace(self.world.scene.agents, stretch))
         for t in range(len(stretch.ego)):
             self._move(stretch.ego[t], beside[t])
             self._lights(stretch, t)
-            self._hits(stretch, paths, t)
+            self._hits(stretch, footprint, t)
             if beside[t] > LEFT_ROUTE:
                 self._happened("left the route", True, stretch.ego[t])
                 self.ended = self.ended or "left the route"
@@ -70,11 +70,11 @@ class SceneJudge:
         )
 
     def _move(self, ego: np.ndarray, beside: float) -> None:
-        way = math.hypot(*(ego[:2] - self.last[0, :2]))
+        way = math.hypot(*(ego[:2] - self.last_place))
         self.driven += way
         self.outside += way * (beside > OUTSIDE_LANE)
         self.motion.append(ego)
-        self.last = ego[None]
+        self.last_place = ego[:2]
 
     def _lights(self, stretch: Stretch, t: int) -> None:
         front, before = stretch.road[t, 0] + EGO_FRONT, self.last_s + EGO_FRONT
@@ -82,15 +82,15 @@ class SceneJudge:
             if colour == "red" and before < leg.stop_line <= front:
                 self._happened("red light", True, stretch.ego[t])
 
-    def _hits(self, stretch: Stretch, paths: "Footprint", t: int) -> None:
+    def _hits(self, stretch: Stretch, footprint: "Footprint", t: int) -> None:
         agents, speeds = self.world.scene.agents, stretch.agents[t, :, 3]
         ego = stretch.ego[t]
-        kinds = hit_kinds(paths.boxes[t], ego[:2], ego[3], paths.agents[t], speeds)
+        kinds = hit_kinds(footprint.boxes[t], ego[:2], ego[3], footprint.agents[t], speeds)
         for n, kind in enumerate(kinds):
             if kind is None or n in self.met:
                 continue
             self.met.add(n)
-            at_fault = is_at_fault(kind, paths.several_lanes[t] or paths.off_road[t])
+            at_fault = is_at_fault(kind, footprint.several_lanes[t] or footprint.off_road[t])
             self._happened(kind_of(agents[n]), at_fault, ego, description_of(agents[n], kind, speeds[n]))
             if at_fault:
                 self.ended = self.ended or "hit"
@@ -135,7 +135,7 @@ def pace(agents: list[Agent], stretch: Stretch) -> float | None:
 def replayed_scores(world: DrivingWorld, waypoints: np.ndarray) -> PlanScores:
     """NAVSIM's sub-scores of a plan made now, while the scene's own driver still drives."""
     stretch = world.replay(waypoints)
-    paths = Footprint(world, stretch)
+    footprint = Footprint(world, stretch)
     fronts = np.concatenate([[world.traffic.ego.s], stretch.road[:, 0]]) + EGO_FRONT
     ran_red = any(
         colours[n] == "red" and before < leg.stop_line <= front
@@ -148,12 +148,12 @@ def replayed_scores(world: DrivingWorld, waypoints: np.ndarray) -> PlanScores:
         ReplayedPlan(
             seconds=DRIVE_SECONDS * REPLAY_EVERY,
             motion=stretch.ego[kept],
-            boxes=paths.boxes[kept],
-            agents=paths.agents[kept],
+            boxes=footprint.boxes[kept],
+            agents=footprint.agents[kept],
             agent_speeds=stretch.agents[kept, :, 3],
             things=np.array([agent.kind in THINGS for agent in world.scene.agents], dtype=bool),
-            several_lanes=paths.several_lanes[kept],
-            off_road=paths.off_road[kept],
+            several_lanes=footprint.several_lanes[kept],
+            off_road=footprint.off_road[kept],
             ran_red=ran_red,
             progress=float(stretch.road[-1, 0] - world.traffic.ego.s),
             best_progress=float(world.scene.ego_s[later] - world.scene.ego_s[world.sample]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,9 +55,16 @@ class BlindPlanner(nn.Module):
         planner.load_state_dict(load_file(path))
         return planner.eval()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, rows: Path) -> None:
+        """Write the weights; the file also names the rows that they were trained on."""
         with written_whole(path) as aside:
-            save_file(self.state_dict(), aside)
+            save_file(self.state_dict(), aside, metadata={"rows": str(rows)})
+
+
+def rows_of(path: Path) -> str:
+    """What a saved planner was trained on."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()["rows"]
 
 
 def inputs_of(histories: list, speeds: list, commands: list) -> torch.Tensor:
