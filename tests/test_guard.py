@@ -273,9 +273,10 @@ def test_the_check_counts_answers_and_interventions(images):
     unknown = row | {"speed": None}
     signals = ("Red light.", "None.", "Green light", "Red light")
     answers = Given(*({SIGNAL_QUESTION: signal} for signal in signals))
-    checked = check([row, braking, row, unknown, braking], Guard(answers))
-    assert checked.frames == 4 and checked.truths[SIGNAL_QUESTION] == {"red": 4}
-    assert checked.right[SIGNAL_QUESTION] == 2 and not checked.unread[SIGNAL_QUESTION]
+    standing = row | {"speed": 0.0}
+    checked = check([row, braking, row, unknown, braking, standing], Guard(answers))
+    assert checked.frames == 4 and checked.truths[SIGNAL_QUESTION] == {"red": 5}
+    assert checked.right[SIGNAL_QUESTION] == 3 and not checked.unread[SIGNAL_QUESTION]
     assert (checked.braked[LIGHT], checked.false[LIGHT], checked.expert, checked.missed) == (2, 1, 2, 1)
 
 

@@ -16,7 +16,16 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from data_scripts.schema import CAMERAS, load_scenes
-from recipes.planning.guard import LIGHT, OBJECT, PEDESTRIAN, QUESTIONS, Guard, SmolDriverAnswers, expert_brakes
+from recipes.planning.guard import (
+    BRAKES,
+    LIGHT,
+    OBJECT,
+    PEDESTRIAN,
+    QUESTIONS,
+    Guard,
+    SmolDriverAnswers,
+    expert_brakes,
+)
 from recipes.planning.pairs import constant_velocity
 from recipes.training.loading import load_model
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
@@ -32,7 +41,7 @@ class Checked:
         braked, false: by rule: times that it brakes, and of those times that the expert did not.
         missed: times that the expert brakes and no rule does.
         expert: times that the expert brakes.
-        frames: all of them.
+        frames: those in which the ego drives: a rule cannot brake who stands.
     """
 
     truths: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
@@ -55,6 +64,8 @@ class Checked:
                 self.unread[question] += said is None
 
     def add_rule(self, row: dict, rule: str | None) -> None:
+        if row["speed"] < BRAKES:
+            return
         brakes = expert_brakes(row["speed"], row["ego_future"])
         self.frames += 1
         self.expert += brakes
@@ -86,7 +97,7 @@ def print_tables(checked: Checked) -> None:
             n = truths.total()
             shares = f"{checked.right[question] / n:.0%} | {truths.most_common(1)[0][1] / n:.0%}"
             print(f"| {question} | {n} | {shares} | {checked.unread[question]} |")
-    print(f"\n{checked.frames} frames; the expert brakes or stands in {checked.expert}")
+    print(f"\n{checked.frames} frames in which the ego drives; the expert brakes in {checked.expert}")
     print("| rule | brakes | false alarms |\n|---|---|---|")
     for rule in (LIGHT, PEDESTRIAN, OBJECT):
         print(f"| {rule} | {checked.braked[rule]} | {checked.false[rule]} |")
