@@ -12,7 +12,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
 
 setup: .venv/.ready
 
@@ -51,6 +51,10 @@ test-slow: setup
 # What transformers 4.57 must do too
 test-legacy: .venv-legacy/.ready
 	.venv-legacy/bin/python -m pytest -q -m contract
+
+# transformers' own common tests on SmolDriver; fetches them by itself, skips with a reason where it cannot
+test-peers: setup
+	PYTHONPATH=.:tests $(BIN)/python tests/peers/run.py
 
 style: setup
 	$(BIN)/ruff check --fix .

@@ -464,6 +464,23 @@ def test_a_whole_forward_compiles_as_one_graph(model, processor, frames, frame_i
         compiled(**batch, use_cache=False)  # the largest budget, which is not the prompt's
 
 
+@pytest.mark.slow
+@since_transformers_5
+@torch.no_grad()
+def test_transformers_own_exporter_takes_the_vision_model_and_the_whole(model, inputs):
+    dynamo = pytest.importorskip("transformers.exporters.exporter_dynamo")
+    vision = {"pixel_values": inputs["pixel_values"][0], "camera_ids": inputs["camera_ids"][0]}
+    exporter = dynamo.DynamoExporter()
+    for part, arguments, name in (
+        (model.model.vision_model, vision, "last_hidden_state"),
+        (model, dict(inputs), "logits"),
+    ):
+        exported = exporter.export(part, arguments, dynamo.DynamoConfig())
+        assert_same(exported(**arguments)[name], part(**arguments)[name])
+    stages = exporter.export_for_generation(model, dict(inputs), dynamo.DynamoConfig(dynamic=True))
+    assert {"language_model", "lm_head", "decode"} <= stages.components.keys()
+
+
 # Bad input
 
 

@@ -291,7 +291,8 @@ class Traffic:
         if (abs(ego.d - a.d) < 2.2 or changes_here) and 0 < distance < 80 and gap < ahead.gap:
             ahead = Ahead(gap, ego.speed)
         if changes_here and abs(distance) < 14:
-            wanted = ego.speed * 0.4 if distance > -5 else max(wanted, ego.speed * 1.4)  # make room
+            # Make room. Who is level with an ego that stands drives on, or both would wait for ever.
+            wanted = ego.speed * 0.4 if distance > -5 and ego.speed > 0 else max(wanted, ego.speed * 1.4)
         return ahead, wanted
 
     def _pace_beside_ego(self, a: Agent) -> float:

@@ -1,0 +1,1 @@
+"""Other libraries' own tests, run on SmolDriver: `make test-peers`, out of `make test`."""

@@ -1,0 +1,104 @@
+"""transformers' common tests of models, generation, exports and processors, on tiny SmolDrivers.
+
+Each class below is one run of a mixin. `LEGITIMATE` names the tests that cannot hold for it, with the reason.
+"""
+
+import copy
+import sys
+import unittest
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # fakes
+
+from fakes import QUESTIONS, inputs_of, picture, pil_image_processor, tiny_config, tiny_processor, tiny_tokenizer
+
+from modeling_smoldriver import (
+    CAMERAS,
+    SmolDriverForConditionalGeneration,
+    SmolDriverModel,
+    SmolDriverProcessor,
+)
+from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
+from tests.peers.sources import transformers_tests
+
+transformers_tests()
+
+from transformers_tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
+from transformers_tests.test_modeling_common import ModelTesterMixin  # noqa: E402
+from transformers_tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
+
+LEGITIMATE: dict[str, dict[str, str]] = {}
+"""Class of this file -> test -> why it cannot pass."""
+
+
+class ModelTester:
+    """Two frames of six views with the questions' prompts."""
+
+    batch_size, is_training = 2, True
+    num_hidden_layers, hidden_size, num_attention_heads = 2, 48, 4
+
+    def __init__(self):
+        self.config = tiny_config(tiny_tokenizer())
+        frames = [{camera: picture(10 * row + seed) for seed, camera in enumerate(CAMERAS)} for row in range(2)]
+        inputs = inputs_of(tiny_processor(), frames, [QUESTIONS[0]] * 2)
+        self.inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "camera_ids")}
+        self.seq_length = inputs["input_ids"].shape[1]
+        self.vision_config = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+        self.text_config = {"num_hidden_layers": 2}
+
+    def get_config(self):
+        return copy.deepcopy(self.config)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {name: value.clone() for name, value in self.inputs.items()}
+
+
+class TestModel(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+    all_model_classes = (SmolDriverModel, SmolDriverForConditionalGeneration)
+    _is_composite = True
+
+    def setUp(self):
+        self.model_tester = ModelTester()
+
+
+class VisionModelTester(ModelTester):
+    """Twelve views; the sequence is the tower's, a token per patch and a class token."""
+
+    batch_size, hidden_size, num_attention_heads, seq_length = 12, 32, 2, 37
+
+    def __init__(self):
+        super().__init__()
+        self.config = self.config.vision_config
+        self.inputs = {name: self.inputs[name].flatten(0, 1) for name in ("pixel_values", "camera_ids")}
+        self.seq_length = 37
+
+
+class TestVisionModel(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (SmolDriverVisionModel,)
+    test_resize_embeddings = False
+
+    def setUp(self):
+        self.model_tester = VisionModelTester()
+
+
+class TestProcessor(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = SmolDriverProcessor
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return tiny_tokenizer()
+
+    @classmethod
+    def _setup_image_processor(cls):
+        processor = pil_image_processor()
+        processor.size = {"height": 48, "width": 48}
+        return processor
+
+    @staticmethod
+    def prepare_processor_dict():
+        return {"grid_size": 6, "scale_factor": 2}
+
+
+torch.set_num_threads(1)
