@@ -16,7 +16,6 @@ from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.counterfactuals import (
     KINDS,
     MIN_DIFFERENCE,
-    SAMPLES,
     scene_at,
     scene_pairs,
     without,
@@ -26,7 +25,7 @@ from data_scripts.world.ground import GroundMap
 from data_scripts.world.nuscenes import token
 from data_scripts.world.render import Renderer
 from data_scripts.world.road import GO_STRAIGHT, Leg, Path, lane_offset
-from data_scripts.world.simulation import SAMPLES_PER_SCENE, STEPS_PER_SAMPLE
+from data_scripts.world.simulation import MATTERS_FOR, SAMPLES_PER_SCENE, STEPS_PER_SAMPLE
 from data_scripts.world.traffic import EGO_FRONT, Traffic
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
 from recipes import build_planner, evaluate_pairs
@@ -76,10 +75,10 @@ def test_the_version_as_it_was_is_the_world_s_own(pairs, renderer):
         own, _ = rendered(renderer, pair, "as_it_was")
         assert all(np.array_equal(image, mine) for image, mine in zip(images, own, strict=True))
         # a light that is switched keeps its colour instead of following its cycle
-        if pair.kind != "light switched" and t + SAMPLES < SAMPLES_PER_SCENE:
+        if pair.kind != "light switched" and t + MATTERS_FOR < SAMPLES_PER_SCENE:
             egos = [(ego.x, ego.y, ego.yaw, ego.speed) for ego in pair.as_it_was.egos]
-            np.testing.assert_array_equal(egos, scene.ego[t : t + SAMPLES + 1])
-            np.testing.assert_array_equal(pair.as_it_was.poses, scene.poses[t : t + SAMPLES + 1])
+            np.testing.assert_array_equal(egos, scene.ego[t : t + MATTERS_FOR + 1])
+            np.testing.assert_array_equal(pair.as_it_was.poses, scene.poses[t : t + MATTERS_FOR + 1])
             compared += 1
     assert compared >= 5
 
@@ -132,7 +131,7 @@ def test_a_light_is_red_in_one_version_and_green_in_the_other_and_keeps_its_colo
 def lights_ahead(traffic):
     """The colours of the lights at each step of the 3 s that the expert is driven on."""
     ahead = copied(traffic)
-    for _ in range(SAMPLES * STEPS_PER_SAMPLE):
+    for _ in range(MATTERS_FOR * STEPS_PER_SAMPLE):
         yield ahead.lights()
         ahead.step()
 
