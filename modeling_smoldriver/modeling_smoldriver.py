@@ -554,9 +554,11 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             per_view = given or self.config.visual_token_budgets[0]
             torch._assert_async((tokens == per_view * views).all(), "image tokens and pictures do not match")
             return per_view
+        runs = places.diff(dim=-1, prepend=places.new_zeros(len(places), 1)).logical_and(places).sum(-1).tolist()
         tokens, views = tokens.tolist(), views.tolist()
         per_view = sum(tokens) // max(1, sum(views))
-        if not per_view or tokens != [per_view * count for count in views] or (given or per_view) != per_view:
+        whole = tokens == [per_view * count for count in views] and runs == views  # a cut prompt has fewer runs
+        if not per_view or not whole or (given or per_view) != per_view:
             raise ValueError(
                 f"image tokens and pictures do not match: the rows hold {tokens} <image> tokens for {views} pictures;"
                 f" each picture of a batch takes the same number, one of {self.config.visual_token_budgets}"

@@ -83,7 +83,9 @@ def main():
         validate_repo_id(arguments.repo_id)
         if "/" not in arguments.repo_id:
             raise ValueError(f"--repo-id {arguments.repo_id!r} names no owner: give user/name")
-        files, left = repository_files(arguments.model, arguments.evaluation, arguments.repo_id, arguments.data)
+        files, left = repository_files(
+            arguments.model, arguments.evaluation, arguments.repo_id, arguments.data, arguments.space
+        )
         print(listing(files))
         print(f"stays at home: {', '.join(left) or 'nothing'}")
         space = {}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from fakes import QUESTIONS, assert_same, inputs_of, tiny_config, tiny_model, without
+from fakes import QUESTIONS, assert_same, inputs_of, prompt_of, tiny_config, tiny_model, without
 from torch import nn
 from transformers import GenerationMixin, LlamaForCausalLM
 
@@ -265,6 +265,18 @@ def test_rows_of_one_frame_share_its_pictures(model, processor, frames):
     assert views == [int((batch["camera_ids"] >= 0).sum())]
     with pytest.raises(ValueError, match="image tokens and pictures do not match"):
         model(**batch, frame_index=torch.tensor([0, 1, 1]))
+
+
+@torch.no_grad()
+def test_a_cut_prompt_does_not_pass_as_one_of_a_smaller_budget(model, processor, images):
+    """Six pictures of nine tokens each, cut after 24: as many as six pictures of four."""
+    inputs = prompt_of(processor, images, QUESTIONS[0])
+    places = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
+    assert len(places) == 6 * 9
+    end = int(places[23]) + 1
+    inputs = {**inputs, "input_ids": inputs["input_ids"][:, :end], "attention_mask": inputs["attention_mask"][:, :end]}
+    with pytest.raises(ValueError, match="the rows hold .24. <image> tokens for .6. pictures"):
+        model(**inputs)
 
 
 @torch.no_grad()
@@ -531,7 +543,7 @@ def test_pictures_and_image_tokens_must_match(model, processor, images, frames, 
 
 @pytest.mark.parametrize("tokens", [2, 16, 8])
 def test_image_tokens_that_are_not_a_budget_are_refused(model, inputs, tokens):
-    ids = torch.cat([torch.full((1, 6 * tokens), model.config.image_token_id), torch.tensor([[10, 11]])], dim=1)
+    ids = torch.tensor([([model.config.image_token_id] * tokens + [10]) * 6 + [11]])
     with pytest.raises(ValueError, match=rf"{tokens} image tokens per view is not a budget.*\[9, 4, 1\]"):
         model(input_ids=ids, pixel_values=inputs["pixel_values"], camera_ids=inputs["camera_ids"])
 

@@ -348,6 +348,7 @@ def test_a_space_is_published_beside_its_model(arguments, hub, monkeypatch, caps
     assert space["private"] and len(space["commits"]) == 1 == len(hub.repos[REPO]["commits"])
     files = dict(hub.files(f"spaces/{REPO}"))
     assert json.loads(files["settings.json"]) == {"model": REPO} and f"- {REPO}\n" in files["README.md"].decode()
+    assert f"[its Space](https://huggingface.co/spaces/{REPO})" in hub.files(REPO)["README.md"].decode()
     assert {"app.py", "answering.py", "showing.py", "requirements.txt", "examples/examples.json"} <= files.keys()
     assert sum(name.startswith("examples/0_CAM_") for name in files) == len(CAMERAS)
     printed = capsys.readouterr().out

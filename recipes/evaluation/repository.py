@@ -21,8 +21,13 @@ from recipes.serving.hub_files import hub_files
 from recipes.training.manifest import TRAINING_MANIFEST
 
 
-def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> tuple[dict[str, Path | bytes], list]:
+def repository_files(
+    model: Path, evaluation: Path, repo_id: str, data: str, with_space: bool = False
+) -> tuple[dict[str, Path | bytes], list]:
     """-> ({name in the repository: path or content}, names in the model folder that stay at home)
+
+    Args:
+        with_space: whether a Space of the same name shows the model; the card links to it.
 
     Raises:
         FileNotFoundError: a file is missing from either folder.
@@ -32,6 +37,8 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
     files, left = model_files(model)
     config = read_object(model / "config.json")
     planner = is_planner(config)
+    if planner and with_space:
+        raise ValueError(f"--space shows a model that answers questions; {model} is a planner")
     metrics = read_plan_metrics(evaluation) if planner else read_metrics(evaluation)
     check_unedited(evaluation)
     check_unchanged(
@@ -52,7 +59,8 @@ def repository_files(model: Path, evaluation: Path, repo_id: str, data: str) -> 
     else:
         served, widget = hub_files(repo_id, evaluation, metrics, data)
         files |= served
-        card = write_card(repo_id, metrics, stages, config, figures, data, widget)
+        space = repo_id if with_space else None
+        card = write_card(repo_id, metrics, stages, config, figures, data, widget, space)
     files["README.md"] = card.encode()
     return files, left
 
