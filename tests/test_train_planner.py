@@ -364,7 +364,7 @@ def test_frames_without_poses_teach_nothing_and_are_counted(options, tmp_path, c
     trainer, _ = train_planner.load(*parsed({**options, "scenes": scenes}))
     assert (
         len(trainer.train_dataset) == 2
-        and "1 frames without poses and 0 of the scenario left out" in capsys.readouterr().out
+        and "1 frames without poses and 0 of that scenario teach no way" in capsys.readouterr().out
     )
     assert [trainer.train_dataset[number]["speed"].isnan().item() for number in range(2)] == [False, True]
     scenes = write_rows(tmp_path / "none", [planning_row(0, **unknown)])
