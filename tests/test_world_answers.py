@@ -24,7 +24,7 @@ from data_scripts.world.sight import MAX_UNSEEN_PIXELS, MIN_PIXELS, MIN_SHARE, M
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, Scene, simulate_scene
 from data_scripts.world.traffic import EGO_FRONT
 
-SEED, SCENES, EVERY = 7, 24, 4
+SEED, SCENES, EVERY = 7, 28, 4
 SECOND = 2  # moments of the simulation
 NUMBERS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 KINDS = {name: kind for kind in SIZES for name in (kind, kind + ("es" if kind.endswith("s") else "s"))}

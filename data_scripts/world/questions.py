@@ -3,9 +3,9 @@
 Every answer follows from the simulation, and only from what is visible (see `sight.py`). What is yet to come is what
 the simulation does next: a "future state" is the state 3 s later, the "behavior of the ego vehicle" is its steering
 and its mean speed over the coming second. Whether it gets round what blocks its lane, or waits, is what it does within
-3 s. None of these is asked where the scene ends before. "To the front left of the ego
-car" means: clear in the front left camera. An object that two cameras share is in both directions; it has one tag, in
-the camera that shows most of it.
+3 s. None of these is asked where the scene ends before. "To the front left of the ego car" means: clear in the front
+left camera. An object that two cameras share is in both directions; it has one tag, in the camera that shows most of
+it.
 
 Questions answered with yes or no, and counting questions, are balanced over the frames of a scene (see `balance.py`).
 

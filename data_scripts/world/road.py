@@ -24,7 +24,7 @@ ROUTE_LENGTH = 270.0  # at least: more than 20 s of driving
 PATH_STEP = 0.5
 PATH_BEHIND = 60.0
 ARROW_LENGTH, ARROW_PERIOD = 4.4, 7.0
-LIGHT_FROM = 20.0  # metres to a light's stop line at least where a scene begins: the ego can stop there
+LIGHT_FROM = 14.0  # metres to a light's stop line at least where a scene begins: the ego can stop there
 
 GO_STRAIGHT, TURN_LEFT, TURN_RIGHT = "Go straight.", "Turn left.", "Turn right."
 CHANGE_LEFT, CHANGE_RIGHT = "Change to the left lane.", "Change to the right lane."
@@ -126,7 +126,7 @@ def turning_leg(rng, begin: float, s: float, action: str, lane: int) -> Leg:
     straight = float(rng.uniform(28, 38))
     leg = Leg(begin, begin + straight + TURN_LENGTH, action, lane, lane, bend_start=begin + straight)
     leg.junction = leg.bend_start + TURN_LENGTH / 2
-    leg.has_light = bool(rng.random() < 0.65) and leg.stop_line > s + LIGHT_FROM
+    leg.has_light = bool(rng.random() < 0.75) and leg.stop_line > s + LIGHT_FROM
     return leg
 
 
