@@ -105,7 +105,7 @@ def check_questions(questions) -> list[str]:
 
 
 class SceneStore:
-    """The scenes that were encoded last, as many as fit into `limit` bytes."""
+    """The scenes that were used last, as many as fit into `limit` bytes, but at least one."""
 
     def __init__(self, limit: int):
         self.limit, self.nbytes = limit, 0
@@ -129,7 +129,7 @@ class SceneStore:
                 return
             self.scenes[key] = scene
             self.nbytes += scene.nbytes
-            while self.nbytes > self.limit:
+            while self.nbytes > self.limit and len(self.scenes) > 1:
                 self.nbytes -= self.scenes.popitem(last=False)[1].nbytes
 
 
