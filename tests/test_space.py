@@ -86,12 +86,11 @@ def test_memory_of_kept_scenes_is_bounded(model, processor, pictures):
     assert not first.scene_kept
 
 
-def test_a_scene_larger_than_the_memory_is_answered_and_not_kept(model, processor, pictures):
+def test_a_scene_larger_than_the_memory_is_kept_alone(model, processor, pictures):
     asked = answering.Answering(model, processor, limit=10)
-    for _ in range(2):
-        *_, last = asked.stream(pictures, QUESTIONS[:1], None)
-        assert len(last.answers) == 1 and not last.scene_kept
-    assert len(asked.store) == 0 and asked.store.nbytes == 0
+    front = {"CAM_FRONT": pictures["CAM_FRONT"]}
+    kept = [next(asked.stream(shown, ["Why?"], None)).scene_kept for shown in (pictures, pictures, front, pictures)]
+    assert kept == [False, True, False, False] and len(asked.store) == 1
 
 
 def test_a_stream_that_is_left_in_the_middle_leaves_nothing_locked(asked, pictures):

@@ -19,7 +19,7 @@ MAX_PIXELS = 16_000_000  # of one picture: six of them take 300 MB
 MAX_FILE_BYTES = 20_000_000
 MAX_QUESTIONS = 100  # DriveLM asks 93 about a frame
 MAX_CHARACTERS = 500  # of one question
-KEPT_BYTES = 64_000_000  # of encoded scenes; one of the demo takes 0.5 MB
+KEPT_BYTES = 32_000_000  # of encoded scenes; one of the demo takes 0.5 MB
 MAX_NEW_TOKENS = 256  # of one answer
 PART = 4  # questions that are answered before the page shows them
 
@@ -105,7 +105,7 @@ def check_questions(questions) -> list[str]:
 
 
 class SceneStore:
-    """The scenes that were encoded last, as many as fit into `limit` bytes."""
+    """The scenes that were used last, as many as fit into `limit` bytes, but at least one."""
 
     def __init__(self, limit: int):
         self.limit, self.nbytes = limit, 0
@@ -129,7 +129,7 @@ class SceneStore:
                 return
             self.scenes[key] = scene
             self.nbytes += scene.nbytes
-            while self.nbytes > self.limit:
+            while self.nbytes > self.limit and len(self.scenes) > 1:
                 self.nbytes -= self.scenes.popitem(last=False)[1].nbytes
 
 
