@@ -231,7 +231,7 @@ class PictureCollator:
         encoded = processor.encode_moments(images, [None] * len(rows), [None] * len(rows))
         batch = {name: encoded[name] for name in ("pixel_values", "camera_ids")} | ego_tensors(rows, self.planner)
         if self.leave_out is not None:
-            taught = torch.tensor([row.get("scenario") != self.leave_out for row in rows])
+            taught = torch.tensor([row["scenario"] != self.leave_out for row in rows])
             batch["ego_future_mask"] = batch["ego_future_mask"] & taught.unsqueeze(1)
         batch["frame_tokens"] = [row["frame_token"] for row in rows]
         asked = [row for row in rows if row.get("qa")]  # an evaluation's rows have none

@@ -51,6 +51,7 @@ def planning_row(number: int, questions: int = 2, **changes) -> dict:
         "speed": speed,
         "command": "go straight",
         "command_source": "route",
+        "scenario": None,
         "agents": [],
         **changes,
     }
@@ -372,7 +373,7 @@ def test_frames_without_poses_teach_nothing_and_are_counted(options, tmp_path, c
 
 
 def with_scenarios(folder: Path, planner, scenarios: list[str | None]) -> PlanningSource:
-    rows = load_scenes(folder, "train").add_column("scenario", scenarios)
+    rows = load_scenes(folder, "train").remove_columns("scenario").add_column("scenario", scenarios)
     return PlanningSource(str(folder), "train", rows)
 
 
@@ -408,7 +409,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(options, model_folder, co
     write_manifest(questions_alone, {"complete": True, "source": {}, "options": {}, "splits": splits, "report": {}})
     assert "has no ego motion: prepare its rows" in refusal({**options, "scenes": questions_alone})
     assert "is a 'smoldriver': make a planner of it first" in refusal({**options, "model_name_or_path": model_folder})
-    assert "no row has the column 'scenario'" in refusal({**options, "leave_out_scenario": "blocked_lane"})
+    assert "no row is of it; there are none" in refusal({**options, "leave_out_scenario": "blocked_lane"})
     stranger = tiny_model(tiny_config(processor.tokenizer), seed=5)
     stranger.save_pretrained(tmp_path / "stranger")
     processor.save_pretrained(tmp_path / "stranger")

@@ -91,16 +91,11 @@ def check_scenario(sources: list[PlanningSource], name: str | None) -> None:
     """Refuse to leave out what no row has: nothing would be left out.
 
     Raises:
-        ValueError: rows without the column, or none of that scenario; names those that there are.
+        ValueError: no row is of that scenario; names those that there are.
     """
     if name is None:
         return
-    named = [source.rows["scenario"] for source in sources if "scenario" in source.rows.column_names]
-    if not named:
-        raise ValueError(
-            f"leave_out_scenario={name}: no row has the column 'scenario': make the world and its rows again"
-        )
-    found = {scenario for scenarios in named for scenario in scenarios if scenario is not None}
+    found = {scenario for source in sources for scenario in source.rows["scenario"] if scenario is not None}
     if name not in found:
         raise ValueError(f"leave_out_scenario={name}: no row is of it; there are {', '.join(sorted(found)) or 'none'}")
 
@@ -202,9 +197,8 @@ def _encoded(planner, sources, evaluation, args, cache, leave_out) -> PlanningDa
 def _taught(rows: Dataset, leave_out: str | None = None, left_out: LeftOut | None = None) -> list[int]:
     """Places of the rows that teach a way; the others are counted in `left_out`."""
     left_out = LeftOut() if left_out is None else left_out
-    scenarios = rows["scenario"] if leave_out is not None and "scenario" in rows.column_names else [None] * len(rows)
     taught = []
-    for number, (mask, scenario) in enumerate(zip(rows["ego_future_mask"], scenarios, strict=True)):
+    for number, (mask, scenario) in enumerate(zip(rows["ego_future_mask"], rows["scenario"], strict=True)):
         if not any(mask):
             left_out.without_poses += 1
         elif leave_out is not None and scenario == leave_out:
