@@ -219,7 +219,7 @@ def sources_in_front(look: Look) -> list[tuple[str, int]]:
 
 
 def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
-    """Whether the lit lamp of a head of a signal lies in the front picture, and a third of nine points on it show."""
+    """Whether the lit lamp of a head of a signal lies in the front picture, and a quarter of 25 points on it show."""
     front, leg = CAMERAS.index("CAM_FRONT"), scene.light_legs[light]
     heads = [n for n, source in enumerate(look.sources) if tuple(source) == ("light", light)]
     height = 2.9 + 2.6 * LAMP_HEIGHTS[scene.light_colours[t, light]]
@@ -232,10 +232,10 @@ def shows_lamp(scene: Scene, t: int, look: Look, light: int) -> bool:
         if np.isnan(pixels).any() or (pixels < 0).any() or (pixels > (FULL_WIDTH, FULL_HEIGHT)).any():
             continue
         (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
-        columns = (np.array([0.2, 0.5, 0.8]) * (right - left) + left) / 5
-        rows = (np.array([0.2, 0.5, 0.8]) * (bottom - top) + top) / 5
+        places = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+        columns, rows = (places * (right - left) + left) / 5, (places * (bottom - top) + top) / 5
         shown = look.ids[front][np.ix_(rows.astype(int).clip(max=179), columns.astype(int).clip(max=319))] == n + 1
-        if shown.sum() >= 3:
+        if shown.mean() >= 0.25:
             return True
     return False
 
@@ -300,9 +300,6 @@ def check_expert(scene: Scene, found: Findings) -> None:
                 found.add("the expert crosses no red light", not crossed, f"{where}, {traffic.time:.2f} s")
     for i, agent in enumerate(scene.agents):
         found.add("the expert touches nobody, at every 0.25 s", i not in touched, f"{where}: {agent.kind} {i}")
-    for name in scene.scenarios:
-        later = scene.ego_s[-1] - scene.ego_s[next(t for t, names in enumerate(scene.active) if name in names)]
-        found.add("the expert gets on in a scenario", later > 1.0 or name in scene.active[-8], f"{where}: {name}")
 
 
 def near_ego(ego: Ego, poses: np.ndarray) -> list[int]:
