@@ -288,7 +288,7 @@ class SmolDriverVisionModel(SmolDriverPreTrainedModel):
         """
         asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        tower = self.tower_outputs(pixel_values, **{name: True for name, value in asked.items() if value})
+        tower = self.tower_outputs(pixel_values, **{name: value for name, value in asked.items() if value})
         patches = self._patches(tower, pixel_values)
         # 8-bit layers of bitsandbytes take three axes
         features = self.projection(patches.flatten(1, 2)).unflatten(1, patches.shape[1:3])
