@@ -18,13 +18,12 @@ import matplotlib.pyplot as plt
 from transformers.utils import logging
 
 from data_scripts.schema import load_scenes
+from recipes.evaluation.figures import LAYOUT
 from recipes.evaluation.lengths import Question, check_lengths
 from recipes.training.loading import load_model
 from recipes.training.manifest import check_source
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import written_whole
-
-LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 
 
 def spread_questions(qa: list[dict], count: int) -> list[dict]:

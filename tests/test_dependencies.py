@@ -18,6 +18,7 @@ MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 LIGHT_SCRIPTS = (
     "recipes/score_answers.py",
     "recipes/drive.py",
+    "recipes/draw_drive.py",
     "recipes/score_plans.py",
     "recipes/tiny/demo.py",
     "recipes/tiny/compare.py",

@@ -49,7 +49,8 @@ def drive_scene(spec: PolicySpec, options: DriveOptions, folder: Path, index: in
     """Drive a scene, and write its record (and its recovery rows, first).
 
     The record: seed, index, scenario, weather, policy, `scene` (the `DrivenScene`), `trace` (at 2 Hz: time, x, y, yaw,
-    speed, command, plan, seconds that the plan took).
+    speed, command, plan, seconds that the plan took; of a guarded policy also `guard`: the rule that brakes, and since
+    when). Plans are not rounded: driven again, they give the same trace.
 
     Raises:
         Diverged: a plan that cannot be driven; names scene and step.
@@ -63,7 +64,7 @@ def drive_scene(spec: PolicySpec, options: DriveOptions, folder: Path, index: in
         now = world.observe()
         begun = time.process_time()
         waypoints = planned(policy, now)
-        trace.append(moment_of(world, now, waypoints, time.process_time() - begun))
+        trace.append(moment_of(world, now, waypoints, time.process_time() - begun) | guard_of(policy))
         if options.collect is not None:
             rows.append(recovery_row(now, spec.name))
         judge.watch(world.step(waypoints))
@@ -106,9 +107,15 @@ def moment_of(world: DrivingWorld, now: Observation, waypoints: np.ndarray, seco
         "yaw": round(car.yaw, 4),
         "speed": round(car.speed, 3),
         "command": now.command,
-        "plan": [[round(float(value), 3) for value in point] for point in waypoints],
+        "plan": np.asarray(waypoints, dtype=float).tolist(),
         "seconds": round(seconds, 4),
     }
+
+
+def guard_of(policy: Policy) -> dict:
+    """What a guarded policy's guard makes of the last plan; empty for the others."""
+    guard = getattr(policy, "guard", None)
+    return {} if guard is None else {"guard": {"rule": guard.state.rule, "since": guard.state.since}}
 
 
 @cache

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
 
 from data_scripts.schema import load_scenes
 from recipes.evaluation.figures import MODELS, save
-from recipes.metrics.planning.oriented_boxes import box_corners
 from recipes.metrics.planning.plan_scores import subsets
+from recipes.planning.from_above import box_patch, draw_way
 from recipes.planning.plan_files import PlanSettings
 from recipes.planning.plan_tables import SUBSETS
 from recipes.planning.scored_frames import ScoredFrames
@@ -63,20 +62,14 @@ def draw_from_above(panel, frames: ScoredFrames, index: int, plans: dict[str, np
     for agent in frame.agents:
         if agent.mask[0]:
             width, length, _ = agent.size
-            panel.add_patch(_box([*agent.poses[0], length, width], facecolor=AGENT, edgecolor="none"))
-    panel.add_patch(_box([ego.ahead, 0.0, 0.0, ego.length, ego.width], facecolor="none", edgecolor=EXPERT))
+            panel.add_patch(box_patch([*agent.poses[0], length, width], facecolor=AGENT, edgecolor="none"))
+    panel.add_patch(box_patch([ego.ahead, 0.0, 0.0, ego.length, ego.width], facecolor="none", edgecolor=EXPERT))
     known = np.asarray(frame.future)[np.asarray(frame.mask, dtype=bool), :2]
     ways = [("expert", known, EXPERT), *zip(plans, plans.values(), MODELS, strict=False)]
     for name, way, colour in ways:
-        x, y = np.concatenate([np.zeros((1, 2)), way]).T
-        panel.plot(-y, x, marker="o", markersize=3, linewidth=1.4, color=colour, label=name)
+        draw_way(panel, way, color=colour, label=name)
     panel.set_xlim(-ASIDE, ASIDE)
     panel.set_ylim(-BEHIND, AHEAD)
     panel.set_aspect("equal")
     panel.tick_params(labelsize=7)
     panel.set_xlabel(f"m to the right; {frame.speed:.1f} m/s", fontsize=7.5)
-
-
-def _box(box: list[float], **style) -> Polygon:
-    corners = box_corners(np.array(box, dtype=np.float64))
-    return Polygon(np.stack([-corners[:, 1], corners[:, 0]], axis=-1), **style)
