@@ -17,6 +17,9 @@ at a time.
 A question or answer that may not stand in a prompt, as with an `<image>` left in it, is dropped and counted by reason;
 so is a scene description.
 
+Another car's cameras are read with `--cameras`, in the order that the model will have (Waymo's five, for example):
+the file's `image_paths` and the rows name them alike. What else `image_paths` holds is left out and counted.
+
 Run it again after a crash or a kill: finished shards are kept and the result is the same to the byte. A camera whose
 image is missing, cut or absurdly large is left empty and reported (`--strict` stops instead). A frame without any
 image is dropped. The same command makes shards with such cameras again, as more images may have come. It does not read
@@ -27,10 +30,10 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from data_scripts.schema import CAMERAS, SPLITS, split_of
+from data_scripts.schema import CAMERAS, SPLITS, scene_features, split_of
 from data_scripts.shards import MISSING_IMAGES, format_report, write_splits
 from data_scripts.sources.camera_images import UnusableImage, read_image_file, usable_image
 from data_scripts.sources.drivelm_json import read_drivelm
@@ -48,6 +51,7 @@ def frame_row(
     image_height: int | None,
     strict: bool,
     unasked: bool = False,
+    cameras: Sequence[str] = CAMERAS,
 ) -> tuple[dict | None, dict]:
     """One scene row, and what to report about it.
 
@@ -57,6 +61,7 @@ def frame_row(
         image_height: greatest height in pixels, None to keep the size.
         strict: raise for a camera whose image cannot be used.
         unasked: keep a frame without questions.
+        cameras: of the row, in the order of its columns.
 
     Returns:
         The row, None for a frame without any image or (but see `unasked`) question, and counts by group and reason.
@@ -65,6 +70,7 @@ def frame_row(
     notes = {
         "dropped questions": Counter(frame["dropped"]),
         "frames without their scene description": Counter(),
+        "sensors left out": Counter(frame.get("other_sensors", ())),
         "missing images by camera": Counter(),
         "missing images by reason": Counter(),
         MISSING_IMAGES: Counter(),
@@ -75,7 +81,7 @@ def frame_row(
     if row["scene_description"] and (fault := fault_of_text(row["scene_description"])):
         row["scene_description"] = None
         notes["frames without their scene description"][fault] += 1
-    for camera in CAMERAS:
+    for camera in cameras:
         path = frame["image_paths"].get(camera)
         row[camera] = None
         try:
@@ -93,7 +99,7 @@ def frame_row(
             notes["missing images by reason"][str(error)] += 1
             notes[MISSING_IMAGES][f"{error}: {name}"] += 1
     reason = None
-    if all(row[camera] is None for camera in CAMERAS):
+    if all(row[camera] is None for camera in cameras):
         reason = "no usable image"
     elif not row["qa"] and not unasked:
         reason = "no question left"
@@ -137,10 +143,12 @@ def prepare(
     workers: int,
     shard_size: int,
     strict: bool,
+    cameras: Sequence[str],
 ) -> dict:
     """Do what the command line asks for, whose options these are; returns the manifest."""
     drop_tags = object_tags == "drop"
     keep_unlabelled = split == "test"
+    features = scene_features(cameras)
     if from_paper_hub:
         for name in from_paper_hub:
             check_apart(output_dir, {"a folder of --from-paper-hub": name})
@@ -149,11 +157,19 @@ def prepare(
         if not image_root.is_dir():
             raise FileNotFoundError(f"--image-root {image_root} is not a folder")
         check_apart(output_dir, {"the --image-root": image_root})
-        frames, digests = read_drivelm(json, drop_tags, keep_unlabelled)
+        frames, digests = read_drivelm(json, drop_tags, keep_unlabelled, cameras)
         source = {"json sha256": digests, "image root": str(image_root)}
         if not any((image_root / path).is_file() for frame in frames for path in frame["image_paths"].values()):
-            tried = next((path for frame in frames for path in frame["image_paths"].values()), "none named")
-            raise FileNotFoundError(f"no image of the JSON lies under --image-root {image_root} (for example {tried})")
+            others = sorted({name for frame in frames for name in frame["other_sensors"]})
+            tried = next((path for frame in frames for path in frame["image_paths"].values()), None)
+            if tried is None and others:
+                raise ValueError(
+                    f"no frame names a picture of {', '.join(cameras)}; the JSON has the sensors"
+                    f" {', '.join(others)}: give --cameras"
+                )
+            raise FileNotFoundError(
+                f"no image of the JSON lies under --image-root {image_root} (for example {tried or 'none named'})"
+            )
 
         def read_image(frame: dict, camera: str) -> bytes:
             return read_image_file(image_root, frame["image_paths"][camera])
@@ -161,7 +177,7 @@ def prepare(
     return write_splits(
         output_dir,
         plan_splits(frames, split),
-        lambda frame: frame_row(frame, read_image, image_height, strict),
+        lambda frame: frame_row(frame, read_image, image_height, strict, cameras=cameras),
         source=source,
         options={
             "format": FORMAT,
@@ -173,6 +189,7 @@ def prepare(
         },
         workers=workers,
         frames_per_shard=shard_size,
+        features=features,
     )
 
 
@@ -215,12 +232,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="the paper's two data sets: Hub ids or folders",
     )
     add_row_options(parser)
+    add(
+        "--cameras",
+        nargs="+",
+        metavar="NAME",
+        default=list(CAMERAS),
+        help="cameras of --json, in the order of the rows and the model (default: nuScenes' six)",
+    )
     add("--strict", action="store_true", help="stop at the first image that is missing, cut or too large")
     arguments = parser.parse_args(argv)
     if bool(arguments.from_paper_hub) == bool(arguments.json or arguments.image_root):
         parser.error("give either --json and --image-root, or --from-paper-hub")
     if not arguments.from_paper_hub and not (arguments.json and arguments.image_root):
         parser.error("--json and --image-root go together")
+    if arguments.from_paper_hub and arguments.cameras != list(CAMERAS):
+        parser.error("--cameras goes with --json: the paper's data sets hold nuScenes' six")
     return arguments
 
 

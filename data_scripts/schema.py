@@ -7,6 +7,9 @@ One row is one key frame, with its images once and all its questions:
      "qa": [{"task": "perception", "question": "Are there barriers to the front of the ego car?", "answer": "Yes.",
              "tag": []}, ...]}
 
+The cameras are nuScenes' six unless a data script was given others; `manifest.json` then names them in their order.
+A model reads rows that have a column for each of its cameras, whatever else they hold.
+
 Rows for a planner (data_scripts/prepare_planning.py) also have the `PLANNING_FEATURES`, and their `qa` may be empty.
 
 A prepared folder holds `<split>/shard-00000.parquet`, ... for the splits train, eval and test, and `manifest.json`:
@@ -27,28 +30,46 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 
-from smoldriver_common.shipped import CAMERAS, COMMANDS
+from smoldriver_common.shipped import CAMERAS, COMMANDS, check_camera_names
 from smoldriver_common.whole_files import write_json, written_whole
 
 SPLITS = ("train", "eval", "test")
 
-SCENE_FEATURES = Features(
-    {
-        "scene_token": Value("string"),
-        "frame_token": Value("string"),
-        "scene_description": Value("string"),  # a human's summary of the whole clip; None where the source has none
-        **{camera: Image() for camera in CAMERAS},
-        # tag: how the DriveLM challenge scores the question (0 accuracy, 1 GPT, 2 language, 3 match), empty elsewhere
-        "qa": [
-            {
-                "task": Value("string"),
-                "question": Value("string"),
-                "answer": Value("string"),
-                "tag": [Value("int64")],
-            }
-        ],
-    }
-)
+
+def scene_features(cameras: Iterable[str] = CAMERAS) -> Features:
+    """Columns of a scene row with these cameras, in this order.
+
+    Raises:
+        ValueError: see `check_camera_names`; a camera is called as another column.
+    """
+    cameras = check_camera_names(cameras)
+    taken = {"scene_token", "frame_token", "scene_description", "qa", *PLANNING_FEATURES} & set(cameras)
+    if taken:
+        raise ValueError(f"a camera cannot be called {min(taken)}: a scene row has another column of that name")
+    return Features(
+        {
+            "scene_token": Value("string"),
+            "frame_token": Value("string"),
+            "scene_description": Value("string"),  # a human's summary of the clip; None where the source has none
+            **{camera: Image() for camera in cameras},
+            # tag: how the DriveLM challenge scores the question (0 accuracy, 1 GPT, 2 language, 3 match), else empty
+            "qa": [
+                {
+                    "task": Value("string"),
+                    "question": Value("string"),
+                    "answer": Value("string"),
+                    "tag": [Value("int64")],
+                }
+            ],
+        }
+    )
+
+
+def cameras_of(features: Features) -> list[str]:
+    """The cameras of scene rows, in their order."""
+    return [name for name, feature in features.items() if isinstance(feature, Image)]
+
+
 PLANNING_FEATURES = Features(
     {
         # ego frame of the key frame: x forward, y left, metres, origin below the rear axle; yaw in radians
@@ -71,6 +92,7 @@ PLANNING_FEATURES = Features(
         ],
     }
 )
+SCENE_FEATURES = scene_features()
 PLANNING_ROW = Features({**SCENE_FEATURES, **PLANNING_FEATURES})
 COMMAND_SOURCES = ("route", "future")
 SCENARIOS = ("crossing_pedestrian", "cut_in", "pull_out", "oncoming_turn", "blocked_lane")
@@ -103,28 +125,29 @@ def check_disjoint(splits: Mapping[str, Iterable[str]]) -> None:
             )
 
 
-def validate_row(row: Mapping) -> None:
-    """Refuse a row that is not a scene row.
+def validate_row(row: Mapping, cameras: Iterable[str] = CAMERAS) -> None:
+    """Refuse a row that is not a scene row with these cameras.
 
     Raises:
         ValueError: names the frame, the column and the value at fault.
     """
     frame = row.get("frame_token")
-    if set(row) not in (set(SCENE_FEATURES), set(PLANNING_ROW)):
-        raise ValueError(f"frame {frame!r}: a scene row has the columns {sorted(SCENE_FEATURES)}, not {sorted(row)}")
+    columns = set(SCENE_FEATURES) - set(CAMERAS) | set(cameras)
+    if set(row) not in (columns, columns | set(PLANNING_FEATURES)):
+        raise ValueError(f"frame {frame!r}: a scene row has the columns {sorted(columns)}, not {sorted(row)}")
     for column in ("scene_token", "frame_token"):
         if not isinstance(row[column], str) or not row[column]:
             raise ValueError(f"frame {frame!r}: {column} must be a non-empty string, not {row[column]!r}")
     if not isinstance(row["scene_description"], str | None):
         raise ValueError(f"frame {frame!r}: scene_description must be a string or None")
-    for camera in CAMERAS:
+    for camera in cameras:
         image = row[camera]
         if image is not None and not (isinstance(image, Mapping) and isinstance(image.get("bytes"), bytes)):
             raise ValueError(
                 f"frame {frame!r}: {camera} must be None or {{'bytes': ..., 'path': ...}} with an image file's bytes"
             )
-    if all(row[camera] is None for camera in CAMERAS):
-        raise ValueError(f"frame {frame!r}: none of the six cameras has an image")
+    if all(row[camera] is None for camera in cameras):
+        raise ValueError(f"frame {frame!r}: none of the cameras {', '.join(cameras)} has an image")
     if not isinstance(row["qa"], list):
         raise ValueError(f"frame {frame!r}: qa must be a list, not {type(row['qa']).__name__}")
     for item in row["qa"]:
@@ -136,7 +159,7 @@ def validate_row(row: Mapping) -> None:
             raise ValueError(f"frame {frame!r}: task, question and answer must be strings, not {item!r}")
         if not isinstance(item["tag"], list) or not all(type(tag) is int for tag in item["tag"]):
             raise ValueError(f"frame {frame!r}: tag must be a list of integers, not {item['tag']!r}")
-    if set(row) == set(PLANNING_ROW):
+    if set(row) > columns:
         _validate_planning(row)
 
 
@@ -180,10 +203,10 @@ def scene_table(rows: list[Mapping], features: Features = SCENE_FEATURES) -> pa.
     """Arrow table of checked scene rows, ready for `open_shard`; `datasets` reads its camera columns as PIL images.
 
     Args:
-        features: `SCENE_FEATURES`, or `PLANNING_ROW` for rows with ego motion.
+        features: `scene_features(cameras)`, or `PLANNING_ROW` for rows with ego motion.
     """
     for row in rows:
-        validate_row(row)
+        validate_row(row, cameras_of(features))
     return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
 
@@ -199,8 +222,26 @@ def open_shard(path: str | os.PathLike, features: Features = SCENE_FEATURES) -> 
     The file is written aside and renamed at the end: `path` holds a whole shard or nothing, even after a kill -9.
     Each table becomes a row group, the unit that a streaming reader holds in memory; keep it to some tens of rows.
     """
-    with written_whole(path) as aside, pq.ParquetWriter(aside, features.arrow_schema) as writer:
+    with written_whole(path) as aside, pq.ParquetWriter(aside, _readable_schema(features)) as writer:
         yield writer
+
+
+def _readable_schema(features: Features) -> pa.Schema:
+    """The Arrow schema with the features written as `datasets` 2 and 3 know them; later versions read them too."""
+    described = {"info": {"features": _before_lists(features.to_dict())}}
+    return features.arrow_schema.with_metadata({"huggingface": json.dumps(described)})
+
+
+def _before_lists(feature):
+    """A feature as a dict, without the type `List` of `datasets` 4: a list of structs was `[struct]`, any other a
+    `Sequence`."""
+    if not isinstance(feature, dict):
+        return feature
+    feature = {name: _before_lists(part) for name, part in feature.items()}
+    if feature.get("_type") != "List":
+        return feature
+    inner = feature["feature"]
+    return {**feature, "_type": "Sequence"} if "_type" in inner else [inner]
 
 
 def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
@@ -209,7 +250,7 @@ def write_manifest(folder: str | os.PathLike, manifest: Mapping) -> None:
     Args:
         manifest: `complete` (bool: whether all shards are there), `source`, `options` (what the rows depend on), and,
             when complete, `splits`: {split: {"scenes", "frames", "questions", "shards": counts}} for every split that
-            has shards, and `report`.
+            has shards, and `report`; `cameras`, in the order of the columns: without it they are nuScenes' six.
     """
     write_json(Path(folder) / MANIFEST, manifest, ensure_ascii=False)
 
@@ -237,7 +278,16 @@ def read_manifest(folder: str | os.PathLike) -> dict | None:
         for name in ("frames", "shards"):
             if not isinstance(count, dict) or type(count.get(name)) is not int or count[name] < 0:
                 raise ValueError(f"{path}: split {split!r} needs a number of {name}, not {count!r:.80}")
+    try:
+        scene_features(manifest_cameras(manifest))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} names cameras that cannot be: {error}") from None
     return manifest
+
+
+def manifest_cameras(manifest: Mapping) -> list[str]:
+    """The cameras of a prepared folder's rows, in the order of their columns."""
+    return manifest.get("cameras", list(CAMERAS))
 
 
 def load_scenes(
@@ -283,7 +333,7 @@ def load_scenes(
             )
     check_disjoint({name: _scene_tokens(paths) for name, paths in shards.items()})
     for path in shards[split]:
-        check_shard(path)
+        check_shard(path, manifest_cameras(manifest))
     files = {split: as_patterns(shards[split])}
     return load_dataset("parquet", data_files=files, split=split, streaming=streaming, columns=columns)
 
@@ -302,8 +352,8 @@ def as_patterns(paths: Iterable[Path]) -> list[str]:
     return [glob.escape(path) for path in paths]
 
 
-def check_shard(path: Path) -> None:
-    """Refuse a shard, perhaps from elsewhere, whose pictures are not stored in it.
+def check_shard(path: Path, cameras: Iterable[str]) -> None:
+    """Refuse a shard, perhaps from elsewhere, of other cameras or whose pictures are not stored in it.
 
     `datasets` opens the path, or fetches the URL, of a picture without bytes: no row may hold one.
 
@@ -317,13 +367,17 @@ def check_shard(path: Path) -> None:
             f" {path.parents[1]} and run python data_scripts/prepare_planning.py --nuscenes <tables> --output-dir"
             f" {path.parents[1]}"
         )
-    if features not in (SCENE_FEATURES, PLANNING_ROW):
-        raise ValueError(f"{path} does not hold scene rows: its columns are not those of data_scripts/schema.py")
+    expected = scene_features(cameras)
+    if features not in (expected, Features({**expected, **PLANNING_FEATURES})):
+        raise ValueError(
+            f"{path} does not hold scene rows: its columns are not those of data_scripts/schema.py with the cameras"
+            f" {', '.join(cameras)}, which {MANIFEST} names"
+        )
     with pq.ParquetFile(path) as shard:
         for group in range(shard.num_row_groups):
             row_group = shard.metadata.row_group(group)
             leaves = {row_group.column(place).path_in_schema: place for place in range(row_group.num_columns)}
-            for camera in CAMERAS:
+            for camera in cameras:
                 pictures = shard.read_row_group(group, columns=[f"{camera}.path"])[camera].to_pylist()
                 for name in (picture["path"] for picture in pictures if picture is not None):
                     if name is not None and "/" in name:

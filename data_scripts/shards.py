@@ -19,7 +19,9 @@ from tqdm import tqdm
 from data_scripts.question_types import question_type
 from data_scripts.schema import (
     SCENE_FEATURES,
+    cameras_of,
     check_disjoint,
+    manifest_cameras,
     open_shard,
     read_manifest,
     scene_table,
@@ -66,7 +68,7 @@ def write_splits(
         ValueError: the folder was begun with another source or other options, or two splits share a scene.
         BlockingIOError: another process is writing the folder.
     """
-    identity = json.loads(json.dumps({"source": source, "options": options}))
+    identity = json.loads(json.dumps({"source": source, "options": options, "cameras": cameras_of(features)}))
     _refuse_other_work(folder, identity)
     with sole_writer(folder):
         return _write_splits(folder, plan, make_row, identity, workers, frames_per_shard, features)
@@ -113,6 +115,11 @@ def _refuse_other_work(folder: Path, identity: dict) -> None:
                 f"{folder} holds shards of unknown origin (no manifest.json): choose another folder or delete it"
             )
         return
+    if manifest_cameras(begun) != identity["cameras"]:
+        raise ValueError(
+            f"{folder} was begun with the cameras {', '.join(manifest_cameras(begun))}, now"
+            f" {', '.join(identity['cameras'])}: choose another output folder or delete this one"
+        )
     for part in ("source", "options"):
         old, new = begun.get(part, {}), identity[part]
         changed = [

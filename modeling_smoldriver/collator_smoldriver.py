@@ -11,6 +11,7 @@ import math
 import random
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,16 +52,48 @@ def check_questions(scenes: Dataset | IterableDataset) -> None:
         raise ValueError("no frame has a question: prepare the scenes with DriveLM's JSON")
 
 
-def check_directions(scenes: Dataset | IterableDataset, most_views: int) -> None:
+def check_directions(scenes: Dataset | IterableDataset, most_views: int, cameras: Sequence[str] = CAMERAS) -> None:
     """Refuse scenes without a question about one direction. It reads up to the first such question, also of a stream.
+
+    Args:
+        cameras: the model's; a question about another camera's direction does not count.
 
     Raises:
         ValueError: names `most_views`, which asks no other questions.
     """
-    if not any(camera_asked(qa["question"]) for row in scenes.select_columns(["qa"]) for qa in row["qa"]):
+    if not any(camera_asked(qa["question"]) in cameras for row in scenes.select_columns(["qa"]) for qa in row["qa"]):
         raise ValueError(
             f'most_views={most_views} asks only questions about one direction ("to the front left of the ego car"),'
-            " and there is none: leave most_views out"
+            f" and there is none for the cameras {', '.join(cameras)}: leave most_views out"
+        )
+
+
+def pictures_of(row: dict, cameras: Sequence[str]) -> dict:
+    """A row's pictures by camera, None where one is missing.
+
+    Raises:
+        ValueError: the row has no column for one of the cameras, which is not the same as a missing picture.
+    """
+    _check_columns(row, cameras)
+    return {camera: row[camera] for camera in cameras}
+
+
+def check_row_cameras(scenes: Dataset | IterableDataset, cameras: Sequence[str]) -> None:
+    """Refuse rows of another set of cameras than a model reads, before anything is read.
+
+    Raises:
+        ValueError: see [`pictures_of`].
+    """
+    if scenes.column_names is not None:  # a stream may not know its columns
+        _check_columns(scenes.column_names, cameras)
+
+
+def _check_columns(columns: Iterable[str], cameras: Sequence[str]) -> None:
+    missing = [camera for camera in cameras if camera not in columns]
+    if missing:
+        raise ValueError(
+            f"the rows have no camera {', '.join(missing)}: the model reads {', '.join(cameras)}; prepare the scenes"
+            " with these --cameras, or build the model with those that the rows have"
         )
 
 
@@ -71,6 +104,7 @@ class QuestionGroups:
     questions_per_scene: int
     seed: int
     most_views: int = 0
+    cameras: Sequence[str] = CAMERAS  # that the model reads
 
     def draw(self, row: dict) -> list[tuple[list[str], list[int]]]:
         """The groups of one frame: the cameras that are shown (none named: all) and places in its `qa`."""
@@ -88,21 +122,19 @@ class QuestionGroups:
         of_camera = defaultdict(list)
         for index in order:
             of_camera[camera_asked(row["qa"][index]["question"])].append(index)
-        of_camera.pop(None, None)
-        return sorted(of_camera.items())
+        return sorted((camera, indices) for camera, indices in of_camera.items() if camera in self.cameras)
 
     def _shown(self, camera: str | None, rng: random.Random) -> list[str]:
         if camera is None:
             return []
-        others = [name for name in CAMERAS if name != camera]
-        return [camera, *rng.sample(others, rng.randint(0, self.most_views - 1))]
+        others = [name for name in self.cameras if name != camera]
+        return [camera, *rng.sample(others, min(len(others), rng.randint(0, self.most_views - 1)))]
 
-    @staticmethod
-    def ask(row: dict, cameras: list[str], group: list[int]) -> dict:
+    def ask(self, row: dict, cameras: list[str], group: list[int]) -> dict:
         """A row with one group of its questions."""
         row = row | {"qa": [row["qa"][index] for index in group]}
         if cameras and row.get(cameras[0]) is not None:  # a frame that lacks the camera keeps its other pictures
-            row |= {name: None for name in CAMERAS if name in row and name not in cameras}
+            row |= {name: None for name in self.cameras if name in row and name not in cameras}
         return row
 
     def split(self, batch: dict) -> dict:
@@ -113,7 +145,11 @@ class QuestionGroups:
 
 
 def group_questions(
-    scenes: Dataset | IterableDataset, questions_per_scene: int, seed: int, most_views: int = 0
+    scenes: Dataset | IterableDataset,
+    questions_per_scene: int,
+    seed: int,
+    most_views: int = 0,
+    cameras: Sequence[str] = CAMERAS,
 ) -> Dataset | IterableDataset:
     """Rows of at most `questions_per_scene` questions: an epoch over them asks every question of every frame once.
 
@@ -121,7 +157,8 @@ def group_questions(
     a restart. Pictures are read when a row is taken, never copied per question. Frames without questions are left out.
 
     With `most_views` only the questions about one direction are asked (see [`camera_asked`]), those of each camera in
-    rows of their own: with one to `most_views` pictures, still encoded, its own and others drawn for each row.
+    rows of their own: with one to `most_views` pictures, still encoded, its own and others drawn for each row from
+    `cameras`, those of the model.
 
     Raises:
         ValueError: see [`check_questions`] and [`check_directions`]; a stream, which may have no end, is not searched
@@ -131,12 +168,12 @@ def group_questions(
         for name, feature in (scenes.features or {}).items():
             if isinstance(feature, ImageFeature):
                 scenes = scenes.cast_column(name, ImageFeature(decode=False))
-    groups = QuestionGroups(questions_per_scene, seed, most_views)
+    groups = QuestionGroups(questions_per_scene, seed, most_views, tuple(cameras))
     if isinstance(scenes, IterableDataset):
         return scenes.map(groups.split, batched=True, batch_size=1)
     check_questions(scenes)
     if most_views:
-        check_directions(scenes, most_views)
+        check_directions(scenes, most_views, cameras)
     return _indexed(scenes, groups)
 
 
@@ -148,13 +185,21 @@ def _indexed(scenes: Dataset, groups: QuestionGroups) -> Dataset:
             for name, value in zip(index, (number, cameras, questions), strict=True):
                 index[name].append(value)
 
-    def take(batch: dict) -> dict:
-        columns = scenes[batch["frame"]]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [groups.ask(*chosen) for chosen in zip(rows, batch["cameras"], batch["questions"], strict=True)]
-        return {name: [row[name] for row in rows] for name in columns}
+    return Dataset.from_dict(index).with_transform(_GroupsTaken(scenes, groups))
 
-    return Dataset.from_dict(index).with_transform(take)
+
+@dataclass
+class _GroupsTaken:
+    """Rows of indices -> rows of frames with their groups of questions; a loader's worker gets a copy."""
+
+    scenes: Dataset
+    groups: QuestionGroups
+
+    def __call__(self, batch: dict) -> dict:
+        columns = self.scenes[batch["frame"]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [self.groups.ask(*chosen) for chosen in zip(rows, batch["cameras"], batch["questions"], strict=True)]
+        return {name: [row[name] for row in rows] for name in columns}
 
 
 def draw_budget(budgets: list[int], seed: int, batch: str) -> int:
@@ -242,7 +287,8 @@ class SmolDriverCollator:
     def _sequence(self, row: dict, visual_tokens: int | None) -> tuple[list, list[int], list]:
         """A row's views, the tokens of its prefix, and its branches."""
         try:
-            scene = self.processor.scene_views({camera: _picture(row[camera]) for camera in self.processor.cameras})
+            pictures = pictures_of(row, self.processor.cameras)
+            scene = self.processor.scene_views({camera: _picture(image) for camera, image in pictures.items()})
             prefix = self._prefix(row, [camera for camera, _ in scene], visual_tokens)
             return scene, prefix, self._branches(row, len(prefix))
         except RowsDoNotFit:

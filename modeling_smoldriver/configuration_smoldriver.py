@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto import modeling_auto
 
-from .inputs_smoldriver import CAMERAS
+from .inputs_smoldriver import CAMERAS, check_camera_names
 
 RESAMPLER_KEYS = ("content", "position")
 
@@ -67,8 +67,8 @@ class SmolDriverVisionConfig(PretrainedConfig):
         initializer_range (`float`): standard deviation of fresh weights.
 
     Raises:
-        ValueError: for a width that the heads do not divide, an unknown kind of keys, duplicated camera names, or a
-            tower whose patches do not tile `tower_image_size`.
+        ValueError: for a width that the heads do not divide, an unknown kind of keys, camera names that
+            [`check_camera_names`] refuses, or a tower whose patches do not tile `tower_image_size`.
     """
 
     model_type = "smoldriver_vision"
@@ -96,7 +96,7 @@ class SmolDriverVisionConfig(PretrainedConfig):
         self.hidden_size = hidden_size
         self.grid_size = grid_size
         self.num_attention_heads = num_attention_heads
-        self.cameras = list(CAMERAS if cameras is None else cameras)
+        self.cameras = check_camera_names(CAMERAS if cameras is None else cameras)
         self.resampler_keys = resampler_keys
         self.resampler_residual = resampler_residual
         self.layer_norm_eps = layer_norm_eps
@@ -115,8 +115,6 @@ class SmolDriverVisionConfig(PretrainedConfig):
                 f"hidden_size={self.hidden_size} must be divisible by num_attention_heads={self.num_attention_heads}"
                 " and by 4 (two axes of sine and cosine)"
             )
-        if len(set(self.cameras)) != len(self.cameras) or not self.cameras:
-            raise ValueError(f"cameras must be distinct names, got {self.cameras}")
         patch_size = getattr(self.tower_config, "patch_size", None)
         if not isinstance(patch_size, int):
             raise ValueError(

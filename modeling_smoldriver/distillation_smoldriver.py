@@ -21,13 +21,20 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from smoldriver_common.whole_files import write_json, written_whole
 
-from .collator_smoldriver import draw_budget
+from .collator_smoldriver import check_row_cameras, draw_budget, pictures_of
 from .fitting_smoldriver import weights_sha256
 from .inputs_smoldriver import to_rgb
 from .modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverPreTrainedModel, compute_dtype
 from .processing_smoldriver import SmolDriverProcessor
 from .resampler_smoldriver import resize_grid
-from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
+from .training_smoldriver import (
+    SmolDriverTrainer,
+    SmolDriverTrainingConfig,
+    check_model,
+    check_one_dataset,
+    check_range,
+    train_parts,
+)
 
 STATISTICS = "teacher_statistics.safetensors"
 EXPLAINED_VARIANCE = "explained_variance.json"
@@ -65,6 +72,17 @@ class VisionDistillationConfig(SmolDriverTrainingConfig):
             check_range(name, getattr(self, name), least=0)
 
 
+@dataclass
+class TeacherPictures:
+    """Pictures as a teacher's tower takes them, without the tower: a loader's worker gets a copy."""
+
+    image_processor: object
+
+    def __call__(self, pictures: list) -> torch.Tensor:
+        """PIL pictures -> `(views, 3, image_size, image_size)` float32."""
+        return self.image_processor([to_rgb(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+
+
 class VisionTeacher(nn.Module):
     """A base VLM's vision tower, frozen, at its own picture size and normalisation.
 
@@ -81,7 +99,7 @@ class VisionTeacher(nn.Module):
         self.image_size, self.width = tower.config.image_size, tower.config.hidden_size
         self.grid_size = tower.config.image_size // tower.config.patch_size
         image_processor.size = {"height": self.image_size, "width": self.image_size}
-        self.image_processor = image_processor
+        self.pictures = TeacherPictures(image_processor)
         self.fingerprint = weights_sha256(self.tower)  # whatever the dtype that it is moved to
 
     @classmethod
@@ -109,7 +127,7 @@ class VisionTeacher(nn.Module):
 
     def description(self) -> dict:
         """What the features depend on: a cache is of this teacher if and only if these are equal."""
-        processor = self.image_processor
+        processor = self.pictures.image_processor
         preprocessing = {
             "image_mean": list(processor.image_mean),
             "image_std": list(processor.image_std),
@@ -120,7 +138,7 @@ class VisionTeacher(nn.Module):
 
     def pixels(self, pictures: list) -> torch.Tensor:
         """PIL pictures -> `(views, 3, image_size, image_size)` float32."""
-        return self.image_processor([to_rgb(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
+        return self.pictures(pictures)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -136,7 +154,7 @@ class VisionDistillationCollator:
 
     Args:
         processor ([`SmolDriverProcessor`]): the student's.
-        teacher ([`VisionTeacher`]): prepares its own pictures.
+        teacher_pictures ([`TeacherPictures`]): prepares the teacher's.
         budgets (`list[int]`): tokens per camera; one is drawn per batch, by `seed` and the batch's frames alone. A
             budget named twice is drawn twice as often.
         seed (`int`): for the draws.
@@ -145,7 +163,7 @@ class VisionDistillationCollator:
     """
 
     processor: SmolDriverProcessor
-    teacher: VisionTeacher
+    teacher_pictures: TeacherPictures
     budgets: list[int]
     seed: int = 0
     cached_features: Callable[[str, list[str]], torch.Tensor] | None = None
@@ -158,9 +176,7 @@ class VisionDistillationCollator:
             for the student; `budgets` {tokens per camera: side in pixels}; for the teacher, of present views in order,
             `teacher_pixels` `(n, 3, T, T)` or `teacher_features` `(n, grid * grid, width)`; `frame_tokens`.
         """
-        views = [
-            self.processor.scene_views({camera: row[camera] for camera in self.processor.cameras}) for row in rows
-        ]
+        views = [self.processor.scene_views(pictures_of(row, self.processor.cameras)) for row in rows]
         tokens = [row["frame_token"] for row in rows]
         batch = {"frame_tokens": tokens, "budgets": {}, "pixel_values": {}}
         default_size = self.processor.image_processor.size["height"]
@@ -171,7 +187,7 @@ class VisionDistillationCollator:
                 encoded = self.processor.encode_images(views, budget)
                 batch["pixel_values"][size], batch["camera_ids"] = encoded["pixel_values"], encoded["camera_ids"]
         if self.cached_features is None:
-            batch["teacher_pixels"] = self.teacher.pixels([picture for scene in views for _, picture in scene])
+            batch["teacher_pixels"] = self.teacher_pictures([picture for scene in views for _, picture in scene])
         else:
             features = [
                 self.cached_features(token, [camera for camera, _ in scene])
@@ -289,10 +305,16 @@ class VisionDistillationTrainer(SmolDriverTrainer):
         budgets = args.train_visual_tokens or processing_class.visual_token_budgets[:1]
         train_parts(model, vision=True, connector=False, language_model=False)
         columns = ["frame_token", *processing_class.cameras]
+        check_row_cameras(train_dataset, processing_class.cameras)
+        if eval_dataset is not None:
+            check_one_dataset(eval_dataset)
+            check_row_cameras(eval_dataset, processing_class.cameras)
         super().__init__(
             VisionStudent(model),
             args=args,
-            data_collator=VisionDistillationCollator(processing_class, teacher, budgets, args.seed, cached_features),
+            data_collator=VisionDistillationCollator(
+                processing_class, teacher.pictures, budgets, args.seed, cached_features
+            ),
             train_dataset=train_dataset.select_columns(columns),
             eval_dataset=None if eval_dataset is None else eval_dataset.select_columns(columns),
             processing_class=processing_class,

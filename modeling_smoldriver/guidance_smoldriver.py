@@ -25,9 +25,14 @@ from transformers import Trainer
 
 from smoldriver_common.whole_files import written_whole
 
-from .collator_smoldriver import SmolDriverCollator
+from .collator_smoldriver import SmolDriverCollator, pictures_of
 from .packing_smoldriver import PACKED_ATTENTION
-from .planning_smoldriver import SmolDriverForTrajectoryPrediction, SmolDriverPlannerPreTrainedModel
+from .planning_processing_smoldriver import SmolDriverPlannerProcessor
+from .planning_smoldriver import (
+    SmolDriverForTrajectoryPrediction,
+    SmolDriverPlannerConfig,
+    SmolDriverPlannerPreTrainedModel,
+)
 from .trainer_smoldriver import forward_at_answers
 from .training_smoldriver import CarefulTrainerMixin, SmolDriverTrainingConfig, check_range, train_parts
 
@@ -135,7 +140,15 @@ def check_ego_motion(rows, planner: SmolDriverForTrajectoryPrediction, source: s
     planner.check_processor()
 
 
-def ego_tensors(rows, planner: SmolDriverForTrajectoryPrediction) -> dict[str, torch.Tensor]:
+@dataclass
+class PlannerReading:
+    """How a planner reads rows, without its weights: a loader's worker gets a copy."""
+
+    config: SmolDriverPlannerConfig
+    processor: SmolDriverPlannerProcessor
+
+
+def ego_tensors(rows, planner: SmolDriverForTrajectoryPrediction | PlannerReading) -> dict[str, torch.Tensor]:
     """Everything but the pictures of scene rows: `command`, `speed`, `ego_future` `(frames, waypoints, 2)` metres and
     `ego_future_mask`; for a planner that reads it `ego_history` and its mask. As `forward` takes them.
 
@@ -215,19 +228,19 @@ class PictureCollator:
     """Batches scene rows for a planner whose vision model trains.
 
     Args:
-        planner: reads the pictures with its processor.
+        planner: reads rows with its processor.
         questions ([`SmolDriverCollator`], *optional*): makes the packs of joint training.
         leave_out: the scenario whose frames teach no waypoints.
     """
 
-    planner: SmolDriverForTrajectoryPrediction
+    planner: PlannerReading
     questions: SmolDriverCollator | None = None
     leave_out: str | None = None
 
     def __call__(self, rows: list[dict]) -> dict:
         """-> the planner's inputs, `frame_tokens`, and of rows with questions `questions`: a batch of the collator."""
         processor = self.planner.processor
-        images = [{camera: row[camera] for camera in processor.cameras} for row in rows]
+        images = [pictures_of(row, processor.cameras) for row in rows]
         encoded = processor.encode_moments(images, [None] * len(rows), [None] * len(rows))
         batch = {name: encoded[name] for name in ("pixel_values", "camera_ids")} | ego_tensors(rows, self.planner)
         if self.leave_out is not None:

@@ -28,6 +28,22 @@ COMMANDS = ("turn left", "turn right", "change lane left", "change lane right", 
 FRONT_CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT")
 
 
+def check_camera_names(cameras: Iterable[str]) -> list[str]:
+    """The names as a list. Configuration, processors and scene rows set their cameras through this check.
+
+    Raises:
+        ValueError: no name, one that is duplicated, or one that cannot stand before a picture in a prompt, where
+            `CAM_FRONT:<image>` is read by letters, digits and underscores.
+    """
+    cameras = [cameras] if isinstance(cameras, str) else list(cameras)
+    unfit = [name for name in cameras if not isinstance(name, str) or not re.fullmatch(r"\w+", name)]
+    if unfit:
+        raise ValueError(f"a camera's name is of letters, digits and underscores, not {unfit[0]!r}")
+    if len(set(cameras)) != len(cameras) or not cameras:
+        raise ValueError(f"cameras must be distinct names, got {cameras}")
+    return cameras
+
+
 def cameras_by_place(cameras: list[str], count: int) -> list[str] | None:
     """The cameras of `count` pictures without names; the chat template holds the same rule.
 

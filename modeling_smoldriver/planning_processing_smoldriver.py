@@ -6,7 +6,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_smoldriver import visual_token_budgets
-from .inputs_smoldriver import CAMERAS, COMMANDS
+from .inputs_smoldriver import CAMERAS, COMMANDS, check_camera_names
 from .processing_smoldriver import CameraPicturesMixin
 
 
@@ -46,7 +46,7 @@ class SmolDriverPlannerProcessor(CameraPicturesMixin, ProcessorMixin):
         self.grid_size = grid_size
         self.scale_factor = scale_factor
         self.allow_urls = allow_urls
-        self.cameras = list(CAMERAS if cameras is None else cameras)
+        self.cameras = check_camera_names(CAMERAS if cameras is None else cameras)
         self.visual_token_budgets = visual_token_budgets(grid_size, scale_factor)
         self.visual_tokens = self._check_budget(visual_tokens)
         self.budget_image_sizes = {str(tokens): size for tokens, size in (budget_image_sizes or {}).items()}

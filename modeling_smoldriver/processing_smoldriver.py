@@ -25,6 +25,7 @@ from .inputs_smoldriver import (
     SPECIAL_TOKENS,
     cameras_by_place,
     check_bytes,
+    check_camera_names,
     check_length,
     check_text,
     is_stored_picture,
@@ -226,7 +227,7 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         allow_urls: bool = True,
         **kwargs,
     ):
-        cameras = list(CAMERAS if cameras is None else cameras)
+        cameras = check_camera_names(CAMERAS if cameras is None else cameras)
         if chat_template is None:
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
             chat_template = chat_template.replace(repr(list(CAMERAS)), repr(cameras))  # engines render it alone

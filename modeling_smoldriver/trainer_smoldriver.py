@@ -13,11 +13,18 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from smoldriver_common.whole_files import write_json
 
-from .collator_smoldriver import SmolDriverCollator, group_questions
+from .collator_smoldriver import SmolDriverCollator, check_row_cameras, group_questions, pictures_of
 from .inputs_smoldriver import CAMERAS
 from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
 from .processing_smoldriver import SmolDriverProcessor
-from .training_smoldriver import SmolDriverTrainer, SmolDriverTrainingConfig, check_model, check_range, train_parts
+from .training_smoldriver import (
+    SmolDriverTrainer,
+    SmolDriverTrainingConfig,
+    check_model,
+    check_one_dataset,
+    check_range,
+    train_parts,
+)
 
 LOSS_MODES = ("question", "token")
 PACKED_ATTENTIONS = ("blocks", "mask")
@@ -169,8 +176,8 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
         teacher (`tuple`, *optional*): model and processor that `args.teacher_model` names; frozen here, never saved.
 
     Raises:
-        ValueError: see [`check_model`]; a teacher with another tokenizer, or `sample_steps` with FSDP or
-            DeepSpeed.
+        ValueError: see [`check_model`], [`check_row_cameras`] and [`check_one_dataset`]; a teacher with another
+            tokenizer, or `sample_steps` with FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -191,8 +198,17 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
             self.teacher_model.eval().requires_grad_(False)
         if peft_config is None:
             train_parts(model, args.train_vision, args.train_connector, args.train_language_model)
-        questions = args.questions_per_scene if args.scene_packing else 1
-        group = partial(group_questions, questions_per_scene=questions, seed=args.seed, most_views=args.most_views)
+        check_row_cameras(train_dataset, processing_class.cameras)
+        if eval_dataset is not None:
+            check_one_dataset(eval_dataset)
+            check_row_cameras(eval_dataset, processing_class.cameras)
+        group = partial(
+            group_questions,
+            questions_per_scene=args.questions_per_scene if args.scene_packing else 1,
+            seed=args.seed,
+            most_views=args.most_views,
+            cameras=processing_class.cameras,
+        )
         super().__init__(
             model,
             args=args,
@@ -361,7 +377,7 @@ class SampleTableCallback(TrainerCallback):
         training = model.training
         model.eval()
         try:
-            images = {camera: self.row[camera] for camera in processor.cameras}
+            images = pictures_of(self.row, processor.cameras)
             description = self.row["scene_description"] if args.use_scene_description else None
             with self.trainer.compute_loss_context_manager():
                 scene = model.encode_scene(**processor.encode_scene(images, description))

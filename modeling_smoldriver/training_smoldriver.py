@@ -2,10 +2,12 @@
 (`distillation_smoldriver.py`) and the planner's (`guidance_smoldriver.py`)."""
 
 import math
+import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -13,6 +15,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
+
+from smoldriver_common.whole_files import written_whole
 
 from .fitting_smoldriver import check_fit, record_processor
 from .optimizer_smoldriver import MuonAdamW, hidden_matrices
@@ -170,6 +174,19 @@ def check_rows(rows, args: SmolDriverTrainingConfig) -> None:
         )
 
 
+def check_one_dataset(rows) -> None:
+    """Refuse several evaluation sets by name, which transformers takes: each would need a table of its own here.
+
+    Raises:
+        ValueError: says what to do instead.
+    """
+    if isinstance(rows, dict):
+        raise ValueError(
+            f"eval_dataset is a dict of {len(rows)} ({', '.join(map(str, rows))}): give one dataset, and evaluate the"
+            " others with trainer.evaluate(eval_dataset)"
+        )
+
+
 def train_parts(model: PreTrainedModel, vision: bool, connector: bool, language_model: bool) -> None:
     """Set which parts of a SmolDriver or SmolVLM train. DINOv2's mask token, which nobody reads, never does."""
     parts = {
@@ -206,6 +223,24 @@ class StopWhereTrained(TrainerCallback):
             raise NothingToTrain
 
 
+DRAFT_CARD = """---
+library_name: transformers
+---
+
+# {name}: a draft
+
+These weights come from a training run and were not evaluated. **They must not drive a car.** Once the run has
+finished, `training_manifest.json` names their base, the scenes and every setting. `recipes/push_to_hub.py` writes a
+card with the scores of an evaluation, and publishes nothing without one.
+"""
+
+
+def write_draft_card(folder: str | os.PathLike) -> None:
+    """A `README.md` for a trained folder. TRL and PEFT write cards whose examples do not run with these models."""
+    with written_whole(Path(folder) / "README.md") as aside:
+        aside.write_text(DRAFT_CARD.format(name=Path(folder).resolve().name), encoding="utf-8")
+
+
 class CarefulTrainerMixin:
     """What every trainer of SmolDriver's parts adds to transformers' Trainer; stands before it among the parents.
 
@@ -213,6 +248,7 @@ class CarefulTrainerMixin:
     - trainable weights are float32, since bfloat16 would round small updates away;
     - tower and hidden matrices can have learning rates of their own;
     - a loss is divided by the items of the whole step, whatever kind a child counts;
+    - a folder that it saves has a short card of its own, see [`write_draft_card`];
     - a loss or weights that are not finite end the training, before they are saved over good ones;
     - a whole checkpoint is read through `from_pretrained`: transformers 5 saves ViT and DINOv2 under other names, and
       its own Trainer reads the file without renaming them back;
@@ -329,9 +365,16 @@ class CarefulTrainerMixin:
 
     # Checkpoints
 
-    def save_model(self, *args, **kwargs):
+    def save_model(self, output_dir: str | None = None, *args, **kwargs):
         self._check_weights()
-        super().save_model(*args, **kwargs)
+        super().save_model(output_dir, *args, **kwargs)
+        if self.is_world_process_zero():
+            write_draft_card(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *args, **kwargs):
+        """As TRL asks for it at each checkpoint: that of [`write_draft_card`]."""
+        if self.is_world_process_zero():
+            write_draft_card(self.args.output_dir)
 
     def _check_weights(self) -> None:
         """Refuse to save broken weights, which may replace the last good ones.

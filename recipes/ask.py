@@ -1,4 +1,4 @@
-"""Ask a saved SmolDriver about one prepared frame, and paint the six views with questions, answers and truth.
+"""Ask a saved SmolDriver about one prepared frame, and paint its views with questions, answers and truth.
 
 python recipes/ask.py --model outputs/sample/trained --scenes outputs/sample/scenes --split train --frame 0 \
     --picture outputs/sample/answers.png
@@ -18,12 +18,14 @@ import matplotlib.pyplot as plt
 from transformers.utils import logging
 
 from data_scripts.schema import load_scenes
-from recipes.evaluation.figures import LAYOUT
+from modeling_smoldriver.collator_smoldriver import pictures_of
 from recipes.evaluation.lengths import Question, check_lengths
 from recipes.training.loading import load_model
 from recipes.training.manifest import check_source
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import written_whole
+
+VIEWS_IN_A_ROW = 3  # nuScenes' back views come below the front ones
 
 
 def spread_questions(qa: list[dict], count: int) -> list[dict]:
@@ -31,15 +33,18 @@ def spread_questions(qa: list[dict], count: int) -> list[dict]:
     return [qa[index * len(qa) // count] for index in range(min(count, len(qa)))]
 
 
-def paint(row: dict, lines: list[tuple[str, str, str | None]], path: Path) -> None:
-    """Paint the six views, the back ones below the front ones, and under them (question, answer, truth or None)."""
-    figure = plt.figure(figsize=(12, 5.2 + 0.62 * len(lines)))
-    views, text = figure.subfigures(2, 1, height_ratios=[5.2, 0.62 * len(lines)])
-    for axes, camera in zip(views.subplots(2, 3).flat, sum(LAYOUT, []), strict=True):
-        axes.set_title(camera, fontsize=9)
+def paint(pictures: dict, lines: list[tuple[str, str, str | None]], path: Path) -> None:
+    """Paint the views of all cameras, in their order, and under them (question, answer, truth or None)."""
+    rows = -(-len(pictures) // VIEWS_IN_A_ROW)
+    figure = plt.figure(figsize=(12, 2.6 * rows + 0.62 * len(lines)))
+    views, text = figure.subfigures(2, 1, height_ratios=[2.6 * rows, 0.62 * len(lines)])
+    places = list(views.subplots(rows, VIEWS_IN_A_ROW).flat)
+    for axes in places:
         axes.axis("off")
-        if row[camera] is not None:
-            axes.imshow(row[camera])
+    for axes, (camera, picture) in zip(places, pictures.items(), strict=False):
+        axes.set_title(camera, fontsize=9)
+        if picture is not None:
+            axes.imshow(picture)
     for number, (question, answer, truth) in enumerate(lines):
         y = 1 - (number + 0.5) / len(lines)
         text.text(0.03, y + 0.2 / len(lines), textwrap.shorten(question, 150), fontsize=10, weight="bold")
@@ -85,7 +90,7 @@ def ask(
     numbered = [Question(f"number {number}", qa["question"], qa["answer"]) for number, qa in enumerate(asked, start=1)]
     check_lengths(model, numbered, [visual_tokens])
     answering, processor = load_model(model)
-    images = {camera: row[camera] for camera in processor.cameras}
+    images = pictures_of(row, processor.cameras)
     scene = answering.encode_scene(**processor.encode_scene(images, visual_tokens=visual_tokens))
     answers = answering.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
     lines = [(qa["question"], answer, qa["answer"]) for qa, answer in zip(asked, answers, strict=True)]
@@ -94,7 +99,7 @@ def ask(
         if truth is not None:
             print(f"  truth  {truth}")
     if picture:
-        paint(row, lines, picture)
+        paint(images, lines, picture)
         print(f"wrote {picture}")
 
 

@@ -61,6 +61,7 @@ def main():
     parser.add_argument("--tower", required=True, help="vision backbone with patch tokens: Hub id or folder")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--tower-image-size", type=int, help="pixels; default 16 per grid cell")
+    parser.add_argument("--cameras", nargs="+", help="names, as in the scene rows; default: nuScenes' six")
     parser.add_argument("--resampler-keys", default="content", choices=("content", "position"))
     parser.add_argument("--resampler-residual", default=True, action=argparse.BooleanOptionalAction)
     for name, (default, what) in FRESH.items():

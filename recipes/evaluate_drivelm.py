@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 
 from data_scripts.schema import load_scenes
+from modeling_smoldriver.collator_smoldriver import check_row_cameras
 from recipes.evaluation.asking import ask_everyone, choose_questions, unfinished_folder
 from recipes.evaluation.comparison import Evaluation, compare_evaluations, read_evaluation
 from recipes.evaluation.contestants import contestants
@@ -99,6 +100,7 @@ def evaluate(
     asked = choose_questions(rows, settings)
     check_lengths(settings.model, asked.questions(settings), [settings.visual_tokens, *budgets])
     model, processor = load_model(settings.model, settings.dtype and DTYPES[settings.dtype])
+    check_row_cameras(rows, processor.cameras)
     everyone = contestants(settings, controls, budgets, processor.visual_token_budgets)
     with ExitStack() as held:
         if state.is_main_process:

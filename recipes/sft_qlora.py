@@ -66,7 +66,7 @@ def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_arg
     if data_args.streaming:
         check_questions(train)
         if training_args.most_views:
-            check_directions(train, training_args.most_views)
+            check_directions(train, training_args.most_views, processor.cameras)
         # Endless: processes whose shards differ in length need not agree on where an epoch stops.
         shuffled = train.repeat(None).shuffle(seed=training_args.seed, buffer_size=SHUFFLE_BUFFER)
         training_args.accelerator_config.dispatch_batches = False  # frame tokens are not tensors to send around

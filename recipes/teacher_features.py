@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import logging
 
-from data_scripts.schema import CAMERAS, load_scenes
+from data_scripts.schema import cameras_of, load_scenes
 from modeling_smoldriver.distillation_smoldriver import VisionTeacher
 from recipes.training.teacher_cache import CacheState, load_teacher, read_keys, shard_path
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
@@ -38,7 +38,7 @@ def make_shard(path: Path, rows, teacher: VisionTeacher, device: torch.device) -
             pass  # cut short: made again
     features = {}
     for row in rows:
-        cameras = [camera for camera in CAMERAS if row[camera] is not None]
+        cameras = [camera for camera in cameras_of(rows.features) if row[camera] is not None]
         given = teacher(teacher.pixels([row[camera] for camera in cameras]).to(device)).flatten(1, 2).cpu()
         features |= {
             f"{row['frame_token']}/{camera}": view.clone() for camera, view in zip(cameras, given, strict=True)

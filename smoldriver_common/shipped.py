@@ -15,6 +15,7 @@ _SPEC.loader.exec_module(_inputs)
 CAMERAS = _inputs.CAMERAS
 COMMANDS = _inputs.COMMANDS
 MAX_PIXELS = _inputs.MAX_PIXELS
+check_camera_names = _inputs.check_camera_names
 check_text = _inputs.check_text
 fault_of_text = _inputs.fault_of_text
 to_rgb = _inputs.to_rgb

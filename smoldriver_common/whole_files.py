@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, after a kill, a full disk or a power cut; folders of one writer."""
 
+import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,7 +12,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
+CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO)  # what network disks answer where they have no locks
 UNFINISHED = ".unfinished"  # in a folder that is being written aside
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -102,6 +108,8 @@ def write_json(path: str | os.PathLike, value, indent: int | None = 1, **options
 def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
     """Hold a folder, which is made where it is missing, against other processes; the system frees it if this one dies.
 
+    Some network disks cannot lock a file. There the body runs unguarded, after a warning.
+
     Raises:
         BlockingIOError: another process holds it.
     """
@@ -112,6 +120,16 @@ def sole_writer(folder: str | os.PathLike) -> Iterator[None]:
     except Timeout:
         message = f"another process is writing {folder}: wait for it, stop it or give another folder"
         raise BlockingIOError(message) from None
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise
+        logger.warning(
+            "the disk of %s cannot lock files (%s): make sure that no other process writes this folder",
+            folder,
+            error.strerror,
+        )
+        yield
+        return
     with held:
         yield
 

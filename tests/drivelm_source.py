@@ -41,7 +41,7 @@ def question(text="Are there cars to the front of the ego car?", answer="Yes.", 
     }
 
 
-def write_source(folder, scenes=("scene-0", "scene-2", "scene-4"), frames=2, qa=None, size=(64, 36)):
+def write_source(folder, scenes=("scene-0", "scene-2", "scene-4"), frames=2, qa=None, size=(64, 36), cameras=CAMERAS):
     """A small DriveLM file with its images; scene-0 goes to train, scene-2 to eval, scene-4 to test."""
     content = {}
     for scene in scenes:
@@ -49,7 +49,7 @@ def write_source(folder, scenes=("scene-0", "scene-2", "scene-4"), frames=2, qa=
         for number in range(frames):
             token = f"{scene}-frame-{number}"
             paths = {}
-            for index, camera in enumerate(CAMERAS):
+            for index, camera in enumerate(cameras):
                 file = folder / "nuscenes/samples" / camera / f"{token}+0800__{camera}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(encode(noise(100 * number + index, *size)))

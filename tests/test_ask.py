@@ -63,10 +63,10 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
 
 
 def test_an_answer_without_a_truth_is_neither_green_nor_red(tmp_path):
-    row = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
+    pictures = {camera: picture(seed) for seed, camera in enumerate(CAMERAS)}
 
     def colours(truth):
-        ask.paint(row, [("Are there cars?", "Yes.", truth)], tmp_path / "answers.png")
+        ask.paint(pictures, [("Are there cars?", "Yes.", truth)], tmp_path / "answers.png")
         with Image.open(tmp_path / "answers.png") as image:
             text = image.convert("RGB").crop((0, image.height * 9 // 10, image.width, image.height))
         return {colour for _, colour in text.getcolors(100_000) if max(colour) - min(colour) > 60}

@@ -28,6 +28,7 @@ LIGHT_SCRIPTS = (
     "data_scripts/make_counterfactuals.py",
     "data_scripts/download_drivelm_sample.py",
 )
+POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 # Runs a script as `python <script> --help` does, then prints the loaded top-level modules.
 HELP = """
 import runpy, sys
@@ -84,6 +85,30 @@ def test_an_extra_brings_what_its_scripts_import(extra, scripts):
         }
         assert "torch" in needed or script in ("ask", "score_answers", "score_plans")
         assert not needed - declared, script
+
+
+def loaded_with(tree: ast.Module) -> set[str]:
+    """Top-level packages that a file imports when it is loaded, in whatever block."""
+    found, nodes = set(), [tree]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def test_every_file_can_be_loaded_on_windows():
+    files = [path for top in OURS for path in (ROOT / top).rglob("*.py")]
+    assert len(files) > 150
+    for path in files:
+        needed = loaded_with(ast.parse(path.read_text(encoding="utf-8"))) & POSIX_ONLY
+        assert not needed, (
+            f"{path.relative_to(ROOT)} imports {needed}, which Windows lacks: import it where it is used"
+        )
+    assert loaded_with(ast.parse("try:\n    import fcntl\nexcept ImportError:\n    pass")) == {"fcntl"}
 
 
 @pytest.mark.parametrize("script", LIGHT_SCRIPTS)

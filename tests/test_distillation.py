@@ -340,7 +340,7 @@ def test_budgets_are_drawn_by_seed_and_frames(processor, folders):
     teacher = load_teacher(str(folders / "teacher"))
     draws = {}
     for seed in (0, 0, 1):
-        collator = VisionDistillationCollator(processor, teacher, [9, 4, 1], seed)
+        collator = VisionDistillationCollator(processor, teacher.pictures, [9, 4, 1], seed)
         drawn = [collator._draw([f"frame{number}"]) for number in range(300)]
         assert draws.setdefault(seed, drawn) == drawn
     assert draws[0] != draws[1]
@@ -348,7 +348,7 @@ def test_budgets_are_drawn_by_seed_and_frames(processor, folders):
     row = {"frame_token": "f", **{camera: picture(seed) for seed, camera in enumerate(CAMERAS)}}
     batch = collator([row])
     assert len(batch["budgets"]) == 1
-    every = VisionDistillationCollator(processor, teacher, [9, 4, 9], all_budgets=True)([row])
+    every = VisionDistillationCollator(processor, teacher.pictures, [9, 4, 9], all_budgets=True)([row])
     assert every["budgets"] == {9: 48, 4: 48} and set(every["pixel_values"]) == {48}
 
 

@@ -85,10 +85,7 @@ WRONG_JSON = {
         "'scene-0-frame-0' is duplicated",
     ),
     "camera duplicated": (lambda text: text.replace('"CAM_BACK":', '"CAM_FRONT":', 1), "'CAM_FRONT' is duplicated"),
-    "wrong camera": (
-        lambda text: text.replace('"CAM_BACK":', '"CAM_TOP":', 1),
-        "unknown camera 'CAM_TOP'.*CAM_FRONT_LEFT, ",
-    ),
+    "half a surrogate in a sensor": (lambda text: text.replace('"CAM_BACK":', '"\\ud800":', 1), "must be text"),
     "unknown task": (lambda text: text.replace('"planning":', '"parking":', 1), "unknown task 'parking'"),
     "no key frames": (lambda text: text.replace('"key_frames":', '"frames":', 1), "key_frames must be an object"),
     "half a surrogate in a token": (lambda text: text.replace("scene-0-frame-0", "\\ud800", 1), "must be text"),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
+from safetensors.torch import load_file, save_file
 
 from recipes.metrics.drivelm import text_metrics
 from recipes.metrics.drivelm.ptb_tokenizer import ptb_tokens
@@ -308,6 +311,37 @@ def test_bertscore_is_greedy_cosine_matching(tiny_bert):
     scores = compute_metrics(**inputs, bertscore_model=str(tiny_bert))
     assert scores["info"]["bertscore_encoder"] == encoder
     close([scores["overall"][name] for name in BERTSCORE], found.mean(axis=0))
+
+
+def test_bertscore_by_an_encoder_whose_tokenizer_knows_no_length(tiny_bert, tmp_path):
+    """Texts are cut where the encoder's positions end."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "encoder")
+    for name, places in (("tokenizer_config.json", None), ("config.json", 64)):
+        settings = json.loads((folder / name).read_text())
+        settings.pop("model_max_length", None)
+        settings |= {"max_position_embeddings": places} if places else {}
+        (folder / name).write_text(json.dumps(settings))
+    weights = load_file(folder / "model.safetensors")
+    name = "embeddings.position_embeddings.weight"
+    save_file(weights | {name: weights[name][:64].clone()}, folder / "model.safetensors", {"format": "pt"})
+    inputs = arguments(ROWS)
+    long = [" ".join(inputs["references"]) * 3] * 2
+    texts = [*inputs["predictions"], long[0]], [*inputs["references"], long[1]]
+    expected, _ = text_metrics.bert_scores(*texts, str(tiny_bert))
+    found, _ = text_metrics.bert_scores(*texts, str(folder))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_robertas_positions_begin_behind_its_padding():
+    tokenizer = SimpleNamespace(model_max_length=10**30)
+    config = SimpleNamespace(max_position_embeddings=514, model_type="xlm-roberta", pad_token_id=1)
+    scorer = SimpleNamespace(_tokenizer=tokenizer, _model=SimpleNamespace(config=config))
+    assert text_metrics.with_length(scorer, "encoder") is scorer and tokenizer.model_max_length == 512
+    tokenizer.model_max_length, config.max_position_embeddings = 10**30, None
+    with pytest.raises(
+        ValueError, match="^the bertscore_model encoder does not say how long .*: set model_max_length"
+    ):
+        text_metrics.with_length(scorer, "encoder")
 
 
 def test_minilm_scores_a_paraphrase_above_another_answer():

@@ -240,6 +240,10 @@ def test_wrong_image_root_is_reported_before_anything_is_written(tmp_path):
         "samples/../../a.jpg",
         "..",
         "",
+        "C:\\secret.jpg",  # as Windows reads it
+        "..\\secret.jpg",
+        "samples\\..\\..\\secret.jpg",
+        "\\\\server\\secret.jpg",
     ],
 )
 def test_path_that_leaves_the_image_root_is_refused(tmp_path, path):
@@ -250,16 +254,32 @@ def test_path_that_leaves_the_image_root_is_refused(tmp_path, path):
     assert "CAM_BACK leaves the nuScenes folder" in message and "scene-0-frame-0" in message and repr(path) in message
 
 
-def test_link_that_leaves_the_image_root_is_refused(tmp_path):
+def test_links_on_the_disk_are_followed(tmp_path):
+    """A camera's folder on another disk, files as the Hub's cache keeps them, and the root as DriveLM's instructions
+    attach it."""
     write_source(tmp_path)
-    secret = tmp_path / "secret.jpg"
-    secret.write_bytes(encode(noise(1)))
-    link = tmp_path / "nuscenes/samples/CAM_BACK/scene-0-frame-0+0800__CAM_BACK.jpg"
-    link.unlink()
-    link.symlink_to(secret)
-    assert "symbolic link" in refusal(tmp_path)
-    # The root itself may be a link: that is how the official instructions attach a nuScenes folder.
-    link.unlink()
-    link.write_bytes(secret.read_bytes())
+    plain = prepare(tmp_path, out="plain")
+    samples = tmp_path / "nuscenes/samples"
+    (samples / "CAM_BACK").rename(tmp_path / "other_disk")
+    (samples / "CAM_BACK").symlink_to(tmp_path / "other_disk")
+    (tmp_path / "blobs").mkdir()
+    for number, path in enumerate(sorted((samples / "CAM_FRONT").iterdir())):
+        path.rename(tmp_path / "blobs" / str(number))
+        path.symlink_to(f"../../../blobs/{number}")
     (tmp_path / "linked").symlink_to(tmp_path / "nuscenes")
-    assert prepare(tmp_path, "--image-root", str(tmp_path / "linked"), out="linked_out")["complete"]
+    for root in ("nuscenes", "linked"):
+        manifest = prepare(tmp_path, "--image-root", str(tmp_path / root), out=f"from_{root}")
+        assert manifest["report"] == plain["report"] and "missing images" not in manifest["report"]
+        assert stored_rows(tmp_path / f"from_{root}") == stored_rows(tmp_path / "plain")
+
+
+def test_other_sensors_are_left_out_and_counted(tmp_path):
+    content = write_source(tmp_path)
+    plain = prepare(tmp_path, out="plain")
+    assert "sensors left out" not in plain["report"]
+    frame = content["scene-0"]["key_frames"]["scene-0-frame-0"]
+    frame["image_paths"] |= {"LIDAR_TOP": "../nuscenes/samples/LIDAR_TOP/a.bin", "CAM_TOP": 7}
+    write_json(tmp_path, content)
+    manifest = prepare(tmp_path)
+    assert manifest["report"].pop("sensors left out") == {"CAM_TOP": 1, "LIDAR_TOP": 1}
+    assert manifest["report"] == plain["report"] and stored_rows(tmp_path / "out") == stored_rows(tmp_path / "plain")

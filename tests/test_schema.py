@@ -1,6 +1,8 @@
 """The scene row: its checks, its shards, and what `load_scenes` reads and refuses."""
 
 import io
+import json
+import re
 
 import datasets
 import pyarrow as pa
@@ -10,6 +12,7 @@ from PIL import Image
 
 from data_scripts.schema import (
     CAMERAS,
+    PLANNING_ROW,
     SCENE_FEATURES,
     check_disjoint,
     load_scenes,
@@ -86,7 +89,7 @@ BAD_ROWS = {
     "description is a list": (lambda row: row.update(scene_description=[]), "scene_description"),
     "image is a path": (lambda row: row.update(CAM_BACK="a.jpg"), "CAM_BACK"),
     "image without bytes": (lambda row: row.update(CAM_BACK={"bytes": None, "path": "a.jpg"}), "CAM_BACK"),
-    "no image at all": (lambda row: row.update(dict.fromkeys(CAMERAS)), "none of the six cameras"),
+    "no image at all": (lambda row: row.update(dict.fromkeys(CAMERAS)), "none of the cameras CAM_FRONT_LEFT, "),
     "qa is a dict": (lambda row: row.update(qa={}), "qa must be a list"),
     "qa item without tag": (lambda row: row["qa"][0].pop("tag"), "task, question, answer and tag"),
     "answer is a number": (lambda row: row["qa"][0].update(answer=3), "must be strings"),
@@ -123,6 +126,19 @@ def test_folder_is_read_by_plain_load_dataset(tmp_path):
     plain = datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "scenes/train/*.parquet")})["train"]
     assert plain.features == SCENE_FEATURES
     assert plain[0]["CAM_FRONT"].size == (32, 18)
+
+
+def test_rows_can_be_read_by_datasets_2_and_3(tmp_path):
+    """Which know no type `List`: a list of structs was a list there, any other a `Sequence`."""
+    for features, lists in ((SCENE_FEATURES, {"qa"}), (PLANNING_ROW, {"qa", "agents"})):
+        path = tmp_path / f"{len(features)}.parquet"
+        with open_shard(path, features):
+            pass
+        schema = pq.read_schema(path)
+        written = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        assert set(re.findall('"_type": "([A-Za-z]+)"', json.dumps(written))) == {"Value", "Image", "Sequence"}
+        assert {name for name, feature in written.items() if isinstance(feature, list)} == lists
+        assert datasets.Features.from_arrow_schema(schema) == features
 
 
 def test_shard_without_rows_is_read(tmp_path):

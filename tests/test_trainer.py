@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from fakes import QA, dataset, frame, one_by_one, tiny_config, tiny_model
+from fakes import ON_A_CPU, QA, dataset, frame, one_by_one, tiny_config, tiny_model
 
 from modeling_smoldriver import CAMERAS, SmolDriverForConditionalGeneration
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
@@ -73,6 +73,21 @@ def test_packed_model_saves_and_answers_as_any_other(make_trainer, processor, tm
     questions = [question for question, _ in QA]
     answers = [one.answer(one.encode_scene(**inputs), processor, questions) for one in (model, loaded)]
     assert answers[0] == answers[1]
+
+
+def test_several_evaluation_sets_are_refused_in_one_line(config, processor, tmp_path):
+    args = SmolDriverSFTConfig(output_dir=str(tmp_path), **ON_A_CPU)
+    rows = dataset([frame(0)])
+    with pytest.raises(
+        ValueError, match=r"^eval_dataset is a dict of 2 \(day, night\): give one dataset, and evaluate"
+    ):
+        SmolDriverSFTTrainer(
+            tiny_model(config),
+            args,
+            train_dataset=rows,
+            eval_dataset={"day": rows, "night": rows},
+            processing_class=processor,
+        )
 
 
 def test_training_on_one_frame_lowers_the_loss(make_trainer):

@@ -667,6 +667,10 @@ def test_sample_tables_change_nothing_under_qlora(options, monkeypatch, tmp_path
         ({"scenes": "nowhere"}, "sft_qlora: there is no folder nowhere: prepare the scenes first"),
         ({"eval_split": "test"}, "sft_qlora: split 'test' of"),
         ({"push_to_hub": True}, "sft_qlora: push_to_hub would publish weights without an evaluation"),
+        (
+            {"report_to": "tensorboard"},
+            "sft_qlora: report_to=tensorboard is not installed: install it, or give report",
+        ),
         ({"load_in_8bit": True}, "sft_qlora: load_in_8bit=True is not offered: use load_in_4bit"),
         ({"model_revision": "v2"}, "sft_qlora: model_revision=v2 is not offered: download that revision and give"),
         (
@@ -680,6 +684,18 @@ def test_bad_input_is_one_line(changed, message, options, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         train(monkeypatch, {**options, **changed})
     assert str(stopped.value).startswith(message) and "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trained_folder_has_a_short_draft_of_a_card(lora, options, monkeypatch):
+    """And not TRL's or PEFT's, whose examples do not run with these models."""
+    train(monkeypatch, {**options, "use_peft": lora, "save_strategy": "steps", "save_steps": 1})
+    run = Path(options["output_dir"])
+    for folder in (run, run / "checkpoint-1"):
+        card = (folder / "README.md").read_text()
+        assert card.startswith(f"---\nlibrary_name: transformers\n---\n\n# {folder.name}: a draft\n")
+        assert "must not drive a car" in card and len(card) < 600
+        assert "TRL" not in card and "More Information Needed" not in card
 
 
 def test_several_gpus_in_one_process_are_refused(options, monkeypatch):

@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -109,6 +110,35 @@ def test_a_folder_that_exists_keeps_its_other_files_and_gets_its_config_last(mon
     write_two(tmp_path / "model", "new")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "weights", "notes.txt"}
     assert moved[-1] == "config.json" and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_disk_without_locks_is_written_after_a_warning(number, monkeypatch, caplog, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with sole_writer(tmp_path / "run"):
+        write_json(tmp_path / "run" / "a.json", 1)
+    assert caplog.messages == [
+        f"the disk of {tmp_path / 'run'} cannot lock files ({os.strerror(number)}): make sure that no other process"
+        " writes this folder"
+    ]
+    with pytest.raises(ValueError, match="of the body"), sole_writer(tmp_path / "run"):
+        raise ValueError("of the body")
+
+
+def test_any_other_fault_of_a_lock_is_an_error(monkeypatch, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="No space left"), sole_writer(tmp_path):
+        pass
 
 
 KILLED = """

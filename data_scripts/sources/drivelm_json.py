@@ -9,13 +9,15 @@ The official nesting (`v1_1_train_nus.json`; the challenge's test files have nei
                                                        "prediction": [...], "planning": [...], "behavior": [...]},
                                                 "image_paths": {"CAM_FRONT": "../nuscenes/samples/CAM_FRONT/n008.jpg",
                                                                 ... six cameras}}}}}
+
+A file of another car may name other cameras in `image_paths`. Those that are not asked for are left out and counted.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from data_scripts.question_types import names_object_tag
 from data_scripts.schema import CAMERAS
@@ -24,7 +26,9 @@ TASKS = ("perception", "prediction", "planning", "behavior")
 CHALLENGE_TAGS = (0, 1, 2, 3)  # accuracy, GPT score, language metrics, match of object tags
 
 
-def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled: bool) -> tuple[list[dict], dict]:
+def read_drivelm(
+    paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled: bool, cameras: Sequence[str] = CAMERAS
+) -> tuple[list[dict], dict]:
     """Key frames of one or more DriveLM files, in the order of the files.
 
     A file is read whole: its text alone (about 500 MB for the full training set), never an image.
@@ -33,14 +37,16 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
         paths: the JSON files.
         drop_object_tags: leave out the questions that name an object tag `<cN,CAM,x,y>` in question or answer.
         keep_unlabelled: keep questions without an answer, with the answer "" (the challenge's test files).
+        cameras: whose image paths to read.
 
     Returns:
         The frames, each {"scene_token", "frame_token", "scene_description", "image_paths": {camera: path under the
-        nuScenes root}, "qa", "dropped": Counter of reasons}, and the sha256 of each file by its name.
+        nuScenes root}, "other_sensors": [name], "qa", "dropped": Counter of reasons}, and the sha256 of each file by
+        its name.
 
     Raises:
-        ValueError: a file is not JSON, is not nested as above, names an unknown camera, repeats a frame, or holds an
-            image path that leaves the nuScenes folder. The message names file, scene, frame and value.
+        ValueError: a file is not JSON, is not nested as above, repeats a frame, or holds an image path that leaves
+            the nuScenes folder. The message names file, scene, frame and value.
         OSError: a file cannot be read.
     """
     frames, digests, seen = [], {}, {}
@@ -50,7 +56,7 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
         data = path.read_bytes()
         digests[path.name] = hashlib.sha256(data).hexdigest()
         try:
-            for frame in parse_drivelm(data, drop_object_tags, keep_unlabelled):
+            for frame in parse_drivelm(data, drop_object_tags, keep_unlabelled, cameras):
                 token = frame["frame_token"]
                 if token in seen:
                     raise ValueError(f"frame {token!r} is duplicated, first in {seen[token]}")
@@ -61,7 +67,9 @@ def read_drivelm(paths: Iterable[Path], drop_object_tags: bool, keep_unlabelled:
     return frames, digests
 
 
-def parse_drivelm(data: bytes, drop_object_tags: bool, keep_unlabelled: bool) -> list[dict]:
+def parse_drivelm(
+    data: bytes, drop_object_tags: bool, keep_unlabelled: bool, cameras: Sequence[str] = CAMERAS
+) -> list[dict]:
     """Key frames in the text of one DriveLM file; see `read_drivelm`.
 
     Raises:
@@ -86,12 +94,16 @@ def parse_drivelm(data: bytes, drop_object_tags: bool, keep_unlabelled: bool) ->
             where = f"scene {scene_token!r}, frame {frame_token!r}"
             _token(frame_token, where)
             qa, dropped = _questions(_object(frame, where).get("QA"), where, drop_object_tags, keep_unlabelled)
+            paths = _object(frame.get("image_paths"), f"{where}: image_paths")
             frames.append(
                 {
                     "scene_token": scene_token,
                     "frame_token": frame_token,
                     "scene_description": description,
-                    "image_paths": _image_paths(frame.get("image_paths"), where),
+                    "image_paths": _image_paths(paths, cameras, where),
+                    "other_sensors": [
+                        _token(name, f"{where}: a name in image_paths") for name in paths if name not in cameras
+                    ],
                     "qa": qa,
                     "dropped": dropped,
                 }
@@ -143,12 +155,11 @@ def _questions(qa: object, where: str, drop_object_tags: bool, keep_unlabelled: 
     return kept, dropped
 
 
-def _image_paths(paths: object, where: str) -> dict[str, str]:
+def _image_paths(paths: dict, cameras: Sequence[str], where: str) -> dict[str, str]:
     """Image paths by camera, relative to the nuScenes root; no lookup on disk."""
     relative = {}
-    for camera, path in _object(paths, f"{where}: image_paths").items():
-        if camera not in CAMERAS:
-            raise ValueError(f"{where}: unknown camera {camera!r} in image_paths, expected {', '.join(CAMERAS)}")
+    for camera in (name for name in paths if name in cameras):
+        path = paths[camera]
         if not isinstance(path, str) or "\0" in path or not _is_unicode(path):
             raise ValueError(f"{where}: the image path of {camera} must be a string, not {path!r:.80}")
         try:
@@ -165,10 +176,10 @@ def path_below(path: str) -> str:
     Everyone who resolves names from a JSON file uses this check.
 
     Raises:
-        ValueError: the path is empty, absolute (`/a`, `//a`) or climbs out (`..`).
+        ValueError: the path is empty, absolute (`/a`, `//a`) or climbs out (`..`), on Windows too (`C:a`, `..\\a`).
     """
-    pure = PurePosixPath(path)
-    if not pure.parts or pure.root or ".." in pure.parts:
+    pure, windows = PurePosixPath(path), PureWindowsPath(path)
+    if not pure.parts or pure.root or windows.anchor or ".." in (*pure.parts, *windows.parts):
         raise ValueError(f"{path!r:.200} is not a path below a folder")
     return "/".join(pure.parts)
 
@@ -187,9 +198,10 @@ def _object(value: object, where: str) -> dict:
     return value
 
 
-def _token(value: object, where: str) -> None:
+def _token(value: object, where: str) -> str:
     if not isinstance(value, str) or not value or not _is_unicode(value):
         raise ValueError(f"{where} must be text, not {value!r:.80}")
+    return value
 
 
 def _kind(value: object) -> str:

@@ -6,7 +6,6 @@ Batches are made beforehand, as a data loader's workers make them.
 """
 
 import multiprocessing
-import signal
 import tempfile
 
 import torch
@@ -20,6 +19,7 @@ from recipes.benchmarking.inference import QUESTION_COUNTS, Contestant
 from recipes.benchmarking.models import Size, make_processor, make_smoldriver, scene_row
 from smoldriver_common.processes import peak_resident_bytes
 
+KILLED = 9  # SIGKILL, as the kernel sends where memory runs out; Windows has no such name
 CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
 """(questions per step, packs that they fill)"""
 
@@ -147,7 +147,7 @@ def peak_of_step(size: Size, device: str, dtype: torch.dtype, questions: int, pa
         return receiver.recv()
     except EOFError:
         process.join()
-        if process.exitcode == -signal.SIGKILL:  # as the kernel does where memory runs out
+        if process.exitcode == -KILLED:
             return None
         raise RuntimeError(
             f"training, {name_of(questions, packs)}: its process failed with exit status {process.exitcode}, its error"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from data_scripts.schema import CAMERAS
+from data_scripts.schema import cameras_of
 from recipes.evaluation.comparison import Comparison, Evaluation
 from recipes.evaluation.figures import elastic_curve, headline_bars, save, type_bars
 from recipes.evaluation.predictions import CONTROLS, Prediction
@@ -73,12 +73,12 @@ def _data_url(content: bytes, kind: str) -> str:
 
 def frame_pictures(rows, frame_tokens: set[str]) -> dict[str, dict[str, str]]:
     """{frame: {camera: data URL}} of the asked frames; `rows` are scene rows with decoded pictures."""
-    tokens = rows["frame_token"]
+    tokens, cameras = rows["frame_token"], cameras_of(rows.features)
     found = {}
     for index, token in enumerate(tokens):
         if token in frame_tokens and token not in found:
             row = rows[index]
-            found[token] = {camera: small_jpeg(row[camera]) for camera in CAMERAS if row[camera] is not None}
+            found[token] = {camera: small_jpeg(row[camera]) for camera in cameras if row[camera] is not None}
     return found
 
 
@@ -105,7 +105,7 @@ def write_report(folder: Path, evaluations: list[Evaluation], comparison: Compar
         images=images,
         worst=worst_rows,
         pictures=frame_pictures(rows, shown) if rows is not None and shown else {},
-        places=CAMERAS,
+        places=[] if rows is None else cameras_of(rows.features),
     )
     path = folder / "report.html"
     with written_whole(path) as aside:

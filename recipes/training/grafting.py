@@ -35,6 +35,7 @@ class BuildOptions:
     language_model: str | None = None
     gguf_file: str | None = None  # name of the file in `language_model`
     tower_image_size: int | None = None  # pixels
+    cameras: list[str] | None = None  # None: nuScenes' six
     resampler_keys: str = "content"
     resampler_residual: bool = True
     vision_width: int | None = None  # this and the next three: with `language_model` alone
@@ -185,6 +186,7 @@ def config_of(options: BuildOptions, lent: LanguageSide) -> SmolDriverConfig:
     vision_config = {
         "tower_config": getattr(tower_config, "vision_config", tower_config).to_dict(),
         "tower_image_size": options.tower_image_size,
+        "cameras": options.cameras,
         "resampler_keys": options.resampler_keys,
         "resampler_residual": options.resampler_residual,
         **lent.grid,

@@ -129,7 +129,10 @@ def _is_a(kind: str, value: object) -> bool:
 def scenes_identity(scenes: str | os.PathLike) -> dict:
     """What the rows of a prepared folder depend on."""
     manifest = read_manifest(scenes) or {}
-    return {name: manifest.get(name) for name in ("source", "options")}
+    identity = {name: manifest.get(name) for name in ("source", "options")}
+    if "cameras" in manifest:  # an earlier version's rows had nuScenes' six and did not say so
+        identity["cameras"] = manifest["cameras"]
+    return identity
 
 
 def check_source(name: str) -> None:

@@ -19,6 +19,7 @@ from modeling_smoldriver.guidance_smoldriver import (
     GuidanceSizes,
     GuidedPlanner,
     PictureCollator,
+    PlannerReading,
     PlannerTrainingConfig,
     SmolDriverTeacher,
     check_ego_motion,
@@ -153,7 +154,7 @@ def _with_pictures(planner, sources, evaluation, args, leave_out) -> PlanningDat
             kept.append(rows.select(unasked))
     if args.joint and not any_asked:
         raise ValueError("no frame has a question: prepare the rows with DriveLM's JSON, or leave joint_weight out")
-    collator = PictureCollator(planner, questions, leave_out)
+    collator = PictureCollator(PlannerReading(planner.config, planner.processor), questions, leave_out)
     held_out = evaluation and evaluation.rows.select(_taught(evaluation.rows)).remove_columns(["qa"])
     set_seed(args.seed)
     model = GuidedPlanner(planner, smoldriver=smoldriver)

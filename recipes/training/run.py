@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import ModelConfig, SFTConfig
 
 from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
@@ -138,8 +139,8 @@ def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) 
     """Refuse, before anything is loaded, options that the run would not honour.
 
     Raises:
-        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; several
-            GPUs in one process; see [`check_output`].
+        ValueError: `push_to_hub` is set, which would publish without an evaluation, or one of `NOT_OFFERED`; a logger
+            in `report_to` that is not installed; several GPUs in one process; see [`check_output`].
         FileNotFoundError: see [`check_source`].
     """
     for option in fields(model_args):
@@ -148,6 +149,10 @@ def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) 
             raise ValueError(f"{option.name}={value} is not offered: {NOT_OFFERED[option.name]}")
     if training_args.push_to_hub:
         raise ValueError("push_to_hub would publish weights without an evaluation: push with recipes/push_to_hub.py")
+    checked = set(INTEGRATION_TO_CALLBACK) - {"flyte"}  # which transformers never lists as available
+    absent = set(training_args.report_to) & checked - set(get_available_reporting_integrations())
+    if absent:
+        raise ValueError(f"report_to={min(absent)} is not installed: install it, or give report_to: none")
     if training_args.n_gpu > 1:  # the Trainer would use DataParallel, which cannot split packed frames
         raise ValueError(
             f"one process would train on {training_args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES=0, or start one process"

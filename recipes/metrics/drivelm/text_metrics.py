@@ -17,6 +17,8 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 from sacrebleu.metrics import BLEU
 
+UNKNOWN_LENGTH = 10**20  # a tokenizer without a length of its own says more: transformers' LARGE_INTEGER
+
 
 def mean_statistics(scores, chosen):
     """scores: (questions,) floats, chosen: (questions,) bool -> (questions, 2): the score, and 1 where it counts."""
@@ -109,13 +111,29 @@ def _bert_scorer(model):
     from bert_score.utils import model2layers
 
     if model in model2layers:
-        return BERTScorer(model_type=model), model
+        return with_length(BERTScorer(model_type=model), model), model
     if not (Path(model) / "config.json").is_file():
         raise ValueError(f"bertscore_model {model!r} is neither a model's folder nor a name that bert-score knows")
     config = json.loads((Path(model) / "config.json").read_text())
     # bert-score knows the best layer of published models only: of a folder's, the last one is taken.
     name = "all-MiniLM-L6-v2" if model == find_minilm() else Path(model).resolve().name
-    return BERTScorer(model_type=model, num_layers=config["num_hidden_layers"]), name
+    return with_length(BERTScorer(model_type=model, num_layers=config["num_hidden_layers"]), model), name
+
+
+def with_length(scorer, model):
+    """The scorer, its tokenizer cutting texts to the encoder's length where the tokenizer knows none of its own."""
+    tokenizer, config = scorer._tokenizer, scorer._model.config
+    if tokenizer.model_max_length < UNKNOWN_LENGTH:
+        return scorer
+    places = getattr(config, "max_position_embeddings", None)
+    if places is None:
+        raise ValueError(
+            f"the bertscore_model {model} does not say how long a text it reads: set model_max_length in its"
+            " tokenizer_config.json"
+        )
+    # RoBERTa's positions begin behind that of its padding token
+    tokenizer.model_max_length = places - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    return scorer
 
 
 def bert_scores(predictions, references, model):
