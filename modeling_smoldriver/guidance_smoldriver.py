@@ -132,7 +132,7 @@ def check_ego_motion(rows, planner: SmolDriverForTrajectoryPrediction, source: s
     unknown = [camera for camera in planner.config.vision_config.cameras if camera not in rows.column_names]
     if unknown:
         raise ValueError(f"{source} has no pictures of {', '.join(unknown)}: the planner was built for other cameras")
-    planner._check_processor()
+    planner.check_processor()
 
 
 def ego_tensors(rows, planner: SmolDriverForTrajectoryPrediction) -> dict[str, torch.Tensor]:

@@ -79,6 +79,7 @@ def planning_row(number, speed=4.0, rate=0.0, **changes):
         "speed": speed,
         "command": "turn left" if rate > 0 else "turn right" if rate < 0 else "go straight",
         "command_source": "route",
+        "scenario": None,
         "agents": [car],
     }
     return {**row, **changes}

@@ -83,7 +83,7 @@ def load_planner(path: str) -> SmolDriverForTrajectoryPrediction:
     if model_type != "smoldriver_planner":
         raise ValueError(f"{path} is a {model_type!r}: make a planner of it first with recipes/build_planner.py")
     planner = SmolDriverForTrajectoryPrediction.from_pretrained(path)
-    planner._check_processor()
+    planner.check_processor()
     return planner
 
 
