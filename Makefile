@@ -12,7 +12,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
 
 setup: .venv/.ready
 
@@ -87,6 +87,14 @@ demo: setup
 # The same steps in about two minutes, for a check that they run: outputs/demo-short
 demo-short: setup
 	$(BIN)/python recipes/tiny/demo.py --short --output-dir outputs/demo-short
+
+# After make demo: two planners on its models, measured and driven in closed loop: outputs/drive
+drive: setup
+	$(BIN)/python recipes/tiny/drive_demo.py
+
+# The same steps in about two minutes, after make demo-short: outputs/drive-short
+drive-short: setup
+	$(BIN)/python recipes/tiny/drive_demo.py --short --demo outputs/demo-short --output-dir outputs/drive-short
 
 # What the demo's choices are worth, one changed at a time: outputs/ablation
 ablation: setup

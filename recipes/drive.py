@@ -5,7 +5,9 @@ python recipes/drive.py --planner guided=outputs/guided --blind-rows outputs/pla
 Everyone drives the same scenes of an unseen world: the expert for 2 s, then the policy for the rest of the
 20 s, with a new plan each half second. Beside the planners drive the expert (the ceiling), constant velocity, a lane
 follower that sees nothing, and with --blind-rows (a prepared planning folder) a network that knows the ego's status
-and sees nothing. `recipes/metrics/driving` has the scores. An interrupted run resumes; the output folder then holds
+and sees nothing. With --guard (a SmolDriver's folder) each planner also drives guarded, in a row of its own, and a
+table apart counts what the guard did. `recipes/metrics/driving` has the scores. An interrupted run resumes; the output
+folder then holds
 
     <policy>/scene-*.json  one record per scene: events, motion, and the trace at 2 Hz with every plan
     scores.json            the scores of all policies
@@ -15,6 +17,7 @@ on them beside the prepared rows, and evaluate on another --seed.
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from data_scripts.world.folder import WORLD_VERSION, read_world
 from recipes.driving.collect import begin_rows, finish_rows
 from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_all, read_records, scenes_of
 from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec
-from recipes.driving.tables import report
+from recipes.driving.tables import guard_table, report, times_per_plan
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import sole_writer, write_json
 
@@ -35,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--output-dir", required=True, type=Path)
     add("--planner", type=planner_spec, action="append", default=[], help="NAME=FOLDER; may be given several times")
+    add("--guard", type=Path, help="SmolDriver whose answers guard each planner, as a policy of its own")
     add("--policies", nargs="*", choices=UNTRAINED, default=list(UNTRAINED), help="who drives beside them")
     add("--blind-rows", type=Path, help="prepared planning folder on which the blind ego status policy is trained")
     add("--scenes", type=whole_number(), default=100)
@@ -68,6 +72,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for spec in arguments.planner:
         if not (Path(spec.source) / "config.json").is_file():
             raise FileNotFoundError(f"--planner {spec.name}={spec.source} is not a planner's folder")
+    if arguments.guard is not None:
+        check_guard(arguments.guard, names)
     if arguments.collect is not None and len(names) != 1:
         raise ValueError(f"--collect takes the rows of one planner's drives: give one --planner, not {len(names)}")
     if arguments.world is not None:
@@ -77,54 +83,59 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         arguments.image_size = tuple(options["image_size"])
 
 
-def blind_policy(rows: Path, output: Path) -> PolicySpec:
-    """The blind ego status policy, trained where its file is not there yet.
+def check_guard(folder: Path, planners: list[str]) -> None:
+    config = folder / "config.json"
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if model_type != "smoldriver":
+        raise ValueError(f"--guard {folder} is not a SmolDriver's folder")
+    if not planners:
+        raise ValueError("--guard guards planners: give --planner NAME=FOLDER")
 
-    Raises:
-        ValueError: the file there was trained on other rows.
-    """
-    from recipes.planning.blind import rows_of, train_blind_planner
 
-    file = output / "blind.safetensors"
-    if not file.is_file():
-        train_blind_planner(rows).save(file, rows)
-    if rows_of(file) != str(rows):
-        raise ValueError(f"{file} was trained on {rows_of(file)}, not on --blind-rows {rows}: delete it")
-    return PolicySpec(BLIND_STATUS, BLIND_STATUS, str(file))
+def policies(arguments: argparse.Namespace) -> list[PolicySpec]:
+    """Who drives, in the order of the tables; trains the blind one where its file is not there yet."""
+    specs = [PolicySpec(kind, kind) for kind in arguments.policies]
+    if arguments.blind_rows is not None:
+        from recipes.planning.blind_planner import status_planner_file
+
+        file = status_planner_file(arguments.blind_rows, arguments.output_dir)
+        specs.append(PolicySpec(BLIND_STATUS, BLIND_STATUS, str(file)))
+    for spec in arguments.planner:
+        specs += [spec] if arguments.guard is None else [spec, spec.guarded(arguments.guard)]
+    return specs
 
 
 def drive(arguments: argparse.Namespace) -> None:
-    output, indices = arguments.output_dir, list(range(arguments.scenes))
-    specs = [PolicySpec(kind, kind) for kind in arguments.policies]
-    if arguments.blind_rows is not None:
-        specs.append(blind_policy(arguments.blind_rows, output))
-    specs += arguments.planner
+    output, indices, specs = arguments.output_dir, list(range(arguments.scenes)), policies(arguments)
     options = DriveOptions(arguments.seed, arguments.image_size, not arguments.no_plans)
     source = {"world_version": WORLD_VERSION, "seed": options.seed, "image_size": list(options.image_size)}
     if arguments.collect is not None:
         source |= {"policy": arguments.planner[0].name, "weights": digest_of(arguments.planner[0])}
         begin_rows(arguments.collect, source)
-    for spec in specs:
-        begin_folder(output / spec.name, spec, options)
+    jobs = [(spec, output / spec.name, options_of(spec, options, arguments.collect)) for spec in specs]
+    for spec, folder, of_policy in jobs:
+        begin_folder(folder, spec, of_policy)
     scenes, records = {}, {}
-    for spec in specs:
-        collects = arguments.collect is not None and spec.kind == PLANNER
-        of_policy = replace(options, collect=arguments.collect if collects else None)
-        folder = output / spec.name
+    for spec, folder, of_policy in jobs:
         driven = drive_all(spec, of_policy, folder, indices, arguments.workers)
         for _ in tqdm(driven, total=len(indices), unit=" scenes", desc=spec.name, disable=None):
             pass
         records[spec.name] = read_records(folder, indices)
         scenes[spec.name] = scenes_of(records[spec.name])
     text, results = report(scenes, [spec.name for spec in arguments.planner])
-    print(text)
-    for name, of_policy in records.items():
-        seconds = [moment["seconds"] for record in of_policy for moment in record["trace"]]
-        print(f"{name}: {1000 * sum(seconds) / len(seconds):.1f} ms of processor time per plan, {len(seconds)} plans")
+    guarded = {spec.name: records[spec.name] for spec in specs if spec.guard}
+    print(text, *([guard_table(guarded)] if guarded else []), times_per_plan(records), sep="\n\n")
     write_json(output / "scores.json", {**source, "scenes": len(indices), "policies": results})
     if arguments.collect is not None:
         rows = finish_rows(arguments.collect, source, len(indices))
         print(f"{rows} recovery rows in {arguments.collect}; evaluate on another --seed than {options.seed}")
+
+
+def options_of(spec: PolicySpec, options: DriveOptions, collect: Path | None) -> DriveOptions:
+    """A guard acts over time, so a guarded policy has no scores of single plans; and its states are not collected."""
+    if spec.guard:
+        return replace(options, plans=False)
+    return replace(options, collect=collect if spec.kind == PLANNER else None)
 
 
 def main():

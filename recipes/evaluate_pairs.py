@@ -4,7 +4,8 @@ python recipes/evaluate_pairs.py --pairs outputs/counterfactuals --planners outp
 
 `data_scripts/make_counterfactuals.py` makes the pairs, `recipes/metrics/counterfactual/README.md` defines the scores:
 the expert has 1, whoever does not look exactly 0. Beside the planners the table has the expert, each planner without
-pictures and baselines that see nothing. The output folder then holds
+pictures and baselines that see nothing; with --blind-rows (a prepared planning folder) also a network that knows the
+ego's status. The output folder then holds
 
     plans/<planner>.parquet  frame_token, waypoints: predictions are made once and scored as often as you like
     scores.json              the table with intervals over scenes, per kind
@@ -25,12 +26,21 @@ from data_scripts.make_counterfactuals import PAIRS_FILE
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
 from recipes.evaluation.provenance import check_leakage, weights_digest
 from recipes.metrics.counterfactual.pair_scores import compute_metrics
+from recipes.planning.blind_planner import StatusPlanner, status_planner_file
+from recipes.planning.ego_rules import BLIND_STATUS, constant_turn_rate, constant_velocity, stands_still
 from recipes.planning.pair_figure import draw_pairs
-from recipes.planning.pairs import BASELINES, MakePlan, PairedFrames, planned
+from recipes.planning.pairs import MakePlan, PairedFrames, planned
+from recipes.planning.scored_frames import ego_input
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 
 EXPERT, UNSEEING = "expert", "without pictures"
+BASELINES = {
+    "constant turn rate": constant_turn_rate,
+    "constant velocity": constant_velocity,
+    "stands still": stands_still,
+}
+EGO_COLUMNS = ["command", "speed", "ego_history", "ego_history_mask"]
 
 
 def planner_names(folders: list[Path]) -> dict[str, Path]:
@@ -42,7 +52,7 @@ def planner_names(folders: list[Path]) -> dict[str, Path]:
     names = {}
     for folder in folders:
         name = folder.resolve().name
-        if name in names or name in (EXPERT, *BASELINES):
+        if name in names or name in (EXPERT, BLIND_STATUS, *BASELINES):
             raise ValueError(f"--planners: the name {name!r} of {folder} is taken; rename one of the folders")
         names[name] = folder
     return names
@@ -61,15 +71,16 @@ def plan_with(planner: SmolDriverForTrajectoryPrediction, pictures: bool) -> Mak
     reads_history = "history" in planner.config.ego_inputs
 
     def make_plan(row: dict) -> np.ndarray:
-        known = zip(row["ego_history"], row["ego_history_mask"], strict=True)
-        history = [pose if is_known else None for pose, is_known in known] if reads_history else None
+        ego = ego_input(row)
         images = {camera: row[camera] for camera in planner.processor.cameras} if pictures else None
-        return planner.plan(images, row["command"], row["speed"], history).double().numpy()
+        return planner.plan(images, ego.command, ego.speed, ego.history if reads_history else None).double().numpy()
 
     return make_plan
 
 
-def all_plans(paired: PairedFrames, planners: dict[str, Path], output: Path) -> dict[str, np.ndarray]:
+def all_plans(
+    paired: PairedFrames, planners: dict[str, Path], blind_rows: Path | None, output: Path
+) -> dict[str, np.ndarray]:
     """{name: (rows, 6, 2)} of the planners, each with and without pictures, and of the baselines."""
     pairs_digest = hashlib.sha256((paired.folder / PAIRS_FILE).read_bytes()).hexdigest()
     plans = {}
@@ -80,8 +91,11 @@ def all_plans(paired: PairedFrames, planners: dict[str, Path], output: Path) -> 
             identity = {"weights": weights_digest(folder), "pairs": pairs_digest, "pictures": pictures}
             make_plan = plan_with(planner, pictures)
             plans[label] = planned(paired, label, make_plan, identity, output / "plans" / f"{label}.parquet")
-    columns = paired.rows.select_columns(["ego_history", "speed"]).to_list()
-    return plans | {name: np.array([make_plan(row) for row in columns]) for name, make_plan in BASELINES.items()}
+    baselines = dict(BASELINES)
+    if blind_rows is not None:
+        baselines[BLIND_STATUS] = StatusPlanner(status_planner_file(blind_rows, output)).plan
+    egos = [ego_input(row) for row in paired.rows.select_columns(EGO_COLUMNS)]
+    return plans | {name: np.array([make_plan(ego) for ego in egos]) for name, make_plan in baselines.items()}
 
 
 def print_table(scores: dict[str, dict]) -> None:
@@ -105,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--pairs", type=Path, required=True, help="folder of data_scripts/make_counterfactuals.py")
     add("--planners", type=Path, nargs="+", required=True, help="planners' folders; the first one is in the picture")
+    add("--blind-rows", type=Path, help="prepared planning folder on which the blind ego status baseline is trained")
     add("--output-dir", type=Path, required=True)
     return parser.parse_args()
 
@@ -116,7 +131,7 @@ def main() -> None:
     with errors_in_one_line("evaluate_pairs"), sole_writer(output):
         check_apart(output, {"the folder of pairs": arguments.pairs})
         paired, planners = PairedFrames.read(arguments.pairs), planner_names(arguments.planners)
-        plans = all_plans(paired, planners, output)
+        plans = all_plans(paired, planners, arguments.blind_rows, output)
         scores = {EXPERT: compute_metrics([pair.expert for pair in paired.pairs], paired.pairs)}
         scores |= {name: compute_metrics(paired.of_pairs(made), paired.pairs) for name, made in plans.items()}
         write_json(output / "scores.json", {"pairs": str(arguments.pairs), "scores": scores})

@@ -29,7 +29,8 @@ from data_scripts.world.simulation import MATTERS_FOR, SAMPLES_PER_SCENE, STEPS_
 from data_scripts.world.traffic import EGO_FRONT, Traffic
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
 from recipes import build_planner, evaluate_pairs
-from recipes.planning.pairs import BASELINES
+from recipes.evaluate_pairs import BASELINES
+from recipes.planning.scored_frames import ego_input
 from recipes.training.manifest import TrainingManifest
 
 SEED, SCENES, WIDTH, HEIGHT = 1009, 6, 96, 54
@@ -264,10 +265,11 @@ def test_planners_that_cannot_be_measured_are_named(folder, planner, tmp_path, m
 
 
 def test_baselines_go_where_speed_and_turn_rate_lead():
-    row = {"speed": 4.0, "ego_history": [[0.0, 0.0, 0.0]] * 3 + [[-2.0, 0.0, -0.1]]}  # turns by 0.2 radians per second
-    assert BASELINES["constant velocity"](row)[-1] == pytest.approx([12.0, 0.0])
-    turning = BASELINES["constant turn rate"](row)
+    history = [[0.0, 0.0, 0.0]] * 3 + [[-2.0, 0.0, -0.1]]  # turns by 0.2 radians per second
+    ego = ego_input({"command": None, "speed": 4.0, "ego_history": history, "ego_history_mask": [True] * 4})
+    assert BASELINES["constant velocity"](ego)[-1] == pytest.approx([12.0, 0.0])
+    turning = BASELINES["constant turn rate"](ego)
     assert turning[-1] == pytest.approx([20 * np.sin(0.6), 20 * (1 - np.cos(0.6))])
-    assert not BASELINES["stands still"](row).any()
-    unknown = {"speed": None, "ego_history": [[0.0, 0.0, 0.0]] * 4}
-    assert not BASELINES["constant turn rate"](unknown).any()
+    assert not BASELINES["stands still"](ego).any()
+    unknown = {"command": None, "speed": 0.0, "ego_history": [[0.0, 0.0, 0.0]] * 4, "ego_history_mask": [False] * 4}
+    assert not BASELINES["constant turn rate"](ego_input(unknown)).any()

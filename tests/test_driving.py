@@ -2,11 +2,11 @@
 
 import copy
 import json
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-import torch
 from fakes import tiny_model
 from PIL import Image
 
@@ -24,7 +24,11 @@ from recipes.driving.drives import DriveOptions, begin_folder, drive_all, drive_
 from recipes.driving.judge import SceneJudge, replayed_scores
 from recipes.driving.policies import CONSTANT_VELOCITY, EXPERT, LANE_FOLLOWER, PolicySpec, load_policy
 from recipes.driving.tables import report
-from recipes.planning.blind import BlindPlanner, fit, inputs_of
+from recipes.metrics.planning.planning_frames import PlanningFrame
+from recipes.planning.blind_planner import BlindTraining, StatusPlanner, status_planner_file, train_blind_planner
+from recipes.planning.ego_rules import BLIND_STATUS, status_features
+from recipes.planning.guard import QUESTIONS
+from recipes.planning.scored_frames import EgoInput, ScoredFrames
 
 SEED, SIZE = 9, (96, 54)
 
@@ -229,6 +233,7 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(tmp_path, monkeypatch):
     for arguments, message in (
         (("--world", tmp_path / "old"), "is a world of version 3, not"),
         (("--planner", f"mine={tmp_path / 'nowhere'}"), "is not a planner's folder"),
+        (("--guard", tmp_path / "planner"), "is not a SmolDriver's folder"),
         (("--collect", tmp_path / "rows"), "give one --planner, not 0"),
         ((*planner, "--collect", tmp_path / "file" / "rows"), "cannot be written"),
     ):
@@ -240,11 +245,18 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def planner_folder(config, processor, tmp_path_factory):
-    """An untrained planner on a tiny model."""
-    source, folder = tmp_path_factory.mktemp("smoldriver"), tmp_path_factory.mktemp("planner") / "planner"
-    tiny_model(config).save_pretrained(source)
-    processor.save_pretrained(source)
+def smoldriver(config, processor, tmp_path_factory):
+    """The folder of a tiny SmolDriver."""
+    folder = tmp_path_factory.mktemp("smoldriver")
+    tiny_model(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planner_folder(smoldriver, tmp_path_factory):
+    """An untrained planner on it."""
+    source, folder = smoldriver, tmp_path_factory.mktemp("planner") / "planner"
     options = {"visual_tokens": 4, "hidden_size": 32, "num_attention_heads": 4, "ego_inputs": ["speed", "history"]}
     planner, planner_processor = make_planner(source, options)
     planner.save_pretrained(folder)
@@ -295,18 +307,52 @@ def test_a_planner_drives_is_scored_and_collects_rows(planner_folder, tmp_path, 
         main()
 
 
-def test_the_blind_planner_learns_the_way_from_its_history():
+def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted_apart(
+    planner_folder, smoldriver, tmp_path, monkeypatch, capsys
+):
+    class RedLight:
+        def __call__(self, pictures, questions):
+            return ["Red light." if "signal" in question else "?" for question in questions]
+
+    monkeypatch.setattr("recipes.driving.policies.load_answers", lambda folder: RedLight())
+    monkeypatch.setattr("recipes.driving.policies.Planner", lambda folder: load_policy(PolicySpec("", LANE_FOLLOWER)))
+    options = "--scenes", 1, "--seed", SEED, "--image-size", "96x54", "--no-plans", "--policies", LANE_FOLLOWER
+    guarded = "--planner", f"free={planner_folder}", "--guard", smoldriver, "--output-dir", tmp_path
+    monkeypatch.setattr("sys.argv", ["drive.py", *map(str, (*options, *guarded))])
+    main()
+    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free + guard"))
+    assert "guard" not in free and "guard" not in free["trace"][0]
+    assert braked["trace"][0]["guard"]["rule"] == "light" and set(braked["trace"][0]["guard"]["answers"]) == set(
+        QUESTIONS
+    )
+    assert braked["scene"]["metres"] < 0.5 * free["scene"]["metres"]
+    guard = braked["guard"]
+    assert guard["asked"] == len(braked["trace"]) and guard["unparsed"] == guard["asked"] * (len(QUESTIONS) - 1)
+    assert guard["interventions"][0]["rule"] == "light" and guard["interventions"][0]["false_alarm"] in (True, False)
+    scores = json.loads((tmp_path / "scores.json").read_text())["policies"]
+    assert set(scores) == {LANE_FOLLOWER, "free", "free + guard"}
+    assert scores["free"] == scores[LANE_FOLLOWER]  # the guard leaves no trace in the planner's own row
+    table = re.search(r" guard +plans .*\n *free \+ guard +(\d+)", capsys.readouterr().out)
+    assert int(table[1]) == guard["asked"]
+
+
+def test_the_blind_planner_learns_the_way_from_its_history_and_is_kept_in_a_file(tmp_path):
     """Straight on, and round a bend that only the history tells of."""
-    rng, rows = np.random.default_rng(0), []
-    for _ in range(200):
+    rng, train = np.random.default_rng(0), ScoredFrames()
+    for number in range(200):
         speed, bend = rng.uniform(2, 8), rng.uniform(-0.08, 0.08)
         way = speed * 0.5 * np.arange(-4, 7)
         poses = np.stack([np.sin(bend * way) / bend, (1 - np.cos(bend * way)) / bend, bend * way], axis=-1)
-        rows.append((poses[:4].tolist(), speed, poses[5:, :2]))
-    histories, speeds, futures = zip(*rows, strict=True)
-    inputs = inputs_of(list(histories), list(speeds), ["go straight"] * len(rows))
-    torch.manual_seed(0)
-    planner = fit(BlindPlanner(), inputs, torch.tensor(np.array(futures)).float(), torch.ones(200, 6), steps=400)
-    errors = [np.hypot(*(planner.plan(h, v, "go straight") - f).T) for h, v, f in rows]
-    assert np.mean(errors) < 0.3
-    assert np.isfinite(planner.plan([None] * 4, 3.0, None)).all()
+        train.inputs.append(EgoInput("go straight", speed, poses[:4].tolist()))
+        train.frames.append(PlanningFrame(str(number), str(number), speed, poses[5:].tolist(), [True] * 6, []))
+    options = BlindTraining(steps=400, learning_rate=2e-3)
+    file = tmp_path / "blind.safetensors"
+    train_blind_planner(BLIND_STATUS, status_features, train, options).save(file, tmp_path / "rows")
+    planner = StatusPlanner(file)
+    plans = np.array([planner.plan(ego) for ego in train.inputs])
+    futures = np.array([frame.future for frame in train.frames])[..., :2]
+    assert np.linalg.norm(plans - futures, axis=-1).mean() < 0.3
+    assert np.isfinite(planner.plan(EgoInput(None, 3.0, [None] * 4))).all()
+    assert status_planner_file(tmp_path / "rows", tmp_path) == file  # what is there is not trained again
+    with pytest.raises(ValueError, match="was trained on .*rows, not on .*others: delete it"):
+        status_planner_file(tmp_path / "others", tmp_path)

@@ -26,7 +26,7 @@ from data_scripts.prepare_captions import (
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.folder import WORLD_VERSION
-from recipes.tiny import ablation, compare, demo, pretrain_towers
+from recipes.tiny import ablation, compare, demo, drive_demo, guidance, pretrain_towers
 from recipes.tiny.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
 from smoldriver_common.whole_files import sole_writer
 
@@ -123,6 +123,29 @@ def test_a_seed_out_of_range_leaves_no_run_behind(monkeypatch, tmp_path, capsys)
         demo.main()
     assert "12345 is out of range: choose 0 to 9999" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("run", [drive_demo, guidance])
+def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch, tmp_path):
+    nowhere = "--demo", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["run.py", *nowhere])
+    with pytest.raises(SystemExit, match="nowhere holds no finished demo: run `make demo` first"):
+        run.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_drive_demo_s_steps_are_scripts_with_these_options_in_worlds_of_their_own(tmp_path, pytestconfig):
+    steps = drive_demo.steps_of(tmp_path / "run", tmp_path / "demo", 7, drive_demo.SHORT)
+    assert [step.name for step in steps][:2] == ["world", "scenes"] and steps[-1].name == "drives"
+    assert set(drive_demo.TABLES) < {step.name for step in steps} and len({step.name for step in steps}) == len(steps)
+    seeds, shared = [], (pytestconfig.rootpath / "data_scripts" / "prepare_drivelm.py").read_text(encoding="utf-8")
+    for step in steps:
+        script, *options = map(str, step.command)
+        text = shared + (pytestconfig.rootpath / script).read_text(encoding="utf-8")
+        if script != "recipes/train_planner.py":
+            assert not [option for option in options if option.startswith("--") and f'"{option}"' not in text], script
+            seeds += [int(seed) for name, seed in zip(options, options[1:], strict=False) if name == "--seed"]
+    assert len(set(seeds) - {0, 7}) == 3
 
 
 def test_a_run_in_progress_is_not_started_twice(out):

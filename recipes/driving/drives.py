@@ -18,8 +18,9 @@ from data_scripts.world.drive import Diverged, DrivingWorld, Observation
 from data_scripts.world.folder import WORLD_VERSION
 from recipes.driving.collect import SPLIT, recovery_row, write_scene_shard
 from recipes.driving.judge import SceneJudge, replayed_scores
-from recipes.driving.policies import PLANNER, Policy, PolicySpec, load_policy
+from recipes.driving.policies import PLANNER, Policy, PolicySpec, load_policy, new_guard
 from recipes.metrics.driving.driven_scenes import DrivenScene
+from recipes.planning.guard import GuardedPolicy
 from smoldriver_common.processes import die_with_parent
 from smoldriver_common.whole_files import write_json
 
@@ -48,31 +49,38 @@ class DriveOptions:
 def drive_scene(spec: PolicySpec, options: DriveOptions, folder: Path, index: int) -> None:
     """Drive a scene, and write its record (and its recovery rows, first).
 
-    The record: seed, index, scenario, weather, policy, `scene` (the `DrivenScene`), `trace` (at 2 Hz: time, x, y, yaw,
-    speed, command, plan, seconds that the plan took; of a guarded policy also `guard`: the rule that brakes, and since
-    when). Plans are not rounded: driven again, they give the same trace.
+    The record: seed, index, scenarios (what the ego has to deal with, see `Scene`), weather, policy, `scene` (the
+    `DrivenScene`), `trace` (at 2 Hz: time, x, y, yaw, speed, command, plan, seconds that the plan took). Under a guard
+    each moment of the trace also has `guard`, what it made of the plan (see `GuardState`), and the record's own
+    `guard` has asked, unparsed (both counts) and interventions of the whole scene. Single plans are replayed without
+    the guard. Plans are not rounded: driven again, they give the same trace.
 
     Raises:
         Diverged: a plan that cannot be driven; names scene and step.
     """
-    policy, world = load_policy(spec), world_of(options.image_size)
+    policy, guard, world = load_policy(spec), new_guard(spec), world_of(options.image_size)
     plans = replayed_plans(policy, world, options.seed, index) if options.plans else []
+    driver = policy if guard is None else GuardedPolicy(policy, guard)
     world.reset(options.seed, index)
     world.follow(EXPERT_SECONDS)
     judge, trace, rows = SceneJudge(world), [], []
     while not world.is_over and judge.ended is None:
         now = world.observe()
         begun = time.process_time()
-        waypoints = planned(policy, now)
-        trace.append(moment_of(world, now, waypoints, time.process_time() - begun) | guard_of(policy))
+        waypoints = planned(driver, now)
+        moment = moment_of(world, now, waypoints, time.process_time() - begun)
+        trace.append(moment if guard is None else {**moment, "guard": asdict(guard.state)})
         if options.collect is not None:
             rows.append(recovery_row(now, spec.name))
         judge.watch(world.step(waypoints))
     if options.collect is not None:
         write_scene_shard(options.collect, index, rows)
     scene = world.scene
-    record = {"seed": options.seed, "index": index, "scenario": scene.description, "weather": scene.weather}
+    record = {"seed": options.seed, "index": index, "scenarios": scene.scenarios, "weather": scene.weather}
     record |= {"policy": spec.name, "scene": asdict(judge.result(plans)), "trace": trace}
+    if guard is not None:
+        interventions = [asdict(one) for one in guard.interventions]
+        record["guard"] = {"asked": guard.asked, "unparsed": guard.unparsed.total(), "interventions": interventions}
     write_json(record_file(folder, index), record, indent=None)
 
 
@@ -110,12 +118,6 @@ def moment_of(world: DrivingWorld, now: Observation, waypoints: np.ndarray, seco
         "plan": np.asarray(waypoints, dtype=float).tolist(),
         "seconds": round(seconds, 4),
     }
-
-
-def guard_of(policy: Policy) -> dict:
-    """What a guarded policy's guard makes of the last plan; empty for the others."""
-    guard = getattr(policy, "guard", None)
-    return {} if guard is None else {"guard": {"rule": guard.state.rule, "since": guard.state.since}}
 
 
 @cache
@@ -160,6 +162,7 @@ def begin_folder(folder: Path, spec: PolicySpec, options: DriveOptions) -> None:
         "plans": options.plans,
         "kind": spec.kind,
         "weights": digest_of(spec),
+        "guard": digest_of_files(folder_weights(spec.guard)) if spec.guard else None,
     }
     path = folder / SETTINGS
     if not path.is_file():
@@ -177,13 +180,21 @@ def begin_folder(folder: Path, spec: PolicySpec, options: DriveOptions) -> None:
 
 
 def digest_of(spec: PolicySpec) -> str:
-    """Of a learned policy's weights; "" for the others."""
-    source = Path(spec.source)
-    files = sorted(source.glob("*.safetensors")) if spec.kind == PLANNER else [source] if spec.source else []
+    """Of a learned policy's own weights; "" for the others."""
+    if not spec.source:
+        return ""
+    return digest_of_files(folder_weights(spec.source) if spec.kind == PLANNER else [Path(spec.source)])
+
+
+def folder_weights(folder: str) -> list[Path]:
+    return sorted(Path(folder).glob("*.safetensors"))
+
+
+def digest_of_files(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16] if files else ""
+    return digest.hexdigest()[:16]
 
 
 def read_records(folder: Path, indices: list[int]) -> list[dict]:

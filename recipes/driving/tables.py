@@ -1,7 +1,9 @@
 """What is printed of driven scenes."""
 
+from recipes.evaluation.tables import aligned
 from recipes.metrics.driving.drive_scores import compare, compute_metrics
 from recipes.metrics.driving.driven_scenes import DrivenScene
+from recipes.planning.guard import LIGHT, OBJECT, PEDESTRIAN
 
 # metric, head, factor, digits
 COLUMNS = (
@@ -31,7 +33,7 @@ def scores_table(results: dict[str, dict], columns: tuple) -> str:
     rows = [["policy", *(head for _, head, _, _ in shown)]]
     for name, result in results.items():
         rows.append([name, *(_cell(result, *column) for column in shown)])
-    return as_text(rows)
+    return aligned(rows)
 
 
 def _cell(result: dict, metric: str, head: str, factor: int, digits: int) -> str:
@@ -56,7 +58,7 @@ def differences_table(scenes: dict[str, list[DrivenScene]], planners: list[str])
             interval = "-" if found["ci"] is None else f"[{found['ci'][0]:+.1f}, {found['ci'][1]:+.1f}]"
             p = "-" if found["p"] is None else f"{found['p']:.3f}"
             rows.append([f"{name} - {other}", f"{found['difference']:+.1f}", interval, p])
-    return as_text(rows)
+    return aligned(rows)
 
 
 def failures_table(results: dict[str, dict]) -> str:
@@ -66,7 +68,7 @@ def failures_table(results: dict[str, dict]) -> str:
     for cause in causes:
         rows.append([cause, *(str(result["failures"].get(cause, 0)) for result in results.values())])
     rows.append(["all", *(str(sum(result["failures"].values())) for result in results.values())])
-    return as_text(rows)
+    return aligned(rows)
 
 
 def report(scenes: dict[str, list[DrivenScene]], compared: list[str]) -> tuple[str, dict[str, dict]]:
@@ -82,14 +84,31 @@ def report(scenes: dict[str, list[DrivenScene]], compared: list[str]) -> tuple[s
     return "\n\n".join(parts) + f"\n\nintervals: {interval}", results
 
 
-def as_text(rows: list[list[str]]) -> str:
-    """Columns side by side; the first one to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+def guard_table(records: dict[str, list[dict]]) -> str:
+    """What the guards did: braked plans, interventions (a rule that begins to brake) and their false alarms, by rule.
+
+    Args:
+        records: {guarded policy: its records}.
+    """
+    rules = (LIGHT, PEDESTRIAN, OBJECT)
+    heads = [head for rule in rules for head in (rule, "false")]
+    rows = [["guard", "plans", "braked", "interventions", "false alarms", *heads, "answers not read"]]
+    for name, of_policy in records.items():
+        states = [moment["guard"] for record in of_policy for moment in record["trace"]]
+        found = [one for record in of_policy for one in record["guard"]["interventions"]]
+        counts = [len(states), sum(state["rule"] is not None for state in states)]
+        for chosen in (found, *([one for one in found if one["rule"] == rule] for rule in rules)):
+            counts += [len(chosen), sum(one["false_alarm"] for one in chosen)]
+        counts.append(sum(record["guard"]["unparsed"] for record in of_policy))
+        rows.append([name, *map(str, counts)])
+    return aligned(rows) + "\nfalse alarm: the expert does not brake within 2 s"
+
+
+def times_per_plan(records: dict[str, list[dict]]) -> str:
+    """One line per policy."""
     lines = []
-    for row in rows:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        lines.append("  ".join(cells).rstrip())
+    for name, of_policy in records.items():
+        seconds = [moment["seconds"] for record in of_policy for moment in record["trace"]]
+        mean = 1000 * sum(seconds) / len(seconds)
+        lines.append(f"{name}: {mean:.1f} ms of processor time per plan, {len(seconds)} plans")
     return "\n".join(lines)

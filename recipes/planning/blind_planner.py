@@ -1,16 +1,25 @@
-"""Planners that see nothing: a perceptron on the ego's own motion, trained on the training split. Controls."""
+"""Planners that see nothing: a perceptron on the ego's own motion, trained on the training split. Controls.
+
+The one that reads the ego's status is AD-MLP's (Zhai et al. 2023, arXiv 2305.10430): best in open loop, since the way
+driven says most about the way to come, and lost in closed loop.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
 from modeling_smoldriver.planning_smoldriver import imitation_loss
 from recipes.metrics.planning.planning_frames import WAYPOINTS
-from recipes.planning.scored_frames import EgoInput, ScoredFrames
+from recipes.planning.ego_rules import BLIND_STATUS, status_features
+from recipes.planning.scored_frames import EgoInput, ScoredFrames, load_frames
+from smoldriver_common.whole_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,47 @@ class BlindPlanner(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`(batch, features)` -> `(batch, 6, 2)` metres."""
         return self.layers((features - self.mean) / self.deviation).view(-1, WAYPOINTS, 2)
+
+    def save(self, file: Path, rows: Path) -> None:
+        """Write the weights; the file also names the folder of rows that they were trained on."""
+        with written_whole(file) as aside:
+            save_file(self.state_dict(), aside, metadata={"rows": str(rows)})
+
+    @classmethod
+    def from_file(cls, file: Path) -> "BlindPlanner":
+        weights = load_file(file)
+        planner = cls(weights["mean"], weights["deviation"], len(weights["layers.0.bias"]))
+        planner.load_state_dict(weights)
+        return planner.eval()
+
+
+class StatusPlanner:
+    """The blind planner that knows speed, acceleration, turn rate, 2 s of poses and the command, from its file."""
+
+    def __init__(self, file: Path):
+        self.planner = BlindPlanner.from_file(file)
+
+    @torch.no_grad()
+    def plan(self, ego: EgoInput) -> np.ndarray:
+        """(6, 2) waypoints in metres, ego frame."""
+        return self.planner(features_tensor(status_features, [ego]))[0].double().numpy()
+
+
+def status_planner_file(rows: Path, folder: Path) -> Path:
+    """The file of a [`StatusPlanner`] in `folder`, trained on the training split of `rows` where it is not there yet.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_frames`; or the file there was trained on other rows.
+    """
+    file = folder / "blind.safetensors"
+    if not file.is_file():
+        train = load_frames(rows, "train")
+        train_blind_planner(BLIND_STATUS, status_features, train, BlindTraining()).save(file, rows)
+    with safe_open(file, "pt") as opened:
+        trained_on = opened.metadata()["rows"]
+    if trained_on != str(rows):
+        raise ValueError(f"{file} was trained on {trained_on}, not on {rows}: delete it")
+    return file
 
 
 def train_blind_planner(

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from data_scripts.schema import CAMERAS, load_scenes
+from recipes.planning.ego_rules import constant_velocity
 from recipes.planning.guard import (
     BRAKES,
     LIGHT,
@@ -26,7 +27,7 @@ from recipes.planning.guard import (
     SmolDriverAnswers,
     expert_brakes,
 )
-from recipes.planning.pairs import constant_velocity
+from recipes.planning.scored_frames import ego_input
 from recipes.training.loading import load_model
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 
@@ -83,7 +84,7 @@ def check(rows, guard: Guard) -> Checked:
             continue
         guard.reset()
         pictures = {camera: row[camera] for camera in CAMERAS if row[camera] is not None}
-        guard.shorten(constant_velocity(row), lambda pictures=pictures: pictures, row["speed"], 0.0)
+        guard.shorten(constant_velocity(ego_input(row)), lambda pictures=pictures: pictures, row["speed"], 0.0)
         checked.add_answers(row, guard.state.answers)
         checked.add_rule(row, guard.state.rule)
     return checked

@@ -13,6 +13,7 @@ from smoldriver_common.shipped import COMMANDS
 
 TIMES = SECONDS_PER_STEP * np.arange(1, WAYPOINTS + 1)
 STRAIGHT = 1e-6  # rad/s: slower turns are straight
+BLIND_STATUS = "blind ego status"  # what tables call the blind planner that reads `status_features`
 
 
 def stands_still(ego: EgoInput) -> np.ndarray:

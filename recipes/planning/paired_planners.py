@@ -8,7 +8,7 @@ from recipes.evaluation.tables import aligned
 from recipes.metrics.planning.plan_scores import subsets
 from recipes.metrics.planning.planning_frames import PlanningFrame, checked_plans
 from recipes.metrics.planning.protocols import frame_statistics, mean_of_ratios
-from recipes.metrics.planning.scene_intervals import SceneIntervals, SceneScore, t_quantile
+from recipes.metrics.planning.scene_intervals import SceneIntervals, SceneScore
 
 PROTOCOLS = {"ours": "known waypoints", "uniad": "UniAD's"}
 
@@ -66,11 +66,9 @@ def compare_planners(
 
 def _comparison(result: Comparison, score: SceneScore, reference: SceneScore) -> Comparison:
     difference = score.minus(reference)
-    error = difference.standard_error()
-    if score is not reference and error is not None:
-        reach = t_quantile(difference.scenes - 1) * error
-        result.difference = difference.value
-        result.interval = [difference.value - reach, difference.value + reach]
+    interval = difference.interval_without_ends()
+    if score is not reference and interval is not None:
+        result.difference, result.interval = difference.value, interval
         result.p_value = difference.p_value()
     return result
 

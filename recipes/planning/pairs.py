@@ -13,11 +13,9 @@ from tqdm import tqdm
 
 from data_scripts.make_counterfactuals import PAIRS_FILE, VERSIONS
 from data_scripts.schema import load_scenes
-from recipes.metrics.counterfactual.pair_scores import CounterfactualPair
+from recipes.metrics.counterfactual.pair_scores import WAYPOINTS, CounterfactualPair
 from smoldriver_common.whole_files import written_whole
 
-STEP, WAYPOINTS = 0.5, 6  # seconds between waypoints, and how many there are
-TIMES = STEP * np.arange(1, WAYPOINTS + 1)
 IDENTITY = b"smoldriver_plans"
 
 MakePlan = Callable[[dict], np.ndarray]  # row -> (6, 2) waypoints in metres
@@ -100,28 +98,3 @@ def read_plans(file: Path, identity: str, tokens: list[str]) -> np.ndarray | Non
     if table["frame_token"].to_pylist() != list(tokens):
         return None
     return np.array(table["waypoints"].to_pylist())
-
-
-def stands_still(row: dict) -> np.ndarray:
-    return np.zeros((WAYPOINTS, 2))
-
-
-def constant_velocity(row: dict) -> np.ndarray:
-    """Straight on at the speed of now."""
-    return np.stack([(row["speed"] or 0.0) * TIMES, np.zeros(WAYPOINTS)], axis=1)
-
-
-def constant_turn_rate(row: dict) -> np.ndarray:
-    """At the speed of now, turning on as in the last half second."""
-    rate = -row["ego_history"][-1][2] / STEP  # radians per second
-    if abs(rate) < 1e-6:
-        return constant_velocity(row)
-    radius = (row["speed"] or 0.0) / rate
-    return np.stack([radius * np.sin(rate * TIMES), radius * (1 - np.cos(rate * TIMES))], axis=1)
-
-
-BASELINES: dict[str, MakePlan] = {
-    "constant turn rate": constant_turn_rate,
-    "constant velocity": constant_velocity,
-    "stands still": stands_still,
-}

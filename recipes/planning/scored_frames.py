@@ -114,7 +114,7 @@ def frames_of(rows: Dataset, max_frames: int | None = None) -> ScoredFrames:
     for place in known:
         row = rows[place]
         found.frames.append(_frame(row, row["timestamp"] == first[row["scene_token"]]))
-        found.inputs.append(EgoInput(row["command"], row["speed"], _history(row)))
+        found.inputs.append(ego_input(row))
         found.places.append(place)
         for what in _missing(row):
             found.counted.setdefault(what, []).append(row["frame_token"])
@@ -135,9 +135,10 @@ def _frame(row: dict, first_of_scene: bool) -> PlanningFrame:
     )
 
 
-def _history(row: dict) -> list:
+def ego_input(row: dict) -> EgoInput:
+    """What a row with a known speed says of its ego."""
     known = zip(row["ego_history"], row["ego_history_mask"], strict=True)
-    return [pose if there else None for pose, there in known]
+    return EgoInput(row["command"], row["speed"], [pose if there else None for pose, there in known])
 
 
 def _missing(row: dict) -> list[str]:

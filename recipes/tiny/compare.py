@@ -18,6 +18,7 @@ from pathlib import Path
 
 from recipes.evaluation.predictions import CONTROLS
 from recipes.tiny.pipeline import (
+    CONFIGS,
     LOGS,
     Step,
     aside,
@@ -58,7 +59,6 @@ SHORT = {
     "six_views_steps": 4,
     "test_frames": 4,
 }
-CONFIGS = "recipes/configs/tiny"
 FROM_RANDOM_WEIGHTS = ("--learning_rate", 1.5e-3, "--muon_learning_rate", 5.0e-3)
 PAPERS_RESAMPLER = ("--resampler-keys", "position", "--no-resampler-residual")
 

@@ -1,4 +1,4 @@
-"""A run of several scripts, each done once: what demo.py, compare.py and ablation.py share.
+"""A run of several scripts, each done once: what demo.py, drive_demo.py, compare.py and the others here share.
 
 A finished step is not repeated, and a stopped script resumes. After an interruption the same command resumes the run.
 """
@@ -18,11 +18,12 @@ from itertools import groupby
 from pathlib import Path
 
 from data_scripts.synthesize_world import MAX_SEED
-from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION
+from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION, read_json
 from smoldriver_common.command_line import errors_in_one_line, whole_number
 from smoldriver_common.processes import killed_with_parent
 from smoldriver_common.whole_files import LOCK, sole_writer, write_json
 
+CONFIGS = "recipes/configs/tiny"
 SETTINGS = "settings.json"
 LOGS = "logs"
 LONGEST_ANSWER = 64  # tokens, in the synthetic world; without pictures a model may not end its answers
@@ -80,6 +81,33 @@ def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path
         settings = {"size": size, "seed": arguments.seed, "world version": WORLD_VERSION}
         check_settings(arguments.output_dir, settings)
     return arguments.output_dir, size, arguments.seed, arguments.short
+
+
+@dataclass(frozen=True)
+class RunAfterDemo:
+    """A run that begins with a finished demo's models: its folder, the demo's folder and seed, its size."""
+
+    out: Path
+    demo: Path
+    demo_seed: int
+    size: dict
+    short: bool
+
+
+def open_run_after_demo(name: str, description: str, full: dict, short: dict) -> RunAfterDemo:
+    """The command line of such a run, as [`open_run`]. Ends the program where the demo is missing."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="folder of a finished demo")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs") / name)
+    parser.add_argument("--short", action="store_true", help="a small run, to check that all steps work")
+    arguments = parser.parse_args()
+    demo, size = arguments.demo, short if arguments.short else full
+    with errors_in_one_line(name):
+        if not (demo / "model" / "config.json").is_file():
+            raise FileNotFoundError(f"--demo {demo} holds no finished demo: run `make demo` first")
+        settings = read_json(demo / SETTINGS)
+        check_settings(arguments.output_dir, {"size": size, "demo": str(demo), "demo's settings": settings})
+    return RunAfterDemo(arguments.output_dir, demo, settings["seed"], size, arguments.short)
 
 
 def check_settings(out: Path, settings: dict) -> None:
@@ -236,6 +264,38 @@ def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
             seconds=15,
         ),
     ]
+
+
+def planning_world_steps(out: Path, size: dict, seed: int, *json: Path | str) -> list[Step]:
+    """A synthetic world of `size["scenes"]` with a key frame every `size["every"]` half seconds, and its rows with ego
+    motion; `json`: options of the preparation."""
+    world = out / "world"
+    make = ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", size["scenes"], "--seed", seed]
+    make += ["--frames-every", size["every"], "--workers", 2]
+    prepare = ["data_scripts/prepare_planning.py", "--nuscenes", world, *json, "--output-dir", out / "scenes"]
+    return [
+        Step("world", make, seconds=120, done=world / WORLD_FILE),
+        Step("scenes", [*prepare, "--workers", 2], seconds=40),
+    ]
+
+
+def planner_build_step(planner: Path, smoldriver: Path, seed: int) -> Step:
+    """A planner on a SmolDriver's vision model."""
+    command = ["recipes/build_planner.py", "--model", smoldriver, "--seed", seed, "--output-dir", aside(planner)]
+    return Step(planner.name, command, seconds=10, result=planner)
+
+
+def planner_training_step(built: Path, trained: Path, out: Path, size: dict, seed: int, seconds: int) -> Step:
+    """Imitation on the rows of `out`. Planners on one vision model share their visual tokens in `<out>/frames`."""
+    options = ("--scenes", out / "scenes", "--feature_cache", out / "frames", "--max_steps", size["steps"])
+    config, script = f"{CONFIGS}/planner_imitation.yaml", "recipes/train_planner.py"
+    return training_step(trained.name, script, config, built, trained, seconds, *options, "--seed", seed)
+
+
+def plans_step(name: str, planner: Path, scenes: Path, plans: Path, seconds: int, *options) -> Step:
+    """The planner in open loop on the test scenes; `name` is its name in the tables."""
+    command = ["recipes/evaluate_planner.py", "--planner", planner, "--name", name, "--scenes", scenes, *options]
+    return Step(plans.name, [*command, "--output-dir", plans], seconds, done=plans / "metrics.json")
 
 
 def build_step(base: Path, tower: Path, built: Path, seed: int, *options: str) -> Step:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scene_intervals import SceneIntervals, t_quantile
+from .scene_intervals import SceneIntervals
 
 WAYPOINTS = 6
 MOVED = 0.1  # metres: a plan whose length changes by less has not responded
@@ -117,8 +117,5 @@ def _mean(sums):
 
 def _response_interval(score):
     """95% t interval of a score between -1 and 1; None below three scenes."""
-    error = score.standard_error()
-    if error is None:
-        return None
-    reach = t_quantile(score.scenes - 1) * error
-    return [max(-1.0, score.value - reach), min(1.0, score.value + reach)]
+    interval = score.interval_without_ends()
+    return None if interval is None else [max(-1.0, interval[0]), min(1.0, interval[1])]

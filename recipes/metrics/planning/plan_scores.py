@@ -4,7 +4,7 @@ import numpy as np
 
 from .planning_frames import SECONDS_PER_STEP, checked_plans
 from .protocols import ZOE, frame_statistics, mean_of_ratios
-from .scene_intervals import SceneIntervals, t_quantile
+from .scene_intervals import SceneIntervals
 
 TURN_OFFSET = 2.0  # metres to the side: from here on UniAD and VAD call a future a turn
 SPEED_CHANGE = 2.0  # m/s
@@ -71,11 +71,8 @@ def paired_differences(statistics, others, references):
 def _difference(name, score):
     if np.isnan(score.value):
         return {"difference": None, "ci": None, "p_value": None}
-    if name.startswith("l2") and (error := score.standard_error()):
-        reach = t_quantile(score.scenes - 1) * error
-        interval = [score.value - reach, score.value + reach]
-    else:
-        interval = score.interval_of_difference()
+    in_metres = name.startswith("l2") and score.standard_error()
+    interval = score.interval_without_ends() if in_metres else score.interval_of_difference()
     return {"difference": score.value, "ci": interval, "p_value": score.p_value()}
 
 
@@ -91,11 +88,8 @@ def _protocol_scores(scores, count):
 
 def _metres_interval(score):
     """95% t interval of a score in metres, which unlike a rate has no upper end. None where there is no interval."""
-    error = score.standard_error()
-    if error is None:
-        return None
-    reach = t_quantile(score.scenes - 1) * error
-    return [max(0.0, score.value - reach), score.value + reach]
+    interval = score.interval_without_ends()
+    return None if interval is None else [max(0.0, interval[0]), interval[1]]
 
 
 def subsets(frames):

@@ -79,6 +79,14 @@ class SceneScore:
         if error <= ALIKE * highest:
             same = abs(self.value) <= ALIKE * highest
             return [self.value, self.value] if same else self._interval_of_equal_scenes(-highest, highest)
+        return self.interval_without_ends()
+
+    def interval_without_ends(self):
+        """95% interval [low, high] of a score or difference on a scale without ends, such as metres; None where
+        `standard_error` is None."""
+        error = self.standard_error()
+        if error is None:
+            return None
         reach = t_quantile(self.scenes - 1) * error
         return [self.value - reach, self.value + reach]
 

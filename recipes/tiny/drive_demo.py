@@ -1,0 +1,97 @@
+"""Two tiny planners on the demo's models: they plan, answer to counterfactual pairs, and drive in the synthetic world.
+
+python recipes/tiny/drive_demo.py --demo outputs/demo --output-dir outputs/drive
+
+    unguided   on the demo's pretrained tower with fresh resamplers
+    guided     on the vision model of the demo's SmolDriver, which was tuned on questions
+
+Both get the same frames, head and steps, and imitate the expert. Then both are measured in open loop beside controls,
+on pairs of frames that differ in one thing, and in closed loop beside the expert and drivers that see nothing. The
+guided planner also drives under a guard that asks the demo's SmolDriver.
+
+It needs a finished demo (recipes/tiny/demo.py), and trains and drives in worlds that the demo's SmolDriver has not
+seen. Every step is a script of its own, with its output in `<output-dir>/logs`; after an interruption the same command
+resumes the run.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from recipes.planning.plan_files import CONTROLS, OF_THE_PLANNER
+from recipes.tiny.pipeline import (
+    LOGS,
+    Step,
+    open_run_after_demo,
+    planner_build_step,
+    planner_training_step,
+    planning_world_steps,
+    plans_step,
+    read_log,
+    run_steps,
+    side_by_side,
+)
+from smoldriver_common.command_line import stopped_in_one_line
+
+FULL = {"scenes": 400, "every": 2, "steps": 700, "plan_frames": 600, "pair_scenes": 60, "drives": 100}
+SHORT = {"scenes": 40, "every": 8, "steps": 8, "plan_frames": 8, "pair_scenes": 3, "drives": 2}
+GUIDED, UNGUIDED = "guided", "unguided"
+TABLES = (f"{UNGUIDED}-plans", f"{GUIDED}-plans", "pairs-scores", "drives")
+
+
+def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
+    training, pairs, drives = demo_seed + 1, demo_seed + 2, demo_seed + 3  # seeds of worlds: each is unseen until then
+    return [
+        *planning_world_steps(out, size, training),
+        *side_by_side(
+            [pairs_step(out, size, pairs), *planner_steps(out, UNGUIDED, demo / "built", size, OF_THE_PLANNER)],
+            planner_steps(out, GUIDED, demo / "model", size, CONTROLS),
+        ),
+        pair_scores_step(out),
+        drives_step(out, demo, size, drives),
+    ]
+
+
+def planner_steps(out: Path, name: str, smoldriver: Path, size: dict, controls: Iterable[str]) -> list[Step]:
+    """Build a planner, train it, measure it in open loop beside controls."""
+    built, trained = out / f"{name}-built", out / name
+    options = "--max-frames", size["plan_frames"], "--controls", *controls
+    return [
+        planner_build_step(built, smoldriver, seed=0),
+        planner_training_step(built, trained, out, size, seed=0, seconds=90),
+        plans_step(name, trained, out / "scenes", out / f"{name}-plans", 40, *options),
+    ]
+
+
+def pairs_step(out: Path, size: dict, seed: int) -> Step:
+    """Moments that differ in one thing."""
+    command = ["data_scripts/make_counterfactuals.py", "--scenes", size["pair_scenes"], "--seed", seed]
+    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=60)
+
+
+def pair_scores_step(out: Path) -> Step:
+    """How the planners respond to them; the picture is written last."""
+    scores = out / "pairs-scores"
+    command = ["recipes/evaluate_pairs.py", "--pairs", out / "pairs", "--planners", out / GUIDED, out / UNGUIDED]
+    command += ["--blind-rows", out / "scenes", "--output-dir", scores]
+    return Step(scores.name, command, seconds=30, done=scores / "pairs.png")
+
+
+def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
+    """Everyone drives the same unseen scenes."""
+    planners = [option for name in (UNGUIDED, GUIDED) for option in ("--planner", f"{name}={out / name}")]
+    command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--blind-rows", out / "scenes"]
+    command += ["--world", out / "world", "--seed", seed, "--scenes", size["drives"], "--workers", 2]
+    return Step("drives", [*command, "--output-dir", out / "drives"], seconds=200, done=out / "drives" / "scores.json")
+
+
+def main():
+    run = open_run_after_demo("drive", __doc__, FULL, SHORT)
+    run_steps(run.out, steps_of(run.out, run.demo, run.demo_seed, run.size), estimate=not run.short)
+    for name in TABLES:
+        print(f"\n--- {name}")
+        print("\n".join(read_log(run.out / LOGS / f"{name}.log")))
+
+
+if __name__ == "__main__":
+    with stopped_in_one_line("drive"):
+        main()
