@@ -341,16 +341,18 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         text_options, image_options = self._sorted_options(kwargs)
         tensors = text_options.pop("return_tensors", None)
         return_tensors = tensors if return_tensors is None else return_tensors
+        return_spans = text_options.pop("return_text_replacement_offsets", False)
         texts = [text] if isinstance(text, str) else list(text)
         for prompt in texts:
             check_length(prompt, "prompt")
+            if return_spans:  # a caller that puts the tokens in the prompt itself: a guess would not show there
+                self.placeholder_cameras(prompt)
         views = [self._pair(prompt, frame) for prompt, frame in zip(texts, self._frames(images, texts), strict=True)]
         expanded = [
             self._expand(prompt, [camera for camera, _ in frame], visual_tokens)
             for prompt, frame in zip(texts, views, strict=True)
         ]
         prompts, spans = (list(column) for column in zip(*expanded, strict=True))
-        return_spans = text_options.pop("return_text_replacement_offsets", False)
         return_types = text_options.pop("return_mm_token_type_ids", False)
         encoded = self._tokenize_whole(prompts if not isinstance(text, str) else prompts[0], **text_options)
         features = dict(encoded)
@@ -592,11 +594,8 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
 
     def _pair(self, prompt: str, images) -> list[tuple[str, object]]:
         """(camera, picture) of each placeholder, in the order of the prompt; `images` as `_frames` returns them."""
-        names = [name if name and name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
-        named = [self._check_camera(name) for name in names if name is not None]
-        duplicated = sorted({name for name in named if named.count(name) > 1})
-        if duplicated:
-            raise ValueError(f"the prompt names a camera twice: {', '.join(duplicated)}")
+        names = self._names_of(prompt)
+        named = [name for name in names if name is not None]
         pictures = self._by_camera(images, names)
         if len(pictures) != len(names):
             raise ValueError(
@@ -612,6 +611,30 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         if missing:
             raise ValueError(f"the prompt names {', '.join(missing)}, but the pictures are of {', '.join(pictures)}")
         return [(camera, pictures[camera]) for camera in order]
+
+    def _names_of(self, prompt: str) -> list[str | None]:
+        """The camera before each placeholder of a prompt, None where there is no name."""
+        names = [name if name and name not in _ROLES else None for name in _PLACEHOLDER.findall(prompt)]
+        named = [self._check_camera(name) for name in names if name is not None]
+        duplicated = sorted({name for name in named if named.count(name) > 1})
+        if duplicated:
+            raise ValueError(f"the prompt names a camera twice: {', '.join(duplicated)}")
+        return names
+
+    def placeholder_cameras(self, prompt: str) -> list[str]:
+        """The camera of each placeholder of a rendered prompt, in its order.
+
+        Raises:
+            ValueError: a placeholder without a name, an unknown camera, a camera named twice.
+        """
+        names = self._names_of(prompt)
+        if None in names:
+            raise ValueError(
+                f"{names.count(None)} of {len(names)} {IMAGE_TOKEN} placeholders have no camera name before them; the"
+                f" cameras are {', '.join(self.cameras)}. vLLM drops the names unless SmolDriver's plugin is installed"
+                " beside it (pip install smoldriver) and serves the model (no --model-impl transformers)"
+            )
+        return names
 
     def _by_camera(self, images, names: list[str | None]) -> dict | list:
         """A frame's pictures by camera, those that are None left out; a list if it is in the order of the prompt."""

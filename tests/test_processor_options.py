@@ -99,6 +99,24 @@ def test_replaced_placeholders_are_described_as_transformers_does(processor, ima
         assert span["new_span"][1] - span["new_span"][0] == len(span["replacement"])
 
 
+def test_an_engine_that_drops_the_names_is_refused_and_never_served_by_place(processor, images):
+    pictures = list(images.values())
+    for count in (1, 3, 6):
+        bare = {"images": pictures[:count], "text": processor.image_token * count}
+        assert processor(**bare, return_tensors="pt")["camera_ids"].shape == (1, count)  # by place
+        with pytest.raises(ValueError, match=f"{count} of {count} <image> placeholders have no camera name"):
+            processor(**bare, return_text_replacement_offsets=True)
+
+
+def test_placeholder_cameras_reads_the_names_of_a_rendered_prompt(processor, images):
+    assert processor.placeholder_cameras(text_of(processor, images)) == processor.cameras
+    assert processor.placeholder_cameras("Assistant: Yes.") == []
+    refused = {"CAM_TOP:<image>": "unknown camera 'CAM_TOP'", "CAM_BACK:<image>CAM_BACK:<image>": "a camera twice"}
+    for prompt, said in {**refused, "User:<image>": "1 of 1 <image> placeholders"}.items():
+        with pytest.raises(ValueError, match=said):
+            processor.placeholder_cameras(prompt)
+
+
 def test_a_too_long_prompt_is_refused_as_such_and_never_read_as_a_smaller_budget(call):
     length = len(call()["input_ids"][0])
     for options in ({"max_length": 40}, {"text_kwargs": {"max_length": 40, "truncation": True}}):
