@@ -5,7 +5,7 @@ python recipes/drive.py --planner guided=outputs/guided --blind-rows outputs/pla
 Everyone drives the same scenes of an unseen world: the expert for 2 s, then the policy for the rest of the
 20 s, with a new plan each half second. Beside the planners drive the expert (the ceiling), constant velocity, a lane
 follower that sees nothing, and with --blind-rows (a prepared planning folder) a network that knows the ego's status
-and sees nothing. With --guard (a SmolDriver's folder) each planner also drives guarded, in a row of its own, and a
+and sees nothing. With --guard (a SmolDriver's folder) the planners also drive guarded, in rows of their own, and a
 table apart counts what the guard did. `recipes/metrics/driving` has the scores. An interrupted run resumes; the output
 folder then holds
 
@@ -17,7 +17,6 @@ on them beside the prepared rows, and evaluate on another --seed.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +26,9 @@ from data_scripts.synthesize_world import MAX_SEED, image_size
 from data_scripts.world.folder import WORLD_VERSION, read_world
 from recipes.driving.collect import begin_rows, finish_rows
 from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_all, read_records, scenes_of
-from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec
+from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec, guarded_policies
 from recipes.driving.tables import guard_table, report, times_per_plan
+from recipes.planning.guard import RATE
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import sole_writer, write_json
 
@@ -38,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--output-dir", required=True, type=Path)
     add("--planner", type=planner_spec, action="append", default=[], help="NAME=FOLDER; may be given several times")
-    add("--guard", type=Path, help="SmolDriver whose answers guard each planner, as a policy of its own")
+    add("--guard", type=Path, help="SmolDriver whose answers guard the planners, each as a policy of its own")
+    add("--guarded", nargs="+", metavar="NAME", help="planners that it guards; default: all")
+    add("--guard-rate", type=float, default=RATE, help="times per second that it asks")
     add("--policies", nargs="*", choices=UNTRAINED, default=list(UNTRAINED), help="who drives beside them")
     add("--blind-rows", type=Path, help="prepared planning folder on which the blind ego status policy is trained")
     add("--scenes", type=whole_number(), default=100)
@@ -72,8 +74,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     for spec in arguments.planner:
         if not (Path(spec.source) / "config.json").is_file():
             raise FileNotFoundError(f"--planner {spec.name}={spec.source} is not a planner's folder")
-    if arguments.guard is not None:
-        check_guard(arguments.guard, names)
+    guarded_policies(arguments.planner, arguments.guard, arguments.guarded, arguments.guard_rate)
     if arguments.collect is not None and len(names) != 1:
         raise ValueError(f"--collect takes the rows of one planner's drives: give one --planner, not {len(names)}")
     if arguments.world is not None:
@@ -81,15 +82,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         if options["seed"] == arguments.seed:
             raise ValueError(f"--seed {arguments.seed} is that of {arguments.world}: drive where nobody was trained")
         arguments.image_size = tuple(options["image_size"])
-
-
-def check_guard(folder: Path, planners: list[str]) -> None:
-    config = folder / "config.json"
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    if model_type != "smoldriver":
-        raise ValueError(f"--guard {folder} is not a SmolDriver's folder")
-    if not planners:
-        raise ValueError("--guard guards planners: give --planner NAME=FOLDER")
 
 
 def policies(arguments: argparse.Namespace) -> list[PolicySpec]:
@@ -100,9 +92,8 @@ def policies(arguments: argparse.Namespace) -> list[PolicySpec]:
 
         file = status_planner_file(arguments.blind_rows, arguments.output_dir)
         specs.append(PolicySpec(BLIND_STATUS, BLIND_STATUS, str(file)))
-    for spec in arguments.planner:
-        specs += [spec] if arguments.guard is None else [spec, spec.guarded(arguments.guard)]
-    return specs
+    guarded = guarded_policies(arguments.planner, arguments.guard, arguments.guarded, arguments.guard_rate)
+    return specs + arguments.planner + guarded
 
 
 def drive(arguments: argparse.Namespace) -> None:

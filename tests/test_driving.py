@@ -222,7 +222,7 @@ def test_records_resume_and_hold_what_a_drawing_needs(tmp_path):
         begin_folder(tmp_path, spec, options)
 
 
-def test_bad_input_ends_in_one_line_before_anyone_drives(tmp_path, monkeypatch):
+def test_bad_input_ends_in_one_line_before_anyone_drives(smoldriver, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "world.json").write_text(json.dumps({"options": {"version": 3, "seed": 1}}))
@@ -234,6 +234,9 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(tmp_path, monkeypatch):
         (("--world", tmp_path / "old"), "is a world of version 3, not"),
         (("--planner", f"mine={tmp_path / 'nowhere'}"), "is not a planner's folder"),
         (("--guard", tmp_path / "planner"), "is not a SmolDriver's folder"),
+        (("--guard", smoldriver, "--guard-rate", "nan"), "rate=nan must be a finite number"),
+        (("--guard", smoldriver), "guards planners: there is no --planner"),
+        ((*planner, "--guard", smoldriver, "--guarded", "his"), "no --planner is named his"),
         (("--collect", tmp_path / "rows"), "give one --planner, not 0"),
         ((*planner, "--collect", tmp_path / "file" / "rows"), "cannot be written"),
     ):
@@ -320,7 +323,7 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     guarded = "--planner", f"free={planner_folder}", "--guard", smoldriver, "--output-dir", tmp_path
     monkeypatch.setattr("sys.argv", ["drive.py", *map(str, (*options, *guarded))])
     main()
-    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free + guard"))
+    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free, guarded"))
     assert "guard" not in free and "guard" not in free["trace"][0]
     assert braked["trace"][0]["guard"]["rule"] == "light" and set(braked["trace"][0]["guard"]["answers"]) == set(
         QUESTIONS
@@ -330,9 +333,9 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     assert guard["asked"] == len(braked["trace"]) and guard["unparsed"] == guard["asked"] * (len(QUESTIONS) - 1)
     assert guard["interventions"][0]["rule"] == "light" and guard["interventions"][0]["false_alarm"] in (True, False)
     scores = json.loads((tmp_path / "scores.json").read_text())["policies"]
-    assert set(scores) == {LANE_FOLLOWER, "free", "free + guard"}
+    assert set(scores) == {LANE_FOLLOWER, "free", "free, guarded"}
     assert scores["free"] == scores[LANE_FOLLOWER]  # the guard leaves no trace in the planner's own row
-    table = re.search(r" guard +plans .*\n *free \+ guard +(\d+)", capsys.readouterr().out)
+    table = re.search(r" guard +plans .*\n *free, guarded +(\d+)", capsys.readouterr().out)
     assert int(table[1]) == guard["asked"]
 
 

@@ -162,7 +162,7 @@ def begin_folder(folder: Path, spec: PolicySpec, options: DriveOptions) -> None:
         "plans": options.plans,
         "kind": spec.kind,
         "weights": digest_of(spec),
-        "guard": digest_of_files(folder_weights(spec.guard)) if spec.guard else None,
+        "guard": [digest_of_files(folder_weights(spec.guard)), spec.guard_rate] if spec.guard else None,
     }
     path = folder / SETTINGS
     if not path.is_file():

@@ -1,5 +1,6 @@
 """Who drives: the expert, three policies that see nothing, and planners."""
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from data_scripts.world.drive import Observation
 from data_scripts.world.vehicle import WAYPOINT_SECONDS, WAYPOINTS
 from recipes.planning.ego_rules import BLIND_STATUS
-from recipes.planning.guard import Guard, SmolDriverAnswers
+from recipes.planning.guard import RATE, Guard, SmolDriverAnswers, check_rate
 from recipes.planning.scored_frames import EgoInput
 
 MOMENTS = [WAYPOINT_SECONDS * (k + 1) for k in range(WAYPOINTS)]
@@ -37,16 +38,42 @@ class PolicySpec:
         kind: EXPERT, CONSTANT_VELOCITY, LANE_FOLLOWER, BLIND_STATUS or PLANNER.
         source: the planner's folder, or the file of the blind one; "" for the others.
         guard: folder of the SmolDriver whose answers guard it; "": nobody does.
+        guard_rate: times per second that the guard asks.
     """
 
     name: str
     kind: str
     source: str = ""
     guard: str = ""
+    guard_rate: float = RATE
 
-    def guarded(self, guard: Path) -> "PolicySpec":
-        """The same policy under a guard: a policy of its own, with a name of its own."""
-        return replace(self, name=f"{self.name} + guard", guard=str(guard))
+
+def guarded_policies(
+    planners: list[PolicySpec], guard: Path | None, names: list[str] | None, rate: float
+) -> list[PolicySpec]:
+    """The planners under a guard: policies of their own, with names of their own.
+
+    Args:
+        guard: a SmolDriver's folder; None: nobody is guarded.
+        names: of the planners that it guards; None: all.
+        rate: times per second that it asks.
+
+    Raises:
+        ValueError: no SmolDriver's folder, nobody to guard, or a rate that is not above 0.
+    """
+    if guard is None:
+        return []
+    check_rate(rate)
+    config = guard / "config.json"
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if model_type != "smoldriver":
+        raise ValueError(f"--guard {guard} is not a SmolDriver's folder")
+    unknown = set(names or []) - {spec.name for spec in planners}
+    if unknown or not planners:
+        who = f"no --planner is named {', '.join(sorted(unknown))}" if unknown else "there is no --planner"
+        raise ValueError(f"--guard {guard} guards planners: {who}")
+    chosen = [spec for spec in planners if names is None or spec.name in names]
+    return [replace(spec, name=f"{spec.name}, guarded", guard=str(guard), guard_rate=rate) for spec in chosen]
 
 
 class Expert:
@@ -108,7 +135,7 @@ def load_policy(spec: PolicySpec) -> Policy:
 
 def new_guard(spec: PolicySpec) -> Guard | None:
     """A guard that has counted nothing yet; None where the policy drives without one."""
-    return Guard(load_answers(spec.guard)) if spec.guard else None
+    return Guard(load_answers(spec.guard), spec.guard_rate) if spec.guard else None
 
 
 @cache

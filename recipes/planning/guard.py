@@ -142,6 +142,12 @@ class Intervention:
     false_alarm: bool | None
 
 
+def check_rate(rate: float) -> None:
+    """Raises ValueError: the guard cannot ask that often."""
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"rate={rate} must be a finite number of times per second above 0")
+
+
 class Guard:
     """Asks at its own rate, and shortens plans.
 
@@ -151,8 +157,7 @@ class Guard:
     """
 
     def __init__(self, answers: Answers, rate: float = RATE):
-        if not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"rate={rate} must be a finite number of times per second above 0")
+        check_rate(rate)
         self.answers, self.period = answers, 1 / rate
         self.unparsed: Counter[str] = Counter()  # answers that could not be read, by question
         self.asked = 0  # times that a frame was asked about

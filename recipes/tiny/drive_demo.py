@@ -32,7 +32,7 @@ from recipes.tiny.pipeline import (
 )
 from smoldriver_common.command_line import stopped_in_one_line
 
-FULL = {"scenes": 400, "every": 2, "steps": 700, "plan_frames": 600, "pair_scenes": 60, "drives": 100}
+FULL = {"scenes": 300, "every": 2, "steps": 700, "plan_frames": 400, "pair_scenes": 50, "drives": 100}
 SHORT = {"scenes": 40, "every": 8, "steps": 8, "plan_frames": 8, "pair_scenes": 3, "drives": 2}
 GUIDED, UNGUIDED = "guided", "unguided"
 TABLES = (f"{UNGUIDED}-plans", f"{GUIDED}-plans", "pairs-scores", "drives")
@@ -79,8 +79,20 @@ def pair_scores_step(out: Path) -> Step:
 def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
     """Everyone drives the same unseen scenes."""
     planners = [option for name in (UNGUIDED, GUIDED) for option in ("--planner", f"{name}={out / name}")]
-    command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--blind-rows", out / "scenes"]
-    command += ["--world", out / "world", "--seed", seed, "--scenes", size["drives"], "--workers", 2]
+    command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--guarded", GUIDED]
+    command += ["--guard-rate", 1]  # asking costs more than planning
+    command += [
+        "--blind-rows",
+        out / "scenes",
+        "--world",
+        out / "world",
+        "--seed",
+        seed,
+        "--scenes",
+        size["drives"],
+        "--workers",
+        2,
+    ]
     return Step("drives", [*command, "--output-dir", out / "drives"], seconds=200, done=out / "drives" / "scores.json")
 
 
