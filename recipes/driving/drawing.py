@@ -19,11 +19,11 @@ from data_scripts.world.colours import LAMP
 from data_scripts.world.simulation import SAMPLE_SECONDS
 from data_scripts.world.vehicle import ego_boxes
 from recipes.driving.replay import Drive, Moment
-from recipes.evaluation.figures import LAYOUT
 from recipes.metrics.driving.driven_scenes import DrivenEvent
 from recipes.planning.from_above import box_patch, draw_way, upwards
 from smoldriver_common.whole_files import written_whole
 
+LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 WIDTH, HEIGHT, DOTS = 900, 752, 100  # pixels, and per inch
 HEAD, VIEW_HEIGHT = 34, 168
 BELOW = HEAD + 2 * VIEW_HEIGHT + 6  # pixels from the top

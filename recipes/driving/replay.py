@@ -31,7 +31,6 @@ class Drive:
     policy: str
     seed: int
     index: int
-    scenario: str
     image_size: tuple[int, int]
     scene: DrivenScene
     trace: list[dict]
@@ -96,7 +95,7 @@ def read_drives(folder: Path, policy: str) -> list[Drive]:
 def read_drive(path: Path, image_size: tuple[int, int]) -> Drive:
     record = json.loads(path.read_text(encoding="utf-8"))
     try:
-        whose = record["policy"], record["seed"], record["index"], record["scenario"]
+        whose = record["policy"], record["seed"], record["index"]
         return Drive(str(path), *whose, image_size, DrivenScene.from_dict(record["scene"]), record["trace"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record of recipes/drive.py: {error!r}") from error

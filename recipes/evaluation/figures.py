@@ -18,7 +18,6 @@ MODELS = (
     "#4aa3a2",
 )  # distinct in print and to the colour-blind
 CONTROL = "#b4b8bd"
-LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"]]
 HEADLINE = (
     Column("BLEU", "overall", "bleu"),
     Column("BERTScore precision", "overall", "bertscore_precision"),

@@ -7,7 +7,7 @@ python recipes/tiny/drive_demo.py --demo outputs/demo --output-dir outputs/drive
 
 Both get the same frames, head and steps, and imitate the expert. Then both are measured in open loop beside controls,
 on pairs of frames that differ in one thing, and in closed loop beside the expert and drivers that see nothing. The
-guided planner also drives under a guard that asks the demo's SmolDriver.
+guided planner also drives under a guard that asks the demo's SmolDriver; one of its drives is drawn, `drive.gif`.
 
 It needs a finished demo (recipes/tiny/demo.py), and trains and drives in worlds that the demo's SmolDriver has not
 seen. Every step is a script of its own, with its output in `<output-dir>/logs`; after an interruption the same command
@@ -48,6 +48,7 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
         ),
         pair_scores_step(out),
         drives_step(out, demo, size, drives),
+        picture_step(out, demo),
     ]
 
 
@@ -81,19 +82,16 @@ def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
     planners = [option for name in (UNGUIDED, GUIDED) for option in ("--planner", f"{name}={out / name}")]
     command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--guarded", GUIDED]
     command += ["--guard-rate", 1]  # asking costs more than planning
-    command += [
-        "--blind-rows",
-        out / "scenes",
-        "--world",
-        out / "world",
-        "--seed",
-        seed,
-        "--scenes",
-        size["drives"],
-        "--workers",
-        2,
-    ]
+    command += ["--blind-rows", out / "scenes", "--world", out / "world", "--seed", seed, "--scenes", size["drives"]]
+    command += ["--workers", 2]
     return Step("drives", [*command, "--output-dir", out / "drives"], seconds=200, done=out / "drives" / "scores.json")
+
+
+def picture_step(out: Path, demo: Path) -> Step:
+    """The drive with the most going on, as an animated picture."""
+    command = ["recipes/draw_drive.py", "--drives", out / "drives", "--policy", f"{GUIDED} + guard"]
+    picture = out / "drive.gif"
+    return Step("picture", [*command, "--smoldriver", demo / "model", "--output", picture], seconds=20, done=picture)
 
 
 def main():
