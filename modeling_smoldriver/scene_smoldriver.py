@@ -237,7 +237,7 @@ class SceneAnswerMixin:
             camera_ids=None if camera_ids is None else self._moved(camera_ids),
             past_key_values=DynamicCache(),
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=torch.empty(0, dtype=torch.long),  # none: the head has nothing to do
             return_dict=True,
         )
         weights = weights_fingerprint(self)
