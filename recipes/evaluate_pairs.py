@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from data_scripts.make_counterfactuals import PAIRS_FILE
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
+from modeling_smoldriver.collator_smoldriver import pictures_of
 from recipes.evaluation.provenance import check_leakage, weights_digest
 from recipes.metrics.counterfactual.pair_scores import compute_metrics
 from recipes.planning.pair_figure import draw_pairs
@@ -63,7 +64,7 @@ def plan_with(planner: SmolDriverForTrajectoryPrediction, pictures: bool) -> Mak
     def make_plan(row: dict) -> np.ndarray:
         known = zip(row["ego_history"], row["ego_history_mask"], strict=True)
         history = [pose if is_known else None for pose, is_known in known] if reads_history else None
-        images = {camera: row[camera] for camera in planner.processor.cameras} if pictures else None
+        images = pictures_of(row, planner.processor.cameras) if pictures else None
         return planner.plan(images, row["command"], row["speed"], history).double().numpy()
 
     return make_plan
