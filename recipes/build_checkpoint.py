@@ -3,6 +3,8 @@
 python recipes/build_checkpoint.py --base HuggingFaceTB/SmolVLM2-2.2B-Instruct \
     --tower google/vit-base-patch16-224-in21k --output-dir outputs/smoldriver-2b
 
+`--cameras FRONT SIDE_LEFT ...` names other cameras than nuScenes' six, as the scene rows name them, in their order.
+
 Or from a language model alone (SmolLM2, a GGUF file included), with a fresh connector:
 
 python recipes/build_checkpoint.py --language-model HuggingFaceTB/SmolLM2-135M-Instruct \

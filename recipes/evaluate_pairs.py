@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from data_scripts.make_counterfactuals import PAIRS_FILE
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
+from modeling_smoldriver.collator_smoldriver import pictures_of
 from recipes.evaluation.provenance import check_leakage, weights_digest
 from recipes.metrics.counterfactual.pair_scores import compute_metrics
 from recipes.planning.blind_planner import StatusPlanner, status_planner_file
@@ -72,7 +73,7 @@ def plan_with(planner: SmolDriverForTrajectoryPrediction, pictures: bool) -> Mak
 
     def make_plan(row: dict) -> np.ndarray:
         ego = ego_input(row)
-        images = {camera: row[camera] for camera in planner.processor.cameras} if pictures else None
+        images = pictures_of(row, planner.processor.cameras) if pictures else None
         return planner.plan(images, ego.command, ego.speed, ego.history if reads_history else None).double().numpy()
 
     return make_plan

@@ -99,6 +99,15 @@ def test_a_built_model_names_its_sources_and_the_scenes_that_its_base_was_traine
         check_leakage(tmp_path / "out", ["scene7"], "test")
 
 
+def test_a_model_is_built_for_the_cameras_that_are_given(base, monkeypatch, tmp_path):
+    sources = ("--base", base / "vlm", "--tower", base / "tower")
+    model, processor = build(monkeypatch, tmp_path / "out", *sources, "--cameras", "FRONT", "SIDE_LEFT")
+    assert model.config.vision_config.cameras == processor.cameras == ["FRONT", "SIDE_LEFT"]
+    assert model.encode_scene(**processor.encode_scene({"SIDE_LEFT": picture(1)})) is not None
+    with pytest.raises(SystemExit, match="build_checkpoint.py: a camera's name is of letters, .* not 'to the front'"):
+        build(monkeypatch, tmp_path / "other", *sources, "--cameras", "to the front")
+
+
 def test_same_seed_builds_the_same(base, monkeypatch, tmp_path):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         build(monkeypatch, tmp_path / name, "--base", base / "vlm", "--tower", base / "tower", "--seed", seed)

@@ -511,7 +511,7 @@ def test_cache_of_another_teacher_or_other_scenes_is_refused(cache, folders, sce
     with pytest.raises(SystemExit, match="distill_vision: the cache .* is of another teacher"):
         distil(monkeypatch, {**options, "teacher": folders / "other", "feature_cache": cache})
     teacher = load_teacher(str(folders / "teacher"))
-    teacher.image_processor.image_mean = [0.1, 0.1, 0.1]
+    teacher.pictures.image_processor.image_mean = [0.1, 0.1, 0.1]
     with pytest.raises(ValueError, match="another teacher .* it has preprocessing"):
         TeacherCache(cache, teacher, scenes)
     manifest = json.loads((cache / "manifest.json").read_text())

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 
-from data_scripts.schema import PLANNING_ROW, SCENE_FEATURES, scene_table, shard_path, write_manifest
+from data_scripts.schema import CAMERAS, PLANNING_ROW, SCENE_FEATURES, scene_table, shard_path, write_manifest
 from data_scripts.shards import open_shard
 from recipes import build_planner, evaluate_planner, push_to_hub, score_plans
 from recipes.evaluation.predictions import content_digest
@@ -398,9 +398,17 @@ def test_a_plan_that_is_not_finite_names_its_frame(planner, rows):
     with torch.no_grad():
         made.way.bias[3] = math.nan
     frames = load_frames(rows, "test")
-    pictures = [{"CAM_FRONT": picture(0)}] * 12
+    pictures = [dict.fromkeys(CAMERAS) | {"CAM_FRONT": picture(0)}] * 12
     plans = plan_making.PlannerPlans(made, None, pictures, frames)
     with pytest.raises(ValueError, match="frame frame102: the plan is not finite"):
+        plans([1])
+
+
+def test_a_planner_is_not_scored_on_rows_of_other_cameras(planner, rows):
+    """It would plan as if those pictures were missing."""
+    made = plan_making.load_planner(str(planner))
+    plans = plan_making.PlannerPlans(made, None, [{"CAM_FRONT": picture(0)}] * 12, load_frames(rows, "test"))
+    with pytest.raises(ValueError, match="the rows have no camera CAM_FRONT_LEFT, CAM_FRONT_RIGHT, CAM_BACK_LEFT"):
         plans([1])
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction, SmolDriverPlannerConfig
+from modeling_smoldriver.collator_smoldriver import pictures_of
 from modeling_smoldriver.fitting_smoldriver import check_finite
 from recipes.evaluation.asking import CHUNK
 from recipes.evaluation.contestants import control_images, other_scenes
@@ -102,7 +103,8 @@ class PlannerPlans:
 
     def pictures(self, number: int) -> dict:
         row = self.rows[self.frames.places[number if self.others is None else self.others[number]]]
-        images = {camera: row[camera] for camera in self.planner.processor.cameras if row.get(camera) is not None}
+        pictures = pictures_of(row, self.planner.processor.cameras)
+        images = {camera: picture for camera, picture in pictures.items() if picture is not None}
         return control_images(images, self.control)
 
 
