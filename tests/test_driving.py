@@ -313,7 +313,7 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     guarded = "--planner", f"free={planner_folder}", "--guard", model_folder, "--output-dir", tmp_path
     monkeypatch.setattr("sys.argv", ["drive.py", *map(str, (*options, *guarded))])
     main()
-    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free, guarded"))
+    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free + guard"))
     assert "guard" not in free and "guard" not in free["trace"][0]
     assert braked["trace"][0]["guard"]["rule"] == "light" and set(braked["trace"][0]["guard"]["answers"]) == set(
         QUESTIONS
@@ -323,9 +323,9 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     assert guard["asked"] == len(braked["trace"]) and guard["unparsed"] == guard["asked"] * (len(QUESTIONS) - 1)
     assert guard["interventions"][0]["rule"] == "light" and guard["interventions"][0]["false_alarm"] in (True, False)
     scores = json.loads((tmp_path / "scores.json").read_text())["policies"]
-    assert set(scores) == {LANE_FOLLOWER, "free", "free, guarded"}
+    assert set(scores) == {LANE_FOLLOWER, "free", "free + guard"}
     assert scores["free"] == scores[LANE_FOLLOWER]  # the guard leaves no trace in the planner's own row
-    table = re.search(r" guard +plans .*\n *free, guarded +(\d+)", capsys.readouterr().out)
+    table = re.search(r" guard +plans .*\n *free \+ guard +(\d+)", capsys.readouterr().out)
     assert int(table[1]) == guard["asked"]
 
 
