@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from fakes import tiny_model
 from PIL import Image
 
 from data_scripts.schema import load_scenes
@@ -222,7 +221,7 @@ def test_records_resume_and_hold_what_a_drawing_needs(tmp_path):
         begin_folder(tmp_path, spec, options)
 
 
-def test_bad_input_ends_in_one_line_before_anyone_drives(smoldriver, tmp_path, monkeypatch):
+def test_bad_input_ends_in_one_line_before_anyone_drives(model_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "world.json").write_text(json.dumps({"options": {"version": 3, "seed": 1}}))
@@ -234,9 +233,9 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(smoldriver, tmp_path, m
         (("--world", tmp_path / "old"), "is a world of version 3, not"),
         (("--planner", f"mine={tmp_path / 'nowhere'}"), "is not a planner's folder"),
         (("--guard", tmp_path / "planner"), "is not a SmolDriver's folder"),
-        (("--guard", smoldriver, "--guard-rate", "nan"), "rate=nan must be a finite number"),
-        (("--guard", smoldriver), "guards planners: there is no --planner"),
-        ((*planner, "--guard", smoldriver, "--guarded", "his"), "no --planner is named his"),
+        (("--guard", model_folder, "--guard-rate", "nan"), "rate=nan must be a finite number"),
+        (("--guard", model_folder), "guards planners: there is no --planner"),
+        ((*planner, "--guard", model_folder, "--guarded", "his"), "no --planner is named his"),
         (("--collect", tmp_path / "rows"), "give one --planner, not 0"),
         ((*planner, "--collect", tmp_path / "file" / "rows"), "cannot be written"),
     ):
@@ -248,18 +247,9 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(smoldriver, tmp_path, m
 
 
 @pytest.fixture(scope="module")
-def smoldriver(config, processor, tmp_path_factory):
-    """The folder of a tiny SmolDriver."""
-    folder = tmp_path_factory.mktemp("smoldriver")
-    tiny_model(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def planner_folder(smoldriver, tmp_path_factory):
-    """An untrained planner on it."""
-    source, folder = smoldriver, tmp_path_factory.mktemp("planner") / "planner"
+def planner_folder(model_folder, tmp_path_factory):
+    """An untrained planner on the tiny model."""
+    source, folder = model_folder, tmp_path_factory.mktemp("planner") / "planner"
     options = {"visual_tokens": 4, "hidden_size": 32, "num_attention_heads": 4, "ego_inputs": ["speed", "history"]}
     planner, planner_processor = make_planner(source, options)
     planner.save_pretrained(folder)
@@ -311,7 +301,7 @@ def test_a_planner_drives_is_scored_and_collects_rows(planner_folder, tmp_path, 
 
 
 def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted_apart(
-    planner_folder, smoldriver, tmp_path, monkeypatch, capsys
+    planner_folder, model_folder, tmp_path, monkeypatch, capsys
 ):
     class RedLight:
         def __call__(self, pictures, questions):
@@ -320,10 +310,10 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     monkeypatch.setattr("recipes.driving.policies.load_answers", lambda folder: RedLight())
     monkeypatch.setattr("recipes.driving.policies.Planner", lambda folder: load_policy(PolicySpec("", LANE_FOLLOWER)))
     options = "--scenes", 1, "--seed", SEED, "--image-size", "96x54", "--no-plans", "--policies", LANE_FOLLOWER
-    guarded = "--planner", f"free={planner_folder}", "--guard", smoldriver, "--output-dir", tmp_path
+    guarded = "--planner", f"free={planner_folder}", "--guard", model_folder, "--output-dir", tmp_path
     monkeypatch.setattr("sys.argv", ["drive.py", *map(str, (*options, *guarded))])
     main()
-    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free, guarded"))
+    free, braked = (read_records(tmp_path / name, [0])[0] for name in ("free", "free + guard"))
     assert "guard" not in free and "guard" not in free["trace"][0]
     assert braked["trace"][0]["guard"]["rule"] == "light" and set(braked["trace"][0]["guard"]["answers"]) == set(
         QUESTIONS
@@ -333,9 +323,9 @@ def test_a_guarded_planner_is_a_row_of_its_own_and_what_its_guard_did_is_counted
     assert guard["asked"] == len(braked["trace"]) and guard["unparsed"] == guard["asked"] * (len(QUESTIONS) - 1)
     assert guard["interventions"][0]["rule"] == "light" and guard["interventions"][0]["false_alarm"] in (True, False)
     scores = json.loads((tmp_path / "scores.json").read_text())["policies"]
-    assert set(scores) == {LANE_FOLLOWER, "free", "free, guarded"}
+    assert set(scores) == {LANE_FOLLOWER, "free", "free + guard"}
     assert scores["free"] == scores[LANE_FOLLOWER]  # the guard leaves no trace in the planner's own row
-    table = re.search(r" guard +plans .*\n *free, guarded +(\d+)", capsys.readouterr().out)
+    table = re.search(r" guard +plans .*\n *free \+ guard +(\d+)", capsys.readouterr().out)
     assert int(table[1]) == guard["asked"]
 
 

@@ -73,7 +73,7 @@ def guarded_policies(
         who = f"no --planner is named {', '.join(sorted(unknown))}" if unknown else "there is no --planner"
         raise ValueError(f"--guard {guard} guards planners: {who}")
     chosen = [spec for spec in planners if names is None or spec.name in names]
-    return [replace(spec, name=f"{spec.name}, guarded", guard=str(guard), guard_rate=rate) for spec in chosen]
+    return [replace(spec, name=f"{spec.name} + guard", guard=str(guard), guard_rate=rate) for spec in chosen]
 
 
 class Expert:

@@ -43,8 +43,8 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
     return [
         *planning_world_steps(out, size, training),
         *side_by_side(
-            [pairs_step(out, size, pairs), *planner_steps(out, UNGUIDED, demo / "built", size, OF_THE_PLANNER)],
-            planner_steps(out, GUIDED, demo / "model", size, CONTROLS),
+            [pairs_step(out, size, pairs), *planner_steps(out, UNGUIDED, demo / "built", size, 30, OF_THE_PLANNER)],
+            planner_steps(out, GUIDED, demo / "model", size, 45, CONTROLS),
         ),
         pair_scores_step(out),
         drives_step(out, demo, size, drives),
@@ -52,21 +52,23 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
     ]
 
 
-def planner_steps(out: Path, name: str, smoldriver: Path, size: dict, controls: Iterable[str]) -> list[Step]:
-    """Build a planner, train it, measure it in open loop beside controls."""
+def planner_steps(
+    out: Path, name: str, smoldriver: Path, size: dict, seconds: int, controls: Iterable[str]
+) -> list[Step]:
+    """Build a planner, train it, measure it in open loop beside controls; `seconds`: of the last."""
     built, trained = out / f"{name}-built", out / name
     options = "--max-frames", size["plan_frames"], "--controls", *controls
     return [
         planner_build_step(built, smoldriver, seed=0),
-        planner_training_step(built, trained, out, size, seed=0, seconds=90),
-        plans_step(name, trained, out / "scenes", out / f"{name}-plans", 40, *options),
+        planner_training_step(built, trained, out, size, seed=0, seconds=65),
+        plans_step(name, trained, out / "scenes", out / f"{name}-plans", seconds, *options),
     ]
 
 
 def pairs_step(out: Path, size: dict, seed: int) -> Step:
     """Moments that differ in one thing."""
     command = ["data_scripts/make_counterfactuals.py", "--scenes", size["pair_scenes"], "--seed", seed]
-    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=60)
+    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=30)
 
 
 def pair_scores_step(out: Path) -> Step:
@@ -74,17 +76,16 @@ def pair_scores_step(out: Path) -> Step:
     scores = out / "pairs-scores"
     command = ["recipes/evaluate_pairs.py", "--pairs", out / "pairs", "--planners", out / GUIDED, out / UNGUIDED]
     command += ["--blind-rows", out / "scenes", "--output-dir", scores]
-    return Step(scores.name, command, seconds=30, done=scores / "pairs.png")
+    return Step(scores.name, command, seconds=25, done=scores / "pairs.png")
 
 
 def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
     """Everyone drives the same unseen scenes."""
     planners = [option for name in (UNGUIDED, GUIDED) for option in ("--planner", f"{name}={out / name}")]
     command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--guarded", GUIDED]
-    command += ["--guard-rate", 1]  # asking costs more than planning
-    command += ["--blind-rows", out / "scenes", "--world", out / "world", "--seed", seed, "--scenes", size["drives"]]
-    command += ["--workers", 2]
-    return Step("drives", [*command, "--output-dir", out / "drives"], seconds=200, done=out / "drives" / "scores.json")
+    command += ["--guard-rate", 1, "--blind-rows", out / "scenes"]  # asking costs more than planning
+    command += ["--world", out / "world", "--seed", seed, "--scenes", size["drives"], "--workers", 2]
+    return Step("drives", [*command, "--output-dir", out / "drives"], seconds=415, done=out / "drives" / "scores.json")
 
 
 def picture_step(out: Path, demo: Path) -> Step:

@@ -269,13 +269,13 @@ def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
 def planning_world_steps(out: Path, size: dict, seed: int, *json: Path | str) -> list[Step]:
     """A synthetic world of `size["scenes"]` with a key frame every `size["every"]` half seconds, and its rows with ego
     motion; `json`: options of the preparation."""
-    world = out / "world"
+    world, frames = out / "world", 40 * size["scenes"] // size["every"]
     make = ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", size["scenes"], "--seed", seed]
     make += ["--frames-every", size["every"], "--workers", 2]
     prepare = ["data_scripts/prepare_planning.py", "--nuscenes", world, *json, "--output-dir", out / "scenes"]
     return [
-        Step("world", make, seconds=120, done=world / WORLD_FILE),
-        Step("scenes", [*prepare, "--workers", 2], seconds=40),
+        Step("world", make, seconds=round(0.0065 * frames), done=world / WORLD_FILE),
+        Step("scenes", [*prepare, "--workers", 2], seconds=round(0.003 * frames)),
     ]
 
 
