@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import yaml
 from datasets import Image as ImageFeature
+from huggingface_hub.utils import yaml_dump
 from PIL import Image
 
 from data_scripts.schema import load_scenes
@@ -115,7 +115,7 @@ def eval_results(repo_id: str, evaluation: Path, split: str, found: list[Headlin
                 "notes": f"split {split}; {interval}; controls: {controls}",
             }
         )
-    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True).encode()
+    return yaml_dump(entries, sort_keys=False).encode()
 
 
 def hub_files(
