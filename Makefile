@@ -5,6 +5,7 @@ SAMPLE ?= $(firstword $(wildcard ../shared/data/drivelm_sample data/drivelm_samp
 DEMO ?= outputs/demo
 WORLD ?= $(DEMO)/world
 SPACE ?= outputs/space
+EXPORT ?= outputs/export
 # for a server, which runs for days
 GIVE_BACK := env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -12,7 +13,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check
 
 setup: .venv/.ready
 
@@ -36,6 +37,12 @@ setup: .venv/.ready
 .venv-app/.ready: recipes/serving/space/requirements.txt tests/app-requirements.txt
 	$(PYTHON) -m venv .venv-app
 	.venv-app/bin/pip install -q -r recipes/serving/space/requirements.txt -r tests/app-requirements.txt
+	@touch $@
+
+# onnx, onnxruntime, OpenVINO and nncf are of no use to anything else
+.venv-export/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-export
+	.venv-export/bin/pip install -q -c constraints.txt -e ".[eval,export]"
 	@touch $@
 
 /usr/bin/chromium:
@@ -124,6 +131,12 @@ app: setup .venv-app/.ready
 app-check: setup .venv-app/.ready /usr/bin/chromium
 	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
 	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
+
+# ONNX and OpenVINO of the demo's model beside torch, in an environment of its own: a table, then checks
+export-check: .venv-export/.ready
+	PYTHONPATH=. .venv-export/bin/python recipes/export_model.py --model $(DEMO)/model --scenes $(DEMO)/scenes \
+		--output-dir $(EXPORT) --max-frames 96 --questions-per-frame 8
+	PYTHONPATH=. .venv-export/bin/python tests/check_export.py $(EXPORT) $(DEMO)/model $(DEMO)/scenes
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

@@ -417,7 +417,12 @@ def weights_fingerprint(module: nn.Module) -> int:
         (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
         for weight, value in zip(weights, values, strict=True)
     )
-    return hash((states, tuple(adapter_states(module))))
+    return hash((states, packed_weights(module), tuple(adapter_states(module))))
+
+
+def packed_weights(module: nn.Module) -> tuple[int, ...]:
+    """Identities of the weights that torch's int8 layers keep packed. Such a weight is replaced, never written to."""
+    return tuple(id(part._packed_params) for part in module.modules() if hasattr(part, "_packed_params"))
 
 
 def plain_tensors(weight: torch.Tensor) -> Iterator[torch.Tensor]:

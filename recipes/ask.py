@@ -80,6 +80,7 @@ def ask(
     questions: list[str] | None,
     visual_tokens: int | None,
     picture: Path | None,
+    int8: bool = False,
 ) -> None:
     """Print a model's answers about one frame, and paint them; the arguments are the command line's."""
     check_source(model)
@@ -89,7 +90,7 @@ def ask(
 
     numbered = [Question(f"number {number}", qa["question"], qa["answer"]) for number, qa in enumerate(asked, start=1)]
     check_lengths(model, numbered, [visual_tokens])
-    answering, processor = load_model(model)
+    answering, processor = load_model(model, int8=int8)
     images = pictures_of(row, processor.cameras)
     scene = answering.encode_scene(**processor.encode_scene(images, visual_tokens=visual_tokens))
     answers = answering.answer(scene, processor, [qa["question"] for qa in asked], max_new_tokens=256)
@@ -113,6 +114,7 @@ def main():
     parser.add_argument(
         "--visual-tokens", type=whole_number(), help="tokens per camera; default the model's largest budget"
     )
+    parser.add_argument("--int8", action="store_true", help="quantise the linear layers, for a faster CPU")
     parser.add_argument("--picture", type=Path, help="PNG to write")
     arguments = parser.parse_args()
 

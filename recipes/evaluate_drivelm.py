@@ -74,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         "--worst", type=whole_number(), default=5, help="how many worst answers the report shows per measure"
     )
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: the dtype it was trained in")
+    parser.add_argument("--int8", action="store_true", help="quantise the linear layers, for a faster CPU")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.compare is None and not (arguments.model and arguments.scenes):
@@ -99,7 +100,7 @@ def evaluate(
     state.print(f"training scenes among those asked about: {leakage}")
     asked = choose_questions(rows, settings)
     check_lengths(settings.model, asked.questions(settings), [settings.visual_tokens, *budgets])
-    model, processor = load_model(settings.model, settings.dtype and DTYPES[settings.dtype])
+    model, processor = load_model(settings.model, settings.dtype and DTYPES[settings.dtype], settings.int8)
     check_row_cameras(rows, processor.cameras)
     everyone = contestants(settings, controls, budgets, processor.visual_token_budgets)
     with ExitStack() as held:

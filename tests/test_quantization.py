@@ -1,5 +1,8 @@
 """A user's own quantisation config: pictures are still seen, and adapters of the vision model still train."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,7 @@ from transformers import BitsAndBytesConfig, SmolVLMForConditionalGeneration
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor
+from recipes.training.loading import load_model
 
 PLAIN = {"load_in_4bit": True}
 EVERYTHING = {"load_in_4bit": True, "llm_int8_skip_modules": ["lm_head"]}  # vision and connector too
@@ -139,3 +143,59 @@ def test_every_adapter_of_a_plain_qlora_trains(saved, inputs):
     ]
     assert any(".vision_model." in name for name, _ in model.named_parameters() if ".lora_B." in name)
     assert not still
+
+
+# int8 on the CPU
+
+
+def test_a_model_loaded_in_int8_is_close_to_the_exact_one_and_answers(model_folder, images):
+    """Activations share one scale per call, so that what is asked together changes an answer a little."""
+    model, processor = load_model(model_folder, int8=True)
+    layers = {type(module).__module__ for module in model.modules() if "Linear" in type(module).__name__}
+    assert any("quantized.dynamic" in module for module in layers) and "torch.nn.modules.linear" not in layers
+    scene = model.encode_scene(**processor.encode_scene(images))
+    assert len(model.answer(scene, processor, QUESTIONS)) == len(QUESTIONS)
+    exact, _ = load_model(model_folder)
+    inputs = prompt_of(processor, images, QUESTIONS[0])
+    with torch.no_grad():
+        logits, expected = model(**inputs).logits, exact(**inputs).logits
+    assert cosine(logits, expected) > 0.99 and not torch.equal(logits, expected)
+
+
+def test_a_scene_is_refused_after_an_int8_weight_was_replaced(model_folder, images):
+    model, processor = load_model(model_folder, int8=True)
+    scene = model.encode_scene(**processor.encode_scene(images))
+    model.answer(scene, processor, QUESTIONS[:1])
+    head = model.lm_head
+    head.set_weight_bias(head.weight(), head.bias())
+    with pytest.raises(ValueError, match="the model was changed or moved after the scene was encoded"):
+        model.answer(scene, processor, QUESTIONS[:1])
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"adapter_config.json": {}}, "holds adapters: merge them first"),
+        ({"config.json": {"quantization_config": {"quant_method": "bitsandbytes"}}}, r"quantised already \(bitsandb"),
+    ],
+)
+def test_adapters_and_quantised_weights_are_not_quantised_again(files, message, model_folder, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "model")
+    for name, added in files.items():
+        path = tmp_path / "model" / name
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(kept | added))
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path / "model", int8=True)
+
+
+def test_int8_beside_another_dtype_is_refused(model_folder):
+    with pytest.raises(ValueError, match="computes the rest in float32, not in torch.bfloat16"):
+        load_model(model_folder, torch.bfloat16, int8=True)
+
+
+@torch.no_grad()
+def test_the_baseline_answers_in_int8(smolvlm, stock):
+    model, _ = load_model(smolvlm, int8=True)
+    full, _, inputs = stock
+    assert cosine(model(**inputs).logits, full) > 0.99

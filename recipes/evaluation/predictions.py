@@ -91,6 +91,7 @@ class Settings:
     max_new_tokens: int = 256
     dtype: str | None = None  # None: the dtype it was trained in
     seed: int = 0  # of the draw of questions
+    int8: bool = False  # linear layers quantised when the model was loaded
 
 
 @dataclass(frozen=True)

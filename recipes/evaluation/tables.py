@@ -59,7 +59,7 @@ def conditions(settings: Settings) -> str:
     of = "all frames" if frames is None else f"at most {frames} frames, evenly spread"
     return (
         f"{budget} visual tokens per camera, {described} the scene description in the prompt, {questions} of {of},"
-        f" answers of at most {settings.max_new_tokens} tokens"
+        f" answers of at most {settings.max_new_tokens} tokens" + (", linear layers in int8" if settings.int8 else "")
     )
 
 

@@ -1,6 +1,7 @@
 """How a base model or a trained one is loaded, adapters and quantisation included."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from torch.ao.quantization import quantize_dynamic
 from transformers import AutoConfig, BitsAndBytesConfig
 from trl import ModelConfig
 
@@ -88,18 +90,24 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
     return model
 
 
-def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
+def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, int8: bool = False):
     """A SmolDriver or SmolVLM and its processor, from a model folder, a Hub id or a folder of adapters.
 
     Adapters are put on the base that they were trained on, quantised as it was then, by default in the same dtype.
+    With `int8` the model is on the CPU and [`quantize_on_cpu`] is applied.
     -> (model in eval mode, processor)
 
     Raises:
         FileNotFoundError: no such folder, or adapters that do not say what their base is.
         ValueError: weights are missing, unknown, of a wrong shape or not finite, or the processor beside them is not
-            the model's.
+            the model's; int8 of another dtype than float32, of adapters or of weights that are quantised already.
     """
     check_source(str(path))
+    if int8:
+        check_unquantized(path)
+        if dtype not in (None, torch.float32):
+            raise ValueError(f"int8 computes the rest in float32, not in {dtype}: leave the dtype out")
+        dtype = torch.float32
     if is_adapters(path):
         base, quantization, trained_in = base_of_adapters(path)
         model = load_base(base, dtype or trained_in, quantization)
@@ -109,7 +117,33 @@ def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None):
         base, model = path, load_base(path, dtype or "auto")
     processor = load_processor(base)
     check_fit(model, processor)
+    if int8:
+        return quantize_on_cpu(model.eval()), processor
     return model.to(PartialState().device).eval(), processor
+
+
+def check_unquantized(path: str | os.PathLike) -> None:
+    """Refuse a source that cannot be quantised or exported.
+
+    Raises:
+        ValueError: adapters, or weights that are quantised already.
+    """
+    if is_adapters(path):
+        raise ValueError(f"{path} holds adapters: merge them first (recipes/merge_checkpoint.py)")
+    quantized = getattr(load_config(path), "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        raise ValueError(f"the weights of {path} are quantised already ({method}): give the model in full precision")
+
+
+def quantize_on_cpu(model: torch.nn.Module) -> torch.nn.Module:
+    """Quantise the linear layers to int8 in place: weights now, activations at each call, the rest in float32.
+
+    For CPUs alone. The weights cannot train or be saved any more.
+    """
+    with warnings.catch_warnings():  # torch recommends torchao, whose int8 was no faster than float32 on a CPU
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
 def is_adapters(path: str | os.PathLike) -> bool:
