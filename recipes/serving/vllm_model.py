@@ -50,11 +50,13 @@ class SmolDriverMultiModalProcessor(MultiModalProcessor):
     def apply(self, inputs, timing_ctx):
         """
         Raises:
-            ValueError: the prompt has a picture without a camera, of an unknown one or two of the same, or another
-                number of placeholders than of pictures; vLLM answers with status 400.
+            ValueError: the prompt has a picture without a camera, of an unknown one or two of the same, another number
+                of placeholders than of pictures, or an unknown budget; vLLM answers with status 400.
         """
         prompt = self.info.get_tokenizer().decode(inputs.prompt, skip_special_tokens=False)
-        cameras = self.info.get_hf_processor().placeholder_cameras(prompt)
+        processor = self.info.get_hf_processor()
+        cameras = processor.placeholder_cameras(prompt)
+        processor._get_num_multimodal_tokens(visual_tokens=inputs.hf_processor_mm_kwargs.get("visual_tokens"))
         pictures = inputs.mm_data_items.get_all_counts().get("image", 0)
         if len(cameras) != pictures:
             raise ValueError(f"{pictures} pictures for {len(cameras)} placeholders in the prompt")
@@ -118,6 +120,14 @@ class SmolDriverMultiModalProcessor(MultiModalProcessor):
 )
 class SmolDriverForVLLM(MultiModalMixin, CausalMixin):
     """SmolDriver as vLLM's transformers backend builds it; pictures of several budgets may share a batch."""
+
+    def recursive_replace(self):
+        """vLLM knows attention layers by the source of their `forward`: `answer`, not called here, has its own."""
+        for module in self.model.text_model.modules():
+            _, parent, *others = type(module).__mro__
+            if parent.__name__ == "SceneAttention":
+                module.__class__ = others[0]
+        super().recursive_replace()
 
     def embed_multimodal(self, pixel_values=None, camera_ids=None, visual_tokens=None, **kwargs):
         """

@@ -1,4 +1,4 @@
-"""vLLM's entry point (`vllm.general_plugins` in pyproject.toml): serve SmolDriver with recipes/serving/vllm_model.py.
+"""vLLM's entry point (`vllm.general_plugins` in pyproject.toml): the model is in recipes/serving/vllm_model.py.
 
 vLLM runs it in each of its processes, so it names the class instead of importing it.
 """
