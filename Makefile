@@ -43,6 +43,8 @@ setup: .venv/.ready
 .venv-export/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-export
 	.venv-export/bin/pip install -q -c constraints.txt -e ".[eval,export]"
+	@touch $@
+
 # vLLM needs an older transformers; PyPI's torchvision and torchaudio are built for CUDA and break its import on the CPU
 .venv-vllm/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
@@ -139,10 +141,15 @@ app-check: setup .venv-app/.ready /usr/bin/chromium
 	$(GIVE_BACK) .venv-app/bin/python tests/check_app.py $(SPACE)
 
 # ONNX and OpenVINO of the demo's model beside torch, in an environment of its own: a table, then checks
-export-check vllm-check: .venv-export/.ready
+export-check: .venv-export/.ready
 	PYTHONPATH=. .venv-export/bin/python recipes/export_model.py --model $(DEMO)/model --scenes $(DEMO)/scenes \
 		--output-dir $(EXPORT) --max-frames 96 --questions-per-frame 8
 	PYTHONPATH=. .venv-export/bin/python tests/check_export.py $(EXPORT) $(DEMO)/model $(DEMO)/scenes
+
+# The demo's model behind vLLM with the plugin, compared with generate, in an environment of its own
+vllm-check: setup .venv-vllm/.ready
+	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
+	$(GIVE_BACK) .venv-vllm/bin/python tests/check_vllm.py $(SPACE)
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup
