@@ -31,6 +31,9 @@ class TrainingBench:
         self.size, self.device, self.dtype = size, device, dtype
         self.processor, self.config, self.smolvlm_config = make_processor(self.size)
         self.model = make_smoldriver(self.config, device, torch.float32)
+        unread = {"frame_token": "frame", "qa": [{"question": "?", "answer": "!"}]} | dict.fromkeys(
+            self.processor.cameras
+        )
         with tempfile.TemporaryDirectory() as folder:
             self.trainer = SmolDriverSFTTrainer(
                 self.model,
@@ -43,7 +46,7 @@ class TrainingBench:
                     report_to="none",
                     disable_tqdm=True,
                 ),
-                train_dataset=Dataset.from_list([{"frame_token": "frame", "qa": [{"question": "?", "answer": "!"}]}]),
+                train_dataset=Dataset.from_list([unread]),
                 processing_class=self.processor,
             )
         self.model = self.trainer.model.train()
