@@ -2,17 +2,20 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bitsandbytes.nn import Linear4bit
-from fakes import QUESTIONS, prompt_of, save_smolvlm, tiny_model
+from fakes import QUESTIONS, prompt_of, save_smolvlm, scene_row, tiny_model, write_scenes
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, SmolVLMForConditionalGeneration
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverModel
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor
+from recipes import ask, evaluate_drivelm
+from recipes.evaluation.predictions import read_metrics
 from recipes.training.loading import load_model
 
 PLAIN = {"load_in_4bit": True}
@@ -199,3 +202,17 @@ def test_the_baseline_answers_in_int8(smolvlm, stock):
     model, _ = load_model(smolvlm, int8=True)
     full, _, inputs = stock
     assert cosine(model(**inputs).logits, full) > 0.99
+
+
+def test_ask_and_evaluate_take_int8(model_folder, monkeypatch, capsys, tmp_path):
+    scenes = write_scenes(tmp_path / "scenes", [scene_row(0, 1)], (scene_row(2, 2),))
+    options = ["--model", str(model_folder), "--scenes", str(scenes), "--int8"]
+    monkeypatch.setattr(sys, "argv", ["ask.py", *options])
+    ask.main()
+    assert "answer " in capsys.readouterr().out
+    output = tmp_path / "evaluation"
+    more = ["--output-dir", str(output), "--controls", "--bertscore-model", "none", "--max-new-tokens", "4"]
+    monkeypatch.setattr(sys, "argv", ["evaluate_drivelm.py", *options, *more])
+    evaluate_drivelm.main()
+    assert read_metrics(output).settings.int8
+    assert "linear layers in int8" in (output / "report.html").read_text(encoding="utf-8")

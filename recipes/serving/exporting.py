@@ -15,6 +15,8 @@ never copied; the prefill of a frame is one row without a scene. The table of th
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from transformers.cache_utils import DynamicCache
 
 from modeling_smoldriver.modeling_smoldriver import own_mask
 from modeling_smoldriver.scene_smoldriver import SceneCache
-from recipes.serving.exported import EMBEDDINGS, FORMATS, PRECISIONS, SETTINGS, ExportSettings
+from recipes.serving.exported import EMBEDDINGS, SETTINGS, ExportSettings
 from smoldriver_common.whole_files import folder_written_whole, write_json
 
 
@@ -123,13 +125,11 @@ def exporter_of(format: str, precision: str):
 
 def write_export(model: PreTrainedModel, processor, folder: Path, settings: ExportSettings) -> None:
     """Write a float32 SmolDriver as graphs, whole or not at all, with its processor beside them."""
-    if settings.format not in FORMATS or settings.precision not in PRECISIONS:
-        raise ValueError(f"{settings}: choose a format of {FORMATS} and a precision of {PRECISIONS}")
     exporter, configuration = exporter_of(settings.format, settings.precision)
     inputs = sample_inputs(model)
     shapes = dynamic_shapes(inputs)
     graphs = {"vision": VisionGraph(model, settings.visual_tokens), "language": LanguageGraph(model)}
-    with folder_written_whole(folder) as aside, quiet():
+    with folder_written_whole(folder) as aside, warnings_off():
         for name, graph in graphs.items():
             program = exporter.export(graph.eval(), inputs[name], configuration(shapes[name])).program
             exporter.save_program(program, aside / f"{name}{exporter.program_suffix}")
@@ -138,15 +138,13 @@ def write_export(model: PreTrainedModel, processor, folder: Path, settings: Expo
         write_json(aside / SETTINGS, asdict(settings))
 
 
-class quiet:
+@contextmanager
+def warnings_off() -> Iterator[None]:
     """Exporters print a page of warnings about their own versions and torch's deprecations."""
-
-    def __enter__(self):
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error):
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
         logging.disable(logging.NOTSET)
-        self.caught.__exit__(*error)

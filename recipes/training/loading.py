@@ -142,7 +142,7 @@ def quantize_on_cpu(model: torch.nn.Module) -> torch.nn.Module:
     For CPUs alone. The weights cannot train or be saved any more.
     """
     with warnings.catch_warnings():  # torch recommends torchao, whose int8 was no faster than float32 on a CPU
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
 
 
