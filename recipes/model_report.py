@@ -138,9 +138,10 @@ def run(config: SmolDriverConfig, dtype: torch.dtype) -> str:
     torch.set_default_dtype(torch.float32)
     vision = config.vision_config
     views, budget, size = len(vision.cameras), config.visual_token_budgets[0], vision.tower_image_size
-    text = torch.full((1, TEXT_TOKENS), config.text_config.vocab_size // 2)  # any token but <image>
+    word = config.text_config.vocab_size // 2  # any token but <image>
+    pictures = ([config.image_token_id] * budget + [word]) * views
     inputs = {
-        "input_ids": torch.cat([torch.full((1, views * budget), config.image_token_id), text], dim=1),
+        "input_ids": torch.tensor([pictures + [word] * (TEXT_TOKENS - views)]),
         "pixel_values": torch.randn(1, views, 3, size, size, dtype=dtype),
         "camera_ids": torch.arange(views)[None],
     }

@@ -14,9 +14,9 @@ from recipes import draw_drive
 from recipes.driving import drives
 from recipes.driving.drawing import KEPT, in_colours, write_png
 from recipes.driving.drives import DriveOptions, begin_folder, drive_scene
-from recipes.driving.policies import CONSTANT_VELOCITY, PolicySpec, load_policy
+from recipes.driving.policies import CONSTANT_VELOCITY, PolicySpec
 from recipes.driving.replay import Replay, busiest, read_drives
-from recipes.planning.guard import LIGHT, SIGNAL_QUESTION, Guard, GuardedPolicy
+from recipes.planning.guard import LIGHT, SIGNAL_QUESTION, Guard
 
 SEED, SIZE, NAME = 9, (32, 18), "guarded"
 
@@ -34,8 +34,7 @@ def folder(tmp_path_factory):
     begin_folder(folder / NAME, spec, options)
     drive_scene(spec, options, folder / NAME, 0)
     with pytest.MonkeyPatch.context() as patch:
-        guarded = GuardedPolicy(load_policy(spec), Guard(sees_red))
-        patch.setattr(drives, "load_policy", lambda spec: guarded)
+        patch.setattr(drives, "new_guard", lambda spec: Guard(sees_red))
         patch.setattr(drives.DrivingWorld, "is_over", property(lambda world: world.time >= 4.0))
         drive_scene(spec, options, folder / NAME, 1)
     return folder

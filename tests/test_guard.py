@@ -265,6 +265,9 @@ def test_the_check_counts_answers_and_interventions(images):
     row = {
         **{camera: images[camera] for camera in CAMERAS},
         "speed": 8.0,
+        "command": "go straight",
+        "ego_history": [[-4.0 * step, 0.0, 0.0] for step in (4, 3, 2, 1)],
+        "ego_history_mask": [True] * 4,
         "ego_future": [[*point, 0.0] for point in STRAIGHT.tolist()],
         "ego_future_mask": [True] * 6,
         "qa": [{"question": SIGNAL_QUESTION, "answer": "Red light."}, {"question": "Why?", "answer": "Red."}],

@@ -33,6 +33,7 @@ DRIVEN = {
     "ego_history_mask": [True] * 4,
     "ego_future": [[1.0, 0.0, 0.0]] * 6,
     "ego_future_mask": [True] * 6,
+    "scenario": None,
 }
 
 

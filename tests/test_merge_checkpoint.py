@@ -30,7 +30,7 @@ from modeling_smoldriver import SmolDriverForConditionalGeneration
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
 from recipes import merge_checkpoint, sft_qlora
 from recipes.evaluation.provenance import check_leakage
-from recipes.push_to_hub import model_files
+from recipes.evaluation.publishing import model_files
 from recipes.training.loading import load_model
 from recipes.training.manifest import read_training_manifest
 

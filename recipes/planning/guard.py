@@ -62,7 +62,9 @@ def read_safe_action(answer: str) -> str | None:
         return GO
     if re.search(r"\bdecelerate|without braking\b", text):
         return SLOW
-    return STOP if re.search(r"\b(brake|stop|remain stationary)\b", text) else None
+    if re.search(r"\b(brake|stop|remain stationary)\b", text):
+        return STOP
+    return SLOW if re.search(r"\bslow down\b", text) else None
 
 
 def read_yes_no(answer: str) -> bool | None:
