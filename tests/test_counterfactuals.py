@@ -33,7 +33,7 @@ from recipes.evaluate_pairs import BASELINES
 from recipes.planning.scored_frames import ego_input
 from recipes.training.manifest import TrainingManifest
 
-SEED, SCENES, WIDTH, HEIGHT = 1009, 6, 96, 54
+SEED, SCENES, WIDTH, HEIGHT = 1000, 6, 96, 54
 SAME = ("timestamp", "ego_history", "ego_history_mask", "speed", "command", "command_source", "scene_token")
 
 
