@@ -139,9 +139,15 @@ def drive_all(
         yield from map(drive, missing)
         return
     spawn = multiprocessing.get_context("spawn")
-    end_with_us = {"initializer": die_with_parent, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, **end_with_us) as pool:
+    begins = {"initializer": begin_worker, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, **begins) as pool:
         yield from pool.map(drive, missing)
+
+
+def begin_worker(parent: int) -> None:
+    """One thread per worker: more would only wait for each other. Torch, which is not loaded yet, reads it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    die_with_parent(parent)
 
 
 def is_driven(options: DriveOptions, folder: Path, index: int) -> bool:
