@@ -146,7 +146,7 @@ def write_words(panel, drive: Drive, moment: Moment, answers: list[Answered]) ->
         y = lines(panel, y, answered.answer or "(no answer)", color=INK, fontsize=10.5, weight="bold") + 10
     if moment.guard is not None:
         state = f"guard: brakes for {moment.guard}" if moment.guard else "guard: lets the plan be"
-        text = f"{state}; {moment.interventions} interventions until now"
+        text = f"{state}; interventions until now: {moment.interventions}"
         y = lines(panel, y, text, color=ALARM if moment.guard else INK, fontsize=10) + 8
     for event, _ in moment.events[-4:]:
         text = f"{event.time:.1f} s: {words_of(event)}"
