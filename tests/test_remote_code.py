@@ -283,9 +283,10 @@ def test_old_auto_class_has_a_drop_in(saved):
 
 def test_folder_goes_between_transformers_4_and_5_and_back(saved, pytestconfig, tmp_path):
     newer = transformers.__version__ >= "5"
-    other = pytestconfig.rootpath / (".venv-legacy" if newer else ".venv") / "bin" / "python"
-    if not other.is_file():
-        pytest.skip(f"no second environment at {other.parents[1].name}: make test-legacy sets it up")
+    environment = pytestconfig.rootpath / (".venv-legacy" if newer else ".venv")
+    if not (environment / ".ready").is_file():
+        pytest.skip(f"no second environment at {environment.name}: make test-legacy sets it up")
+    other = environment / "bin" / "python"
     result, logits = run_clean(other, saved["folder"], tmp_path / "there", saved=saved["root"] / "from_other")
     assert (result["version"] < "5") == newer
     assert_same(logits["AutoModelForImageTextToText"], saved["logits"])
