@@ -26,7 +26,7 @@ class Runtime:
 
 
 def ask_side_by_side(runtimes: list[Runtime], processor, asked: Asked, settings: Settings) -> None:
-    """Every runtime answers a frame before the next frame, so that other work on the machine slows all alike."""
+    """All runtimes answer one frame before the next, so that other work on the machine slows all alike."""
     asking = {
         (runtime.name, control): ModelAnswers(
             Contestant(runtime.name, control), runtime.model, processor, asked.rows, settings
