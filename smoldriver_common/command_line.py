@@ -1,6 +1,7 @@
 """What every command line of the project does alike."""
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -74,20 +75,22 @@ def stopped_in_one_line(program: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the program with one line, exit code 130 or 143, and no process left behind.
 
     Wrap what the main thread does. A library may swallow the exception that the signal raises, and the run would go
-    on: `GRACE` seconds later the process ends in any case.
+    on: `GRACE` seconds later the process ends in any case. What others print as errors after the signal is dropped:
+    Python's own line about an exception in a `__del__`, a thread whose worker is gone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner, received = os.getpid(), []
+    owner, received, terminal = os.getpid(), [], []
 
     def stop(number: int, frame) -> None:
         if os.getpid() != owner:  # a worker that was forked from it: its parent knows
             os._exit(0)
         if not received:
             received.append(number)
+            terminal.append(_silence_errors())
             kill_children()
-            threading.Thread(target=_end_for_good, args=(program, number), daemon=True).start()
+            threading.Thread(target=_end_for_good, args=(program, number, *terminal), daemon=True).start()
         raise Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -98,24 +101,32 @@ def stopped_in_one_line(program: str) -> Iterator[None]:
             raise
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(program, received[0])
+        _end(program, received[0], *terminal)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _end_for_good(program: str, number: int) -> None:
+def _silence_errors() -> int:
+    """Standard error becomes nothing; returns a descriptor of what it was."""
+    was = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    return was
+
+
+def _end_for_good(program: str, number: int, terminal: int) -> None:
     time.sleep(GRACE)
-    _end(program, number)
+    _end(program, number, terminal)
 
 
-def _end(program: str, number: int) -> None:
+def _end(program: str, number: int, terminal: int) -> None:
     """The process and its children end here, without what a normal end waits for: threads, queues, workers."""
     kill_children()
     name = signal.Signals(number).name
-    try:
+    with contextlib.suppress(Exception):  # the signal may have come within a write
         sys.stdout.flush()
-        sys.stderr.write(f"\n{program}: stopped by {name}; the same command resumes or starts again\n")
-        sys.stderr.flush()
-    finally:
-        os._exit(128 + number)
+    with contextlib.suppress(OSError):
+        os.write(terminal, f"\n{program}: stopped by {name}; the same command resumes or starts again\n".encode())
+    os._exit(128 + number)
