@@ -112,6 +112,7 @@ def test_efficiency_is_the_share_of_the_traffics_speed():
             ratios.append(500.0 / (sum(speeds) / len(speeds)))
     assert efficiency(scene_of()) == pytest.approx(sum(ratios) / len(ratios))
     assert efficiency(scene_of(traffic_speeds=[None, None])) is None
+    assert efficiency(scene_of(traffic_speeds=[0.0, 1e-12])) is None  # it waits at a light
 
 
 def test_intervals_and_paired_differences_are_over_scenes():

@@ -14,6 +14,7 @@ FACTORS = {"pedestrian": 0.5, "vehicle": 0.6, "thing": 0.65, "red light": 0.7}
 SUCCESS_PROGRESS = 0.8
 CHECKPOINTS = 20
 WINDOW_SECONDS = 1.0  # of comfort: 20 moments at 20 Hz
+CRAWL = 0.1  # m/s: traffic that is slower stands, and nobody is measured by it
 STANDSTILL = 0.5  # metres: an expert that moves less gives no measure of progress
 OUTSIDE = 0.05  # metres: less is not an infraction
 UNITS = {"driving_score": 100.0, "efficiency": None}  # the highest value; None: open; all others: 1
@@ -152,7 +153,7 @@ def failure_of(scene):
 
 def efficiency(scene):
     """Mean over the checkpoints of 100 x mean speed of the ego / mean speed of the traffic near it since the last
-    checkpoint. A checkpoint comes after each 1/20 of the expert's way; None where no traffic was near."""
+    checkpoint. A checkpoint comes after each 1/20 of the expert's way; None where no traffic drove near."""
     motion = np.asarray(scene.motion, dtype=float)
     way = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(motion[:, :2], axis=0).T))])
     every = max(scene.expert_metres, STANDSTILL) / CHECKPOINTS
@@ -164,7 +165,7 @@ def efficiency(scene):
         inside = stretch == number
         around = traffic[np.unique(places[inside])] if len(traffic) else traffic
         around = around[~np.isnan(around)]
-        if len(around) and around.mean() > 0:
+        if len(around) and around.mean() > CRAWL:
             ratios.append(100.0 * motion[inside, 3].mean() / around.mean())
     return float(np.mean(ratios)) if ratios else None
 
