@@ -55,13 +55,14 @@ def plan_from_tokens(
 
 def make_plans(planner_folder: Path, scenes: Path, cache: Path, output: Path) -> None:
     """Raises FileNotFoundError, ValueError: see `load_planner`, `load_frames` and `check_leakage`."""
-    digest = weights_digest(planner_folder)
-    if (output / PLANS_FILE).is_file() and read_plans(output).record.weights_sha256 == digest:
-        return
-    frames = load_frames(scenes, SPLIT)
+    frames, digest, name = load_frames(scenes, SPLIT), weights_digest(planner_folder), planner_folder.name
+    tokens = [frame.token for frame in frames.frames]
+    if (output / PLANS_FILE).is_file():
+        kept = read_plans(output)
+        if (kept.record.weights_sha256, kept.frame_tokens) == (digest, tokens):
+            return
     leakage = check_leakage(planner_folder, frames.scene_tokens, SPLIT)
     planner = load_planner(str(planner_folder))
-    name = planner_folder.name
     plans = plan_from_tokens(planner, str(scenes), frames, cache)
     settings = PlanSettings(model=str(planner_folder), name=name, scenes=str(scenes), split=SPLIT)
     record = PlansRecord(
@@ -73,7 +74,7 @@ def make_plans(planner_folder: Path, scenes: Path, cache: Path, output: Path) ->
         ego=frames.ego,
         weights_sha256=digest,
     )
-    write_plans(output, Plans(record, [frame.token for frame in frames.frames], frames.scene_tokens, {name: plans}))
+    write_plans(output, Plans(record, tokens, frames.scene_tokens, {name: plans}))
     print(f"{name}: {len(plans)} plans for {scenes}")
 
 
