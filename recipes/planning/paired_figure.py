@@ -37,9 +37,12 @@ def draw_comparisons(results: list[Comparison], reference: str, path: Path) -> N
 
 
 def draw_panel(axes, compared: list[Comparison]) -> None:
+    if not compared:
+        axes.text(0.5, 0.5, "no difference\nor too few scenes", ha="center", va="center", transform=axes.transAxes)
     for place, one in enumerate(compared):
         low, high = one.interval
         reach = [[one.difference - low], [high - one.difference]]
         axes.bar(place, one.difference, yerr=reach, capsize=5, width=0.6, color=COLOURS[low > 0 or high < 0])
-    axes.set_xticks(range(len(compared)), [one.name for one in compared], fontsize=8)
+    axes.set_xticks(range(len(compared)), [one.name.replace(", ", ",\n") for one in compared], fontsize=8)
+    axes.set_xlim(-0.6, max(len(compared), 3) - 0.4)
     axes.axhline(0.0, color="black", linewidth=0.8)

@@ -9,8 +9,8 @@ python recipes/tiny/guidance.py --demo outputs/demo --output-dir outputs/guidanc
 
 Each gets three fresh heads (seeds 0, 1, 2), the same for all, and imitates the expert. More heads on `pretrained` and
 `questions` learn without the frames in which a pedestrian crosses within 3 s, which some of the questions were about:
-do they brake for pedestrians all the same? (Blocked lanes are in half as many scenes, and for these the expert brakes
-or changes lanes; for a pedestrian it can only brake.)
+do they brake for pedestrians all the same? (Blocked lanes are in half as many scenes, and there the expert brakes or
+changes lanes; for pedestrians it only brakes.)
 
 The table has the distance to the expert, the response to counterfactual pairs and the closed loop, in worlds that
 nobody has seen: the mean over the seeds, and the difference from `pretrained` by scene with its 95% interval.
@@ -45,8 +45,8 @@ from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_li
 from smoldriver_common.whole_files import write_json
 
 FULL = {"scenes": 400, "every": 2, "frames": 3000, "tower_steps": 700, "vision_steps": 400, "steps": 1000, "seeds": 3}
-FULL |= {"unseen": {"scenes": 240, "every": 4}, "pair_scenes": 80, "drives": 100, "left_out_drives": 60}
-SHORT = {"scenes": 40, "every": 8, "frames": 100, "tower_steps": 20, "vision_steps": 2, "steps": 8, "seeds": 1}
+FULL |= {"unseen": {"scenes": 240, "every": 4}, "pair_scenes": 80, "drives": 80, "left_out_drives": 60}
+SHORT = {"scenes": 56, "every": 8, "frames": 100, "tower_steps": 20, "vision_steps": 2, "steps": 8, "seeds": 1}
 SHORT |= {"unseen": {"scenes": 16, "every": 8}, "pair_scenes": 3, "drives": 3, "left_out_drives": 3}
 ENCODERS = ("pretrained", "transfer", "questions", "joint")
 REFERENCE, NOT_TAUGHT = "pretrained", ("pretrained", "questions")
@@ -139,7 +139,7 @@ def main():
         write_json(out / "guidance.json", [asdict(one) for one in results + left_out])
         shown = [one for one in results if one.subset == "all" and one.measure not in UNSHOWN] + left_out
         draw_comparisons(shown, REFERENCE, out / "guidance.png")
-        print(comparison_table(shown, REFERENCE))
+        print(comparison_table(shown, REFERENCE), f"taught: with the frames of {LEFT_OUT}", sep="\n")
 
 
 if __name__ == "__main__":
