@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from data_scripts.synthesize_world import MAX_SEED, image_size
 from data_scripts.world.folder import WORLD_VERSION, read_world
+from data_scripts.world.scenarios import SCENARIOS
 from recipes.driving.collect import begin_rows, finish_rows
-from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_all, read_records, scenes_of
+from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_all, read_records, scenes_in, scenes_of
 from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec, guarded_policies
 from recipes.driving.tables import guard_table, report, times_per_plan
 from recipes.planning.guard import RATE
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--policies", nargs="*", choices=UNTRAINED, default=list(UNTRAINED), help="who drives beside them")
     add("--blind-rows", type=Path, help="prepared planning folder on which the blind ego status policy is trained")
     add("--scenes", type=whole_number(), default=100)
+    add("--scenario", choices=SCENARIOS, help="drive only scenes where the ego has to deal with this")
     add("--seed", type=whole_number(0, MAX_SEED), default=9001, help="of the world: not one that was trained on")
     add("--world", type=Path, help="the world that was trained in: its picture size is taken, its seed is refused")
     add("--image-size", type=image_size, default=(160, 90), help="WIDTHxHEIGHT of the pictures, without --world")
@@ -97,7 +99,8 @@ def policies(arguments: argparse.Namespace) -> list[PolicySpec]:
 
 
 def drive(arguments: argparse.Namespace) -> None:
-    output, indices, specs = arguments.output_dir, list(range(arguments.scenes)), policies(arguments)
+    output, specs = arguments.output_dir, policies(arguments)
+    indices = scenes_in(arguments.seed, arguments.scenes, arguments.scenario)
     options = DriveOptions(arguments.seed, arguments.image_size, not arguments.no_plans)
     source = {"world_version": WORLD_VERSION, "seed": options.seed, "image_size": list(options.image_size)}
     if arguments.collect is not None:

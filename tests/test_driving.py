@@ -15,11 +15,21 @@ from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.drive import Diverged, DrivingWorld
 from data_scripts.world.nuscenes import image_file
 from data_scripts.world.road import GO_STRAIGHT
+from data_scripts.world.scenarios import CROSSING_PEDESTRIAN
 from data_scripts.world.simulation import SAMPLES_PER_SCENE, simulate_scene
 from data_scripts.world.vehicle import MAX_ACCELERATION, MIN_ACCELERATION, Car, PlanFollower
 from recipes.build_planner import make_planner
 from recipes.drive import main
-from recipes.driving.drives import DriveOptions, begin_folder, drive_all, drive_scene, read_records, scenes_of
+from recipes.driving.drives import (
+    DriveOptions,
+    begin_folder,
+    drive_all,
+    drive_scene,
+    read_all_records,
+    read_records,
+    scenes_in,
+    scenes_of,
+)
 from recipes.driving.judge import SceneJudge, replayed_scores
 from recipes.driving.policies import CONSTANT_VELOCITY, EXPERT, LANE_FOLLOWER, PolicySpec, load_policy
 from recipes.driving.tables import report
@@ -244,6 +254,22 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(model_folder, tmp_path,
             main()
         assert str(ended.value).startswith("drive: ") and message in str(ended.value)
         assert not list((tmp_path / "out").glob("*/scene-*.json"))
+
+
+def test_scenes_of_a_scenario_have_it_once_a_policy_drives(monkeypatch, tmp_path, capsys):
+    assert scenes_in(SEED, 3, None) == [0, 1, 2]
+    chosen = scenes_in(SEED, 2, CROSSING_PEDESTRIAN)
+    for index in range(chosen[-1] + 1):
+        active = simulate_scene(SEED, index).active[4:]
+        assert (index in chosen) == any(CROSSING_PEDESTRIAN in names for names in active)
+    command = ["drive.py", "--scenario", CROSSING_PEDESTRIAN, "--scenes", 2, "--seed", SEED, "--image-size", "96x54"]
+    command += ["--policies", LANE_FOLLOWER, "--no-plans", "--output-dir", tmp_path]
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
+    main()
+    records = read_all_records(tmp_path / LANE_FOLLOWER)
+    assert [record["index"] for record in records] == chosen
+    assert all(CROSSING_PEDESTRIAN in record["scenarios"] for record in records)
+    assert json.loads((tmp_path / "scores.json").read_text())["scenes"] == 2
 
 
 @pytest.fixture(scope="module")

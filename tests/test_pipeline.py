@@ -134,19 +134,21 @@ def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch,
     assert not (tmp_path / "run").exists()
 
 
-def test_the_drive_demo_s_steps_are_scripts_with_these_options_in_worlds_of_their_own(tmp_path, pytestconfig):
-    steps = drive_demo.steps_of(tmp_path / "run", tmp_path / "demo", 7, drive_demo.SHORT)
+@pytest.mark.parametrize(("run", "last"), [(drive_demo, ["drives", "picture"]), (guidance, ["questions-plans"])])
+def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_own(run, last, tmp_path, pytestconfig):
+    steps = run.steps_of(tmp_path / "run", tmp_path / "demo", 7, run.FULL)
     names = [step.name for step in steps]
-    assert names[:2] == ["world", "scenes"] and names[-2:] == ["drives", "picture"]
-    assert set(drive_demo.TABLES) < set(names) and len(set(names)) == len(names)
+    assert names[:2] == ["world", "scenes"] and names[-len(last) :] == last
+    assert len(set(names)) == len(names)
+    assert run is not drive_demo or set(drive_demo.TABLES) < set(names)
     seeds, shared = [], (pytestconfig.rootpath / "data_scripts" / "prepare_drivelm.py").read_text(encoding="utf-8")
     for step in steps:
         script, *options = map(str, step.command)
         text = shared + (pytestconfig.rootpath / script).read_text(encoding="utf-8")
-        if script != "recipes/train_planner.py":
+        if script not in ("recipes/train_planner.py", "recipes/distill_vision.py"):
             assert not [option for option in options if option.startswith("--") and f'"{option}"' not in text], script
             seeds += [int(seed) for name, seed in zip(options, options[1:], strict=False) if name == "--seed"]
-    assert len(set(seeds) - {0, 7}) == 3
+    assert len(set(seeds) - {0, 1, 2, 7}) == 3
 
 
 def test_a_run_in_progress_is_not_started_twice(out):

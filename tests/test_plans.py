@@ -22,7 +22,7 @@ from recipes import build_planner, evaluate_planner, push_to_hub, score_plans
 from recipes.evaluation.predictions import content_digest
 from recipes.metrics.planning.plan_scores import paired_differences
 from recipes.metrics.planning.protocols import frame_statistics
-from recipes.planning import plan_making
+from recipes.planning import plan_heads, plan_making
 from recipes.planning.blind_planner import BlindTraining, features_tensor, train_blind_planner
 from recipes.planning.ego_rules import (
     acceleration,
@@ -262,6 +262,29 @@ def test_every_table_names_its_frames_and_scenes_and_shows_everyone(evaluated):
     html = (evaluated / "report.html").read_text()
     assert all(name in html for name in (*CONTROLS, "expert", "data:image/png;base64,"))
     assert (evaluated / "figures" / "birds_eye.png").stat().st_size > 10_000
+
+
+def test_heads_plan_from_kept_tokens_what_they_plan_from_pictures(evaluated, planner, rows, tmp_path, capsys):
+    other = shutil.copytree(planner, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"way.bias": weights["way.bias"] + 1.0}, other / "model.safetensors", {"format": "pt"})
+    options = ["--planners", planner, other, "--scenes", rows, "--feature-cache", tmp_path / "frames"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(map(str, ["plan_heads.py", *options, "--output-dir", tmp_path / "plans"])))
+        plan_heads.main()
+        assert len(list((tmp_path / "frames").iterdir())) == 1  # one vision model
+        assert capsys.readouterr().out.count("11 plans for") == 2
+        plan_heads.main()
+        assert "plans for" not in capsys.readouterr().out  # kept
+        save_file(weights, other / "model.safetensors", {"format": "pt"})
+        plan_heads.main()
+        assert capsys.readouterr().out.count("other: 11 plans for") == 1
+    expected = read_plans(evaluated)
+    for name in (planner.name, "other"):
+        made = read_plans(tmp_path / "plans" / name / rows.name)
+        assert (made.frame_tokens, made.scene_tokens) == (expected.frame_tokens, expected.scene_tokens)
+        assert np.allclose(made.plans[name], expected.plans["planner"], atol=0.1)  # tokens are rounded to bfloat16
+        assert np.ptp(made.plans[name]) > 1.0
 
 
 def test_plans_scored_again_give_the_same_file(evaluated, tmp_path):

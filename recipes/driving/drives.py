@@ -12,10 +12,12 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from data_scripts.schema import shard_path
 from data_scripts.world.drive import Diverged, DrivingWorld, Observation
 from data_scripts.world.folder import WORLD_VERSION
+from data_scripts.world.simulation import SAMPLE_SECONDS, simulate_scene
 from recipes.driving.collect import SPLIT, recovery_row, write_scene_shard
 from recipes.driving.judge import SceneJudge, replayed_scores
 from recipes.driving.policies import PLANNER, Policy, PolicySpec, load_policy, new_guard
@@ -129,6 +131,24 @@ def record_file(folder: Path, index: int) -> Path:
     return folder / f"scene-{index:05d}.json"
 
 
+def scenes_in(seed: int, count: int, scenario: str | None) -> list[int]:
+    """Numbers of the first scenes of a world.
+
+    Args:
+        scenario: of SCENARIOS: only scenes where the scene's own driver has to deal with it once a policy would drive.
+    """
+    if scenario is None:
+        return list(range(count))
+    begin, found, index = round(EXPERT_SECONDS / SAMPLE_SECONDS), [], 0
+    with tqdm(total=count, unit=" scenes", desc=f"finding {scenario}", disable=None) as progress:
+        while len(found) < count:
+            if any(scenario in names for names in simulate_scene(seed, index).active[begin:]):
+                found.append(index)
+                progress.update()
+            index += 1
+    return found
+
+
 def drive_all(
     spec: PolicySpec, options: DriveOptions, folder: Path, indices: list[int], workers: int
 ) -> Iterator[None]:
@@ -205,6 +225,11 @@ def digest_of_files(files: list[Path]) -> str:
 
 def read_records(folder: Path, indices: list[int]) -> list[dict]:
     return [json.loads(record_file(folder, index).read_text(encoding="utf-8")) for index in indices]
+
+
+def read_all_records(folder: Path) -> list[dict]:
+    """Every record of a policy's folder, in the order of the scenes."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("scene-*.json"))]
 
 
 def scenes_of(records: list[dict]) -> list[DrivenScene]:

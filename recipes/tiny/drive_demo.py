@@ -22,6 +22,7 @@ from recipes.tiny.pipeline import (
     LOGS,
     Step,
     open_run_after_demo,
+    pairs_step,
     planner_build_step,
     planner_training_step,
     planning_world_steps,
@@ -63,12 +64,6 @@ def planner_steps(
         planner_training_step(built, trained, out, size, seed=0, seconds=65),
         plans_step(name, trained, out / "scenes", out / f"{name}-plans", seconds, *options),
     ]
-
-
-def pairs_step(out: Path, size: dict, seed: int) -> Step:
-    """Moments that differ in one thing."""
-    command = ["data_scripts/make_counterfactuals.py", "--scenes", size["pair_scenes"], "--seed", seed]
-    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=30)
 
 
 def pair_scores_step(out: Path) -> Step:

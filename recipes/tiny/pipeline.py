@@ -266,17 +266,23 @@ def world_steps(out: Path, scenes: int, every: int, seed: int) -> list[Step]:
     ]
 
 
-def planning_world_steps(out: Path, size: dict, seed: int, *json: Path | str) -> list[Step]:
+def planning_world_steps(out: Path, size: dict, seed: int, *options: Path | str, prefix: str = "") -> list[Step]:
     """A synthetic world of `size["scenes"]` with a key frame every `size["every"]` half seconds, and its rows with ego
-    motion; `json`: options of the preparation."""
-    world, frames = out / "world", 40 * size["scenes"] // size["every"]
+    motion, in `<prefix>world` and `<prefix>scenes`; `options`: of the preparation."""
+    world, scenes, frames = out / f"{prefix}world", out / f"{prefix}scenes", 40 * size["scenes"] // size["every"]
     make = ["data_scripts/synthesize_world.py", "--output-dir", world, "--scenes", size["scenes"], "--seed", seed]
     make += ["--frames-every", size["every"], "--workers", 2]
-    prepare = ["data_scripts/prepare_planning.py", "--nuscenes", world, *json, "--output-dir", out / "scenes"]
+    prepare = ["data_scripts/prepare_planning.py", "--nuscenes", world, *options, "--output-dir", scenes]
     return [
-        Step("world", make, seconds=round(0.0065 * frames), done=world / WORLD_FILE),
-        Step("scenes", [*prepare, "--workers", 2], seconds=round(0.003 * frames)),
+        Step(world.name, make, seconds=round(0.0065 * frames), done=world / WORLD_FILE),
+        Step(scenes.name, [*prepare, "--workers", 2], seconds=round(0.003 * frames)),
     ]
+
+
+def pairs_step(out: Path, size: dict, seed: int) -> Step:
+    """Moments that differ in one thing."""
+    command = ["data_scripts/make_counterfactuals.py", "--scenes", size["pair_scenes"], "--seed", seed]
+    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=round(0.6 * size["pair_scenes"]))
 
 
 def planner_build_step(planner: Path, smoldriver: Path, seed: int) -> Step:
@@ -285,11 +291,13 @@ def planner_build_step(planner: Path, smoldriver: Path, seed: int) -> Step:
     return Step(planner.name, command, seconds=10, result=planner)
 
 
-def planner_training_step(built: Path, trained: Path, out: Path, size: dict, seed: int, seconds: int) -> Step:
+def planner_training_step(
+    built: Path, trained: Path, out: Path, size: dict, seed: int, seconds: int, *more: str
+) -> Step:
     """Imitation on the rows of `out`. Planners on one vision model share their visual tokens in `<out>/frames`."""
     options = ("--scenes", out / "scenes", "--feature_cache", out / "frames", "--max_steps", size["steps"])
     config, script = f"{CONFIGS}/planner_imitation.yaml", "recipes/train_planner.py"
-    return training_step(trained.name, script, config, built, trained, seconds, *options, "--seed", seed)
+    return training_step(trained.name, script, config, built, trained, seconds, *options, "--seed", seed, *more)
 
 
 def plans_step(name: str, planner: Path, scenes: Path, plans: Path, seconds: int, *options) -> Step:

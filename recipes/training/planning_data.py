@@ -167,7 +167,7 @@ def _encoded(planner, sources, evaluation, args, cache, leave_out) -> PlanningDa
     left_out, tables = LeftOut(), []
     for source in sources:
         taught = _taught(source.rows, leave_out, left_out)
-        tables.append((source, _view_tokens(planner, source, cache), taught))
+        tables.append((source, view_tokens(planner, source, cache), taught))
     sizes = GuidanceSizes()
     targets = [{} for _ in sources]
     if args.distils:
@@ -189,7 +189,7 @@ def _encoded(planner, sources, evaluation, args, cache, leave_out) -> PlanningDa
     if evaluation is not None:
         ego = ego_tensors(evaluation.rows.select_columns(list(EGO_COLUMNS)), planner)
         taught = _taught(evaluation.rows)
-        shards = _view_tokens(planner, evaluation, cache)
+        shards = view_tokens(planner, evaluation, cache)
         held_out = EncodedFrames(shards, ego, evaluation.rows["frame_token"], taught)
     set_seed(args.seed)
     return PlanningData(GuidedPlanner(planner, sizes), joined(train), held_out, stack_frames, left_out)
@@ -209,7 +209,10 @@ def _taught(rows: Dataset, leave_out: str | None = None, left_out: LeftOut | Non
     return taught
 
 
-def _view_tokens(planner: SmolDriverForTrajectoryPrediction, source: PlanningSource, cache: Path) -> list[dict]:
+def view_tokens(planner: SmolDriverForTrajectoryPrediction, source: PlanningSource, cache: Path) -> list[dict]:
+    """The visual tokens of all rows, in shards as [`EncodedFrames`] takes them. `cache` keeps them for all planners on
+    one vision model."""
+
     @torch.no_grad()
     def encode(rows: list[dict]) -> dict[str, torch.Tensor]:
         images = [{camera: row[camera] for camera in planner.processor.cameras} for row in rows]
