@@ -66,6 +66,10 @@ class PlannerTrainingConfig(SmolDriverTrainingConfig):
     head_dropout: float | None = field(
         default=None, metadata={"help": "Dropout of the flattened tokens; default: as the planner was built."}
     )
+    lateral_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of errors to the side in the loss; default: as the planner was built, 1."},
+    )
     # What trains
     train_vision: bool = field(
         default=False,
@@ -92,6 +96,7 @@ class PlannerTrainingConfig(SmolDriverTrainingConfig):
         super().__post_init__()
         for name in ("joint_weight", "hidden_states_weight", "answers_weight"):
             check_range(name, getattr(self, name), least=0)
+        check_range("lateral_weight", self.lateral_weight, least=0)
         check_range("questions_per_scene", self.questions_per_scene, least=1)
         check_range("max_pack_length", self.max_pack_length, least=1)
         for name in ("status_dropout", "head_dropout"):
@@ -493,7 +498,8 @@ class SmolDriverPlannerTrainer(CarefulTrainerMixin, Trainer):
 
     def __init__(self, model: GuidedPlanner, args: PlannerTrainingConfig, data_collator: Callable, **kwargs):
         planner = model.planner
-        for name, value in (("status_dropout", args.status_dropout), ("dropout", args.head_dropout)):
+        chosen = ("status_dropout", args.status_dropout), ("dropout", args.head_dropout)
+        for name, value in (*chosen, ("lateral_weight", args.lateral_weight)):
             if value is not None:
                 setattr(planner.config, name, value)
         planner.dropout.p = planner.config.dropout

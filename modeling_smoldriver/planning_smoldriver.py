@@ -60,6 +60,7 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         history_moments (`int`): moments of the history.
         status_dropout (`float`): share of the rows, in training, from which the ego inputs are withheld.
         dropout (`float`): of the flattened tokens and in the decoder, in training.
+        lateral_weight (`float`): of errors to the side in the loss; errors along the way have 1.
         initializer_range (`float`): standard deviation of fresh embeddings.
 
     Raises:
@@ -91,6 +92,7 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         history_moments: int = 4,
         status_dropout: float = 0.5,
         dropout: float = 0.1,
+        lateral_weight: float = 1.0,
         initializer_range: float = 0.02,
         **kwargs,
     ):
@@ -112,6 +114,7 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         self.history_moments = history_moments
         self.status_dropout = status_dropout
         self.dropout = dropout
+        self.lateral_weight = lateral_weight
         self.initializer_range = initializer_range
         self._check()
         super().__init__(**kwargs)
@@ -133,7 +136,7 @@ class SmolDriverPlannerConfig(PretrainedConfig):
         for name in (*sizes, "num_waypoints", "num_proposals", "history_moments"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seconds_per_waypoint", "num_decoder_layers"):
+        for name in ("seconds_per_waypoint", "num_decoder_layers", "lateral_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         for name in ("status_dropout", "dropout"):
@@ -394,7 +397,7 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
         best = scores.argmax(-1)
         loss = None
         if ego_future is not None:
-            loss = imitation_loss(proposals, scores, ego_future, ego_future_mask)
+            loss = imitation_loss(proposals, scores, ego_future, ego_future_mask, self.config.lateral_weight)
         return SmolDriverTrajectoryOutput(
             loss=loss,
             waypoints=proposals[torch.arange(len(best), device=best.device), best],
@@ -515,7 +518,11 @@ class SmolDriverForTrajectoryPrediction(SmolDriverPlannerPreTrainedModel):
 
 
 def imitation_loss(
-    proposals: torch.Tensor, scores: torch.Tensor, future: torch.Tensor, mask: torch.Tensor | None
+    proposals: torch.Tensor,
+    scores: torch.Tensor,
+    future: torch.Tensor,
+    mask: torch.Tensor | None,
+    lateral_weight: float = 1.0,
 ) -> torch.Tensor:
     """L1 of the nearest proposal in metres, and the cross-entropy of its score.
 
@@ -524,10 +531,11 @@ def imitation_loss(
         scores (`torch.Tensor` of shape `(batch, M)`): logits.
         future (`torch.Tensor` of shape `(batch, waypoints, 2)`): metres.
         mask (`torch.Tensor` of shape `(batch, waypoints)`, *optional*): which waypoints count; None: all.
+        lateral_weight (`float`): w below.
 
     Returns:
-        The mean over all waypoints that count of |dx| + |dy| of the nearest proposal; with several proposals also the
-        mean over the rows with such a waypoint of the cross-entropy.
+        The mean over all waypoints that count of |dx| + w |dy| of the nearest proposal; with several proposals also
+        the mean over the rows with such a waypoint of the cross-entropy.
 
     Raises:
         ValueError: a future of another shape.
@@ -538,7 +546,8 @@ def imitation_loss(
             f" got {tuple(future.shape)}"
         )
     mask = torch.ones(future.shape[:2], device=future.device) if mask is None else mask.float()
-    errors = (proposals - future.unsqueeze(1)).abs().sum(-1) * mask.unsqueeze(1)  # (batch, proposal, waypoint)
+    weights = torch.tensor([1.0, lateral_weight], device=proposals.device)
+    errors = ((proposals - future.unsqueeze(1)).abs() @ weights) * mask.unsqueeze(1)  # (batch, proposal, waypoint)
     nearest = errors.detach().sum(-1).argmin(-1)
     chosen = errors[torch.arange(len(errors), device=errors.device), nearest]
     loss = chosen.sum() / mask.sum().clamp_min(1.0)

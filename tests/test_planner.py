@@ -512,6 +512,8 @@ def test_loss_equals_one_written_by_hand():
     assert loss.item() == pytest.approx(distance + sum(picked) / 2, rel=1e-6)
     one = imitation_loss(proposals[:, :1], scores[:, :1], future, mask)
     assert one.item() == pytest.approx((1.0 + (1.0 + 1.5) + (2.5 + 2.0)) / 3, rel=1e-6)
+    sideways = imitation_loss(proposals[:, :1], scores[:, :1], future, mask, lateral_weight=3.0)
+    assert sideways.item() == pytest.approx((0.5 + 3 * 0.5 + 1.0 + 3 * 1.5 + 2.5 + 3 * 2.0) / 3, rel=1e-6)
     nothing = imitation_loss(proposals, scores, future, torch.zeros(2, 2))
     assert nothing.item() == 0
     half = imitation_loss(proposals, scores, future, torch.tensor([[False, False], [True, True]]))

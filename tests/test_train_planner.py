@@ -199,7 +199,10 @@ def test_cache_is_shared_by_runs_and_made_again_if_cut_short_or_of_other_weights
 
 def test_waypoints_beyond_the_scene_carry_no_gradient(options, built):
     planner = SmolDriverForTrajectoryPrediction.from_pretrained(built)
-    trainer, _ = train_planner.load(*parsed({**options, "head_dropout": 0.0, "status_dropout": 0.0}))
+    trainer, _ = train_planner.load(
+        *parsed({**options, "head_dropout": 0.0, "status_dropout": 0.0, "lateral_weight": 2.0})
+    )
+    assert trainer.model.planner.config.lateral_weight == 2.0
     batch = trainer.data_collator([trainer.train_dataset[0]])
     loss = trainer.compute_loss(trainer.model, dict(batch))
     loss.backward()
@@ -439,6 +442,7 @@ def test_planner_of_other_cameras_is_refused(options, model_folder, tmp_path, pr
         ({"joint_weight": 1.0, "answers_weight": 1.0, "teacher_model": "x"}, "give one or the other"),
         ({"answers_weight": -1.0, "teacher_model": "x"}, "answers_weight=-1.0 must be at least 0"),
         ({"status_dropout": 1.5}, "status_dropout=1.5 must be between 0 and 1"),
+        ({"lateral_weight": -1}, "lateral_weight=-1"),
         ({"train_visual_tokens": [4]}, "train_visual_tokens is for the questions"),
         ({"hidden_states_weight": 1.0, "teacher_model": "x", "train_vision": True}, "frozen vision model"),
     ],

@@ -45,7 +45,7 @@ from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_li
 from smoldriver_common.whole_files import write_json
 
 FULL = {"scenes": 400, "every": 2, "frames": 3000, "tower_steps": 700, "vision_steps": 400, "steps": 1000, "seeds": 3}
-FULL |= {"unseen": {"scenes": 240, "every": 4}, "pair_scenes": 80, "drives": 80, "left_out_drives": 60}
+FULL |= {"unseen": {"scenes": 240, "every": 4}, "pair_scenes": 80, "drives": 50, "left_out_drives": 40}
 SHORT = {"scenes": 56, "every": 8, "frames": 100, "tower_steps": 20, "vision_steps": 2, "steps": 8, "seeds": 1}
 SHORT |= {"unseen": {"scenes": 16, "every": 8}, "pair_scenes": 3, "drives": 3, "left_out_drives": 3}
 ENCODERS = ("pretrained", "transfer", "questions", "joint")
