@@ -38,7 +38,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
 def base_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     base.write_models(base.SIZES["tiny"], "cpu", folder)
-    base.write_scenes(folder / "scenes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "QUESTIONS", 2)
+        base.write_scenes(folder / "scenes")
     return folder
 
 
@@ -54,8 +56,7 @@ def test_a_stage_is_measured(name, base_folder, tmp_path):
     result = stage.run_stage(name, base_folder, "tiny", "cpu", steps=4, output=tmp_path)
     assert len(result.losses) == 4 and result.dtype == "float32"
     assert 0 < result.computing_seconds <= result.seconds and 0 < result.matmul_share < 1
-    parameters = sum(1 for _ in (tmp_path).rglob("*.safetensors"))
-    assert result.macs > 10**8 and parameters <= 1  # knowledge transfer keeps its teacher's statistics
+    assert 10**9 < result.macs < 10**12
 
 
 @pytest.mark.parametrize("name, stated", [("distill_2b", 9e9), ("sft_vision_2b", 6.3e9), ("sft_qlora_2b", 4.1e9)])
