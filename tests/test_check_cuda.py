@@ -45,14 +45,16 @@ def base_folder(tmp_path_factory):
 
 
 def runner(folder: Path, minutes: float = 1) -> Runner:
-    return Runner(folder, check.environment_of(folder / "work", on_cpu=True), time.monotonic() + 60 * minutes)
+    work = folder / "work"
+    return Runner(folder, work, check.environment_of(work, on_cpu=True), time.monotonic() + 60 * minutes)
 
 
 # Stages
 
 
 @pytest.mark.parametrize("name", ["distill_2b", "sft_vision_2b"])
-def test_a_stage_is_measured(name, base_folder, tmp_path):
+def test_a_stage_is_measured(name, base_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "matmul_flops", lambda *arguments: 1e12)  # measured in seconds: see test_benchmark.py
     result = stage.run_stage(name, base_folder, "tiny", "cpu", steps=4, output=tmp_path)
     assert len(result.losses) == 4 and result.dtype == "float32"
     assert 0 < result.computing_seconds <= result.seconds and 0 < result.matmul_share < 1
@@ -121,6 +123,21 @@ def test_rows_of_a_benchmark_at_the_full_budget_are_shown():
     ]
 
 
+def test_tests_are_read_from_what_pytest_writes(tmp_path, monkeypatch):
+    part = runner(tmp_path)
+    (part.work / "tests.xml").write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="test_a_b" time="1.5" /><testcase name="test_c" time="0"><failure message="1 is&#10;2" />'
+        '</testcase><testcase name="test_d" time="0"><skipped message="the package trl is missing" /></testcase>'
+        "</testsuite></testsuites>"
+    )
+    monkeypatch.setattr(Runner, "run", lambda *arguments: "exit status 1")
+    report = Report(MACHINE)
+    check.run_tests(report, part)
+    assert report.lines == [Line("a b", "passed", 1.5), Line("c", "failed", 0), Line("d", "skipped", 0)]
+    assert report.failed == ["test_c: 1 is"] and report.skipped == ["test_d: the package trl is missing"]
+
+
 @pytest.mark.parametrize("wheels", ["none", "broken"])
 def test_wheels_that_cannot_be_installed_end_it_with_one_line(wheels, tmp_path):
     folder = tmp_path / "wheels"
@@ -128,7 +145,7 @@ def test_wheels_that_cannot_be_installed_end_it_with_one_line(wheels, tmp_path):
     if wheels == "broken":
         (folder / "trl-1.0-py3-none-any.whl").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=rf"^--wheels {folder} (holds no wheel|cannot be installed: exit status)"):
-        check.install(folder, tmp_path / "work", runner(tmp_path))
+        check.install(folder, runner(tmp_path))
 
 
 @pytest.mark.slow

@@ -109,9 +109,11 @@ class Report:
 class Runner:
     """Starts the parts, each in a process of its own, and ends them at the deadline."""
 
-    folder: Path
+    folder: Path  # of the report and the logs
+    work: Path  # of all else; removed at the end
     environment: dict[str, str]
     deadline: float  # of time.monotonic
+    steps: int | None = None  # of each stage; None: by the device
 
     def run(self, name: str, command: list[str]) -> str | None:
         """Run Python with this command line; what it prints goes to `<name>.log`. -> None, or what went wrong."""
@@ -162,7 +164,7 @@ def environment_of(work: Path, on_cpu: bool) -> dict[str, str]:
     return environment
 
 
-def install(wheels: Path, work: Path, runner: Runner) -> None:
+def install(wheels: Path, runner: Runner) -> None:
     """The wheels of a folder into the work folder, without the packages that they ask for.
 
     Raises:
@@ -171,8 +173,8 @@ def install(wheels: Path, work: Path, runner: Runner) -> None:
     found = sorted(map(str, wheels.resolve().glob("*.whl")))
     if not found:
         raise ValueError(f"--wheels {wheels} holds no wheel")
-    options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--quiet", "--target", str(work / "site")]
-    fault = runner.run("wheels", ["-m", "pip", "install", *options, *found])
+    options = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--quiet"]
+    fault = runner.run("wheels", ["-m", "pip", "install", *options, "--target", str(runner.work / "site"), *found])
     if fault:
         raise ValueError(f"--wheels {wheels} cannot be installed: {fault}")
 
@@ -200,13 +202,13 @@ def lacks(report: Report, part: str) -> bool:
 # Parts
 
 
-def run_tests(report: Report, runner: Runner, work: Path, steps: int) -> None:
+def run_tests(report: Report, runner: Runner) -> None:
     if lacks(report, "tests"):
         return
-    xml = work / "tests.xml"
+    xml = runner.work / "tests.xml"
     folder = str(ROOT / "tests" / "cuda")
     options = [f"--confcutdir={folder}", "-m", "cuda", "-p", "no:cacheprovider", f"--junitxml={xml}"]
-    fault = runner.run("tests", ["-m", "pytest", "-q", *options, f"--basetemp={work / 'pytest'}", folder])
+    fault = runner.run("tests", ["-m", "pytest", "-q", *options, f"--basetemp={runner.work / 'pytest'}", folder])
     if not xml.is_file():
         report.failed.append(f"tests: {fault}")
         return
@@ -215,26 +217,30 @@ def run_tests(report: Report, runner: Runner, work: Path, steps: int) -> None:
         for kind in ("failure", "error"):
             if case.find(kind) is not None:
                 outcome = "failed"
-                report.failed.append(f"{name}: {case.find(kind).get('message', '').splitlines()[0]}")
+                message = case.find(kind).get("message") or "without a message"
+                report.failed.append(f"{name}: {message.splitlines()[0]}")
         if case.find("skipped") is not None:
             outcome = "skipped"
             report.skipped.append(f"{name}: {case.find('skipped').get('message')}")
-        report.lines.append(Line(name.replace("_", " "), outcome, float(case.get("time"))))
+        report.lines.append(Line(name.removeprefix("test_").replace("_", " "), outcome, float(case.get("time"))))
+    if fault and not report.failed:
+        report.failed.append(f"tests: {fault}")
 
 
-def run_stages(report: Report, runner: Runner, work: Path, steps: int) -> None:
+def run_stages(report: Report, runner: Runner) -> None:
     size, device = ("2.2b", "cuda") if report.on_gpu else ("tiny", "cpu")
     stages = [stage for stage in STAGES if not lacks(report, stage)]
     if not stages:
         return
     same = ["--size", size, "--device", device]
-    fault = runner.run("base", ["tests/cuda/base.py", *same, "--output-dir", str(work)])
+    steps = runner.steps or (20 if report.on_gpu else 6)
+    fault = runner.run("base", ["tests/cuda/base.py", *same, "--output-dir", str(runner.work)])
     if fault:
         report.failed.append(f"stages: {fault}")
         return
     for stage in stages:
-        path = work / f"{stage}.json"
-        command = ["tests/cuda/stage.py", *same, "--stage", stage, "--steps", str(steps), "--base", str(work)]
+        path = runner.work / f"{stage}.json"
+        command = ["tests/cuda/stage.py", *same, "--stage", stage, "--steps", str(steps), "--base", str(runner.work)]
         fault = runner.run(stage, [*command, "--json", str(path)])
         if fault:
             report.failed.append(f"{STAGES[stage]}: {fault}")
@@ -250,10 +256,10 @@ def run_stages(report: Report, runner: Runner, work: Path, steps: int) -> None:
         report.lines.append(line)
 
 
-def run_planner(report: Report, runner: Runner, work: Path, steps: int) -> None:
+def run_planner(report: Report, runner: Runner) -> None:
     if lacks(report, "planner"):
         return
-    path = work / "planner.json"
+    path = runner.work / "planner.json"
     options = [] if report.on_gpu else ["--device", "cpu", "--sizes", "tiny", "--repeats", "3"]
     fault = runner.run("planner", ["recipes/benchmarking/planner.py", "--json", str(path), *options])
     if fault:
@@ -268,14 +274,14 @@ def run_planner(report: Report, runner: Runner, work: Path, steps: int) -> None:
         report.lines.append(Line(f"{what}, {row['size']}", result, row["seconds"], row["matmul_share"]))
 
 
-def run_benchmark(report: Report, runner: Runner, work: Path, steps: int) -> None:
+def run_benchmark(report: Report, runner: Runner) -> None:
     if lacks(report, "benchmark"):
         return
     sizes = ("256m", "2.2b") if report.on_gpu else ("tiny",)
     for kind, parts in BENCHMARK_RUNS.items():  # apart: where the time is up for training, the rest is there
         for size in sizes:
             name = f"benchmark_{size}_{kind}"
-            path = work / f"{name}.json"
+            path = runner.work / f"{name}.json"
             options = ["--size", size, "--parts", *parts, "--json", str(path)]
             options += ["--dtype", "bfloat16"] if report.on_gpu else ["--device", "cpu", "--repeats", "1"]
             fault = runner.run(name, ["recipes/benchmark.py", *options])
@@ -302,7 +308,7 @@ def benchmark_lines(found: dict, size: str) -> list[Line]:
     return [*lines, Line(f"benchmark's ratios, {size}", ratios)] if ratios else lines
 
 
-RUN: dict[str, Callable[[Report, Runner, Path, int], None]] = {
+RUN: dict[str, Callable[[Report, Runner], None]] = {
     "tests": run_tests,
     "stages": run_stages,
     "planner": run_planner,
@@ -369,18 +375,18 @@ def main(arguments: list[str] | None = None) -> int:
     work = folder / "check-work"
     shutil.rmtree(work, ignore_errors=True)  # of a killed run
     work.mkdir(parents=True)
-    runner = Runner(folder, environment_of(work, options.cpu), time.monotonic() + 60 * options.minutes)
+    deadline = time.monotonic() + 60 * options.minutes
+    runner = Runner(folder, work, environment_of(work, options.cpu), deadline, options.steps)
     try:
         if options.wheels:
-            install(options.wheels, work, runner)
+            install(options.wheels, runner)
         report = Report(describe(runner))
         if not report.on_gpu:
             print("no GPU: the check runs at tiny size on the CPU, and its figures say nothing about a GPU")
-        steps = options.steps or (20 if report.on_gpu else 6)
         for part in PARTS:
             if part in options.parts:
                 print(f"{part} ...", flush=True)
-                RUN[part](report, runner, work, steps)
+                RUN[part](report, runner)
                 write(report, folder)  # after each part: whatever ends the run, the rest is there
     finally:
         shutil.rmtree(work, ignore_errors=True)
