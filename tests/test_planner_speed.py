@@ -7,6 +7,7 @@ import torch
 
 from recipes.benchmarking import planner as speed
 from recipes.benchmarking.counts import LimitProbe
+from recipes.benchmarking.models import SIZES, make_processor, make_smoldriver
 
 
 def test_tiny_planner_is_timed_beside_the_answer(tmp_path, monkeypatch, capsys):
@@ -26,8 +27,6 @@ def test_tiny_planner_is_timed_beside_the_answer(tmp_path, monkeypatch, capsys):
 
 
 def test_a_language_model_in_the_folder_would_be_seen():
-    from recipes.benchmarking.models import SIZES, make_processor, make_smoldriver
-
     _, config, _ = make_processor(SIZES["tiny"])
     found = speed.weights_of_folder(make_smoldriver(config, "cpu", torch.float32))
     text = config.text_config
