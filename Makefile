@@ -6,6 +6,7 @@ DEMO ?= outputs/demo
 WORLD ?= $(DEMO)/world
 SPACE ?= outputs/space
 EXPORT ?= outputs/export
+CUDA_CHECK ?= outputs/check-cuda
 # for a server, which runs for days
 GIVE_BACK := env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -13,7 +14,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check check-cuda
 
 setup: .venv/.ready
 
@@ -154,6 +155,11 @@ export-check: .venv-export/.ready
 vllm-check: setup .venv-vllm/.ready
 	$(BIN)/python recipes/build_space.py --model $(DEMO)/model --scenes $(DEMO)/scenes --output-dir $(SPACE)
 	$(GIVE_BACK) .venv-vllm/bin/python tests/check_vllm.py $(SPACE)
+
+# On one NVIDIA GPU, offline, in ten minutes: tests, the paper's stages, speed; without a GPU tiny sizes on the CPU.
+# PYTHON=... is any Python with torch and transformers, WHEELS=... a folder of wheels of what it lacks
+check-cuda:
+	PYTHONPATH=. $(PYTHON) tests/cuda/check.py --output-dir $(CUDA_CHECK) $(if $(WHEELS),--wheels $(WHEELS))
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

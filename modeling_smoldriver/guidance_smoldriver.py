@@ -26,14 +26,13 @@ from transformers import Trainer
 from smoldriver_common.whole_files import written_whole
 
 from .collator_smoldriver import SmolDriverCollator, pictures_of
-from .packing_smoldriver import PACKED_ATTENTION
+from .packing_smoldriver import PACKED_ATTENTION, forward_at_answers
 from .planning_processing_smoldriver import SmolDriverPlannerProcessor
 from .planning_smoldriver import (
     SmolDriverForTrajectoryPrediction,
     SmolDriverPlannerConfig,
     SmolDriverPlannerPreTrainedModel,
 )
-from .trainer_smoldriver import forward_at_answers
 from .training_smoldriver import CarefulTrainerMixin, SmolDriverTrainingConfig, check_range, train_parts
 
 SMOLDRIVER = "smoldriver"  # folder of the SmolDriver beside a planner that was trained jointly

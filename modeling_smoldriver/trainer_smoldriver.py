@@ -15,7 +15,7 @@ from smoldriver_common.whole_files import write_json
 
 from .collator_smoldriver import SmolDriverCollator, check_row_cameras, group_questions, pictures_of
 from .inputs_smoldriver import CAMERAS
-from .packing_smoldriver import PACKED_ATTENTION, PackedLayout, packed_mask
+from .packing_smoldriver import PACKED_ATTENTION, forward_at_answers
 from .processing_smoldriver import SmolDriverProcessor
 from .training_smoldriver import (
     SmolDriverTrainer,
@@ -329,30 +329,6 @@ class SmolDriverSFTTrainer(SmolDriverTrainer):
         if self.args.loss_mode == "question":
             return batch["loss_weights"].sum()  # 1 per question
         return (batch["labels"][:, 1:] != -100).sum()
-
-
-def forward_at_answers(
-    model, text_config, inputs: dict, answers: torch.Tensor, packed_attention: str, dtype: torch.dtype
-):
-    """A model's output for a batch of the collator, logits `(1, answer tokens, vocabulary)`.
-
-    Args:
-        text_config: that its text model reads; with packed_attention="blocks" its attention is `PACKED_ATTENTION`.
-        inputs: what the model takes, with `segment_ids` for packed sequences.
-        answers (bool of shape `(sequences, length - 1)`): the positions that predict an answer token.
-        packed_attention: as in `SmolDriverSFTConfig`.
-        dtype: that the model computes in.
-    """
-    inputs = dict(inputs)
-    if "segment_ids" in inputs:
-        segment_ids = inputs.pop("segment_ids")
-        if packed_attention == "blocks":
-            inputs["packing"] = PackedLayout.from_segments(segment_ids, dtype)
-            # Unused, but without a 4-D mask transformers would make one.
-            inputs["attention_mask"] = segment_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)
-        else:
-            inputs["attention_mask"] = packed_mask(segment_ids, text_config._attn_implementation)
-    return model(**inputs, use_cache=False, logits_to_keep=F.pad(answers, (0, 1)))
 
 
 class SampleTableCallback(TrainerCallback):

@@ -3,10 +3,8 @@
 
 import math
 import os
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
+from smoldriver_common.precision import bfloat16_is_fast
 from smoldriver_common.whole_files import written_whole
 
 from .fitting_smoldriver import check_fit, record_processor
@@ -120,26 +119,6 @@ class SmolDriverTrainingConfig(SFTConfig):
     def activation_dtype(self) -> torch.dtype:
         """The dtype that the model computes in, and that a teacher is loaded in."""
         return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
-
-
-@cache
-def bfloat16_is_fast(on_gpu: bool) -> bool:
-    """Whether matrix products are faster in bfloat16 than in float32: GPUs since Ampere, CPUs with its instructions.
-
-    Other CPUs emulate them, up to fifty times slower, so a CPU is timed.
-    """
-    if on_gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
-        times = []
-        for _ in range(4):  # the first warms up
-            started = time.perf_counter()
-            torch.matmul(matrix, matrix)
-            times.append(time.perf_counter() - started)
-        seconds[dtype] = min(times[1:])
-    return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
 def check_model(model, args: SmolDriverTrainingConfig, processor) -> None:

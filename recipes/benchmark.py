@@ -11,23 +11,21 @@ Preparing pictures and text is not timed. Rows marked `x N` were measured on one
 
 import argparse
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 import transformers
 from tqdm import tqdm
 
-from modeling_smoldriver.training_smoldriver import bfloat16_is_fast
-from recipes.benchmarking.counts import LimitProbe, Limits, limit_of
+from recipes.benchmarking.counts import LimitProbe, Limits, device_name, free_bytes, gigabytes, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench, take_turns
 from recipes.benchmarking.inference import estimate_bytes as estimate_inference
-from recipes.benchmarking.models import SIZES, Size
+from recipes.benchmarking.models import CONTESTANTS, SIZES, Size, name_of
 from recipes.benchmarking.tables import draw, print_table, ratios
-from recipes.benchmarking.training import CONTESTANTS, TrainingBench, name_of, peak_of_step
-from recipes.benchmarking.training import estimate_bytes as estimate_training
 from smoldriver_common.command_line import stopped_in_one_line
+from smoldriver_common.precision import bfloat16_is_fast
 from smoldriver_common.whole_files import write_json, written_whole
 
 PAPER_SIZE = "2.2b"
@@ -68,10 +66,6 @@ def parse_arguments(arguments: list[str] | None = None) -> BenchmarkOptions:
     return BenchmarkOptions(**vars(parsed))
 
 
-def free_bytes(device: str) -> int:
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-
-
 def finish(row: dict, limits: Limits) -> dict:
     """Compare a row with the machine's limits."""
     phases = row.pop("phases")
@@ -86,28 +80,42 @@ def measure_inference(
     size: Size, parts: list[str], device: str, dtype: torch.dtype, repeats: int, probe: LimitProbe
 ) -> list[dict]:
     bench = InferenceBench(size, device, dtype)
-    return [row for part in parts for row in take_turns(getattr(bench, part)(), repeats, probe, device)]
+    return [row for part in parts for row in take_turns(getattr(bench, part)(), repeats, probe)]
 
 
 def measure_training(
-    size: Size, chosen: list[tuple[int, int]], device: str, dtype: torch.dtype, repeats: int, probe: LimitProbe
+    size: Size, fits: Callable[[str, int], bool], options: BenchmarkOptions, probe: LimitProbe
 ) -> tuple[list[dict], list[str]]:
-    """Rows, and what was left out: peak memory each in a process of its own, then the times in this one."""
+    """Rows, and what was left out: peak memory each in a process of its own, then the times in this one.
+
+    Args:
+        fits: whether so many bytes of memory are free for what is named.
+    """
+    try:
+        from recipes.benchmarking import training  # here: the other parts need neither TRL nor datasets
+    except ModuleNotFoundError as error:
+        return [], [f"training: the package {error.name} is missing"]
+    device, dtype = options.device, getattr(torch, options.dtype)
     peaks, left_out = {}, []
+    chosen = [one for one in CONTESTANTS if fits(named(one), training.estimate_bytes(size, one[0], dtype))]
     for questions, packs in tqdm(chosen, desc="measuring peak memory"):
-        peak = peak_of_step(size, device, dtype, questions, packs)
+        peak = training.peak_of_step(size, device, dtype, questions, packs)
         if peak is None:
-            left_out.append(f"training, {name_of(questions, packs)}: its process was stopped, memory ran out")
+            left_out.append(f"{named((questions, packs))}: its process was stopped, memory ran out")
         else:
             peaks[questions, packs] = peak
     if not peaks:
         return [], left_out
-    bench = TrainingBench(size, device, dtype)
-    rows = take_turns([bench.contestant(*one) for one in peaks], repeats, probe, device)
+    bench = training.TrainingBench(size, device, dtype)
+    rows = take_turns([bench.contestant(*one) for one in peaks], options.repeats, probe)
     for row in rows:
         row["peak_bytes"] = peaks[row["questions"], row["packs"]]
-        row["estimated_bytes"] = estimate_training(size, row["questions"], dtype)
+        row["estimated_bytes"] = training.estimate_bytes(size, row["questions"], dtype)
     return rows, left_out
+
+
+def named(contestant: tuple[int, int]) -> str:
+    return f"training, {name_of(*contestant)}"
 
 
 def main(arguments: list[str] | None = None):
@@ -140,10 +148,7 @@ def measure(options: BenchmarkOptions, size: Size) -> dict:
     if inference and fits(", ".join(inference), estimate_inference(size, dtype)):
         rows += measure_inference(size, inference, device, dtype, options.repeats, probe)
     if "training" in options.parts:
-        chosen = [
-            one for one in CONTESTANTS if fits(f"training, {name_of(*one)}", estimate_training(size, one[0], dtype))
-        ]
-        trained, stopped = measure_training(size, chosen, device, dtype, options.repeats, probe)
+        trained, stopped = measure_training(size, fits, options, probe)
         rows += trained
         left_out += stopped
     rows = [{"size": options.size, **row} for row in rows]
@@ -176,11 +181,10 @@ def print_report(report: dict) -> None:
 
 def describe(options: BenchmarkOptions, size: Size, limits: Limits) -> dict:
     """What was measured, with what and where, for the report."""
-    name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {
         "size": options.size,
         "dtype": options.dtype,
-        "device": name,
+        "device": device_name(options.device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -190,10 +194,6 @@ def describe(options: BenchmarkOptions, size: Size, limits: Limits) -> dict:
         "tower_image_size": size.tower_image_size,
         **asdict(limits),
     }
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from modeling_smoldriver import (
     SmolDriverConfig,
     SmolDriverForTrajectoryPrediction,
     SmolDriverModel,
-    SmolDriverPlannerConfig,
     SmolDriverPlannerProcessor,
     SmolDriverProcessor,
 )
 from modeling_smoldriver.planning_smoldriver import EGO_INPUTS
+from recipes.planning.building import fresh_planner
 from recipes.training.manifest import TrainingManifest, check_output
 from recipes.training.weights import count_weights
 from smoldriver_common.command_line import errors_in_one_line, whole_number
@@ -54,30 +54,14 @@ def make_planner(model: Path, options: dict) -> tuple[SmolDriverForTrajectoryPre
     Raises:
         ValueError: a budget that the SmolDriver lacks, or weights that do not fit its configuration.
     """
-    config = SmolDriverConfig.from_pretrained(model)
-    planner_config = SmolDriverPlannerConfig(
-        vision_config=config.vision_config.to_dict(),
-        scale_factor=config.scale_factor,
-        token_size=config.text_config.hidden_size,
-        **options,
+    planner = fresh_planner(
+        SmolDriverConfig.from_pretrained(model), SmolDriverProcessor.from_pretrained(model), options
     )
-    planner = SmolDriverForTrajectoryPrediction(planner_config)
     # The whole model: transformers renames a tower's weights when it loads them, so files are not read by name.
     source = SmolDriverModel.from_pretrained(model, dtype="auto")
     planner.to(source.dtype)
     planner.model.vision_model.load_state_dict(source.vision_model.state_dict())
     planner.model.connector.load_state_dict(source.connector.state_dict())
-    processor = SmolDriverProcessor.from_pretrained(model)
-    planner.processor = SmolDriverPlannerProcessor(
-        processor.image_processor,
-        commands=planner_config.commands,
-        grid_size=processor.grid_size,
-        scale_factor=processor.scale_factor,
-        visual_tokens=planner_config.visual_tokens,
-        cameras=processor.cameras,
-        budget_image_sizes=processor.budget_image_sizes,
-        allow_urls=processor.allow_urls,
-    )
     return planner.eval(), planner.processor
 
 

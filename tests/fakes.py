@@ -19,7 +19,7 @@ from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGenera
 from data_scripts.schema import SCENE_FEATURES, open_shard, scene_table, shard_path, write_manifest
 from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditionalGeneration, SmolDriverProcessor
 from recipes import evaluate_drivelm
-from recipes.tiny.tiny_base import train_tokenizer
+from recipes.tiny.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = next(  # DriveLM's public frames, beside the project or downloaded into it

@@ -5,12 +5,10 @@ import math
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_smoldriver import CAMERAS
 from recipes import benchmark
-from recipes.benchmarking.counts import Limits, Phase, WorkCounts, limit_of
+from recipes.benchmarking.counts import Limits, Phase, WorkCounts, counted_macs, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench
 from recipes.benchmarking.models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
 from recipes.benchmarking.training import TrainingBench, peak_of_step
@@ -32,20 +30,13 @@ def bench():
     return InferenceBench(SIZES["tiny"], "cpu", torch.float32)
 
 
-def multiply_adds(run) -> int:
-    """As torch counts them; its counter knows attention as the products of the math backend."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops() // 2
-
-
 # Counts
 
 
 def test_vision_counts_are_torchs(bench):
     for contestant in bench.vision():
         with torch.no_grad():
-            counted = multiply_adds(contestant.run)
+            counted = counted_macs(contestant.run)
         assert sum(phase.macs for phase in contestant.phases) == counted, contestant.row
 
 
@@ -59,7 +50,7 @@ def test_vision_counts_are_torchs_for_several_frames(bench, keys):
         with torch.no_grad():
             pixels = torch.rand(18, 3, 64, 64)
             vision(pixels, cameras, 4)  # position keys are computed once
-            counted = multiply_adds(lambda: vision(pixels, cameras, 4))
+            counted = counted_macs(lambda: vision(pixels, cameras, 4))
         assert bench.counter.vision_macs(64, budget=4, frames=3) == counted
     finally:
         vision.config.resampler_keys = vision.resampler.config.resampler_keys = before
@@ -68,14 +59,14 @@ def test_vision_counts_are_torchs_for_several_frames(bench, keys):
 def test_prefill_and_decoding_counts_are_torchs(bench):
     for contestant in bench.prefill():
         with torch.no_grad():
-            counted = multiply_adds(contestant.run)
+            counted = counted_macs(contestant.run)
         assert sum(phase.macs for phase in contestant.phases) == counted, contestant.row
 
 
 def test_counts_of_answers_are_torchs(bench):
     for contestant in bench.answers():
         if contestant.row["what"].startswith("scene") and contestant.row["questions"] in (1, 93):
-            counted = multiply_adds(contestant.run)
+            counted = counted_macs(contestant.run)
             assert sum(phase.macs for phase in contestant.phases) == counted, contestant.row
 
 
@@ -85,7 +76,7 @@ def test_training_counts_are_torchs(questions, packs):
     batch = bench.batch(questions, packs)
     assert len(batch["input_ids"]) == packs
     tokens, (step, optimizer) = bench.counts(batch)
-    counted = multiply_adds(lambda: bench.step(batch))
+    counted = counted_macs(lambda: bench.step(batch))
     patch_embedding = 6 * 36 * 3 * 16**2 * 128  # pictures need no gradient, the count is a third less
     assert step.macs - patch_embedding == counted
     assert tokens == batch["input_ids"].numel()

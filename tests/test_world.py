@@ -38,7 +38,7 @@ from data_scripts.world.traffic import EGO_FRONT, EGO_REAR
 from data_scripts.world.words import CLASSES, DIRECTIONS, PLURALS
 from modeling_smoldriver.processing_smoldriver import END_OF_TURN
 from recipes.tiny.pretrain_towers import PHRASES, BoxLabels
-from recipes.tiny.tiny_base import train_tokenizer
+from recipes.tiny.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "data_scripts/synthesize_world.py"

@@ -6,11 +6,15 @@ does. Bytes are what cannot be avoided: the weights, once per pass, and the key/
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import psutil
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -148,25 +152,49 @@ class WorkCounts:
         return [Phase(macs=3 * forward), Phase(bytes=28 * trained_weights)]
 
 
+def counted_macs(run: Callable[[], object]) -> int:
+    """Multiply-adds of one call as torch counts them; it knows attention as the products of the math backend."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops() // 2
+
+
 # The machine's limits
 
 
-def seconds_of(run, device: str) -> float:
-    """Wall-clock seconds of one call, the device's queue included."""
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def free_bytes(device: str) -> int:
+    if device == "cpu":
+        return psutil.virtual_memory().available
+    torch.cuda.empty_cache()  # what torch keeps for later counts as taken
+    return torch.cuda.mem_get_info()[0]
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def seconds_of(run, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by `clock`, the device's queue included."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class LimitProbe:
     """Times products of three shapes and a large copy, once in every round beside the contestants."""
 
-    def __init__(self, device: str, dtype: torch.dtype, width: int, mlp: int):
-        self.device = device
+    def __init__(
+        self, device: str, dtype: torch.dtype, width: int, mlp: int, clock: Callable[[], float] = time.perf_counter
+    ):
+        self.device, self.clock = device, clock
         scale = 4 if device == "cuda" else 1
         square, rows = 2048 * scale, 4096 * scale
         self.shapes = [(square, square, square), (rows, width, mlp), (rows, mlp, width)]
@@ -183,8 +211,12 @@ class LimitProbe:
 
     def probe(self):
         for (left, right), seconds in zip(self.operands, self.products, strict=True):
-            seconds.append(seconds_of(lambda left=left, right=right: F.linear(left, right), self.device))
-        self.copies.append(seconds_of(lambda: self.target.copy_(self.source), self.device))
+            seconds.append(self.time(lambda left=left, right=right: F.linear(left, right)))
+        self.copies.append(self.time(lambda: self.target.copy_(self.source)))
+
+    def time(self, run: Callable[[], object]) -> float:
+        """Seconds of one call on this device, by this clock."""
+        return seconds_of(run, self.device, self.clock)
 
     def result(self) -> Limits:
         """Medians over the rounds; products of the fastest shape."""

@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts, seconds_of
+from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts
 from recipes.benchmarking.models import (
+    QUESTION_COUNTS,
     Size,
     drivelm_style_questions,
     make_processor,
@@ -20,7 +21,6 @@ from recipes.benchmarking.models import (
     pictures,
 )
 
-QUESTION_COUNTS = (1, 8, 32, 93)
 NEW_TOKENS = 16
 ROWS = 64  # questions decoded together, the default of `model.answer`
 
@@ -40,14 +40,14 @@ class Contestant:
     stands_for: tuple[int, ...] = (1,)
 
 
-def take_turns(contestants: list[Contestant], repeats: int, probe: LimitProbe, device: str) -> list[dict]:
+def take_turns(contestants: list[Contestant], repeats: int, probe: LimitProbe) -> list[dict]:
     """Time every contestant, and the machine's limits, once a round; returns the report's rows."""
     seconds = [[] for _ in contestants]
     progress = tqdm(total=repeats * len(contestants), desc=f"measuring {contestants[0].row['part']}")
     for _ in range(repeats):
         probe.probe()
         for contestant, times in zip(contestants, seconds, strict=True):
-            times.append(seconds_of(contestant.run, device))
+            times.append(probe.time(contestant.run))
             progress.update()
     progress.close()
     return [

@@ -13,7 +13,7 @@ from modeling_smoldriver import CAMERAS, SmolDriverConfig, SmolDriverForConditio
 from modeling_smoldriver.modeling_smoldriver import SmolDriverVisionModel
 from modeling_smoldriver.processing_smoldriver import IMAGE_TOKEN
 from modeling_smoldriver.resampler_smoldriver import grid_positions, resize_grid
-from recipes.tiny.tiny_base import train_tokenizer
+from recipes.tiny.tokenizer import train_tokenizer
 
 try:
     from transformers import ViTImageProcessorPil as ViTImageProcessor
@@ -139,6 +139,10 @@ SIZES = {
     ),
 }
 
+QUESTION_COUNTS = (1, 8, 32, 93)
+CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
+"""Of the training part: (questions per step, packs that they fill)."""
+
 OBJECTS = ("barriers", "parked trucks", "moving cars", "motorcycles with riders", "standing pedestrians", "bicycles")
 PLACES = ("front", "front left", "front right", "back", "back left", "back right")
 
@@ -172,11 +176,15 @@ def drivelm_style_questions(count: int) -> list[tuple[str, str]]:
             return list(pairs.items())
 
 
-def pictures() -> dict[str, Image.Image]:
-    """Coarse noise for the six cameras, 640 x 360 pixels."""
+def name_of(questions: int, packs: int) -> str:
+    return f"{questions} questions in {packs}"
+
+
+def pictures(width: int = 640, height: int = 360) -> dict[str, Image.Image]:
+    """Coarse noise for the six cameras."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (len(CAMERAS), 9, 16, 3), dtype=np.uint8)
-    return {name: Image.fromarray(pixels).resize((640, 360)) for name, pixels in zip(CAMERAS, noise, strict=True)}
+    return {name: Image.fromarray(pixels).resize((width, height)) for name, pixels in zip(CAMERAS, noise, strict=True)}
 
 
 def scene_row(questions: int) -> dict:

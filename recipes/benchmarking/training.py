@@ -15,13 +15,11 @@ from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.packing_smoldriver import PackedLayout
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
 from recipes.benchmarking.counts import Phase, WorkCounts
-from recipes.benchmarking.inference import QUESTION_COUNTS, Contestant
-from recipes.benchmarking.models import Size, make_processor, make_smoldriver, scene_row
+from recipes.benchmarking.inference import Contestant
+from recipes.benchmarking.models import Size, make_processor, make_smoldriver, name_of, scene_row
 from smoldriver_common.processes import peak_resident_bytes
 
 KILLED = 9  # SIGKILL, as the kernel sends where memory runs out; Windows has no such name
-CONTESTANTS = (*((count, 1) for count in QUESTION_COUNTS), (QUESTION_COUNTS[-1], 2))
-"""(questions per step, packs that they fill)"""
 
 
 class TrainingBench:
@@ -107,10 +105,6 @@ class TrainingBench:
             trained_weights=sum(parameter.numel() for parameter in self.model.parameters()),
         )
         return sequences * length, phases
-
-
-def name_of(questions: int, packs: int) -> str:
-    return f"{questions} questions in {packs}"
 
 
 def estimate_bytes(size: Size, questions: int, dtype: torch.dtype) -> int:

@@ -33,7 +33,6 @@ from data_scripts.world.nuscenes import TABLES, UNSEEN, VERSION
 from data_scripts.world.questions import DIRECTIONS
 from modeling_smoldriver.inputs_smoldriver import to_rgb
 from modeling_smoldriver.optimizer_smoldriver import MuonAdamW, hidden_matrices
-from modeling_smoldriver.training_smoldriver import bfloat16_is_fast
 from recipes.tiny.tiny_base import (
     IMAGE_SIZE,
     PATCH_SIZE,
@@ -41,10 +40,11 @@ from recipes.tiny.tiny_base import (
     scene_texts,
     tiny_tower,
     tiny_vlm,
-    train_tokenizer,
 )
+from recipes.tiny.tokenizer import train_tokenizer
 from recipes.training.manifest import TrainingManifest
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
+from smoldriver_common.precision import bfloat16_is_fast
 
 GRID = IMAGE_SIZE // PATCH_SIZE
 # Words that always come together get one token: a question is read in half the time.

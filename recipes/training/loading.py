@@ -2,11 +2,11 @@
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from bitsandbytes.nn import Linear4bit
 from peft import (
     PeftConfig,
     PeftModel,
@@ -82,11 +82,10 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
     check_finite(model, source)
     if isinstance(model, SmolVLMForScenes):
         end_answers_with_turns(model, load_processor(source))
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs bitsandbytes 0.50 re-orders the weights for good at the first forward pass in eval mode. After
-            # that no gradient passes the layer: a sample table in the middle of a run would end the training.
-            module.support_avx512bf16_for_cpu = False
+    for layer in layers_in_4bit(model):
+        # On CPUs bitsandbytes 0.50 re-orders the weights for good at the first forward pass in eval mode. After
+        # that no gradient passes the layer: a sample table in the middle of a run would end the training.
+        layer.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -204,11 +203,18 @@ def nf4(compute_dtype: torch.dtype, double: bool, kind: str = "nf4") -> BitsAndB
     )
 
 
+def layers_in_4bit(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The layers that bitsandbytes has quantised. A model without any needs no bitsandbytes."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        from bitsandbytes.nn import Linear4bit
+
+        yield from (module for module in model.modules() if isinstance(module, Linear4bit))
+
+
 def multiply_4bit_in(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Autocast does not reach 4-bit layers, which multiply in the dtype of [`nf4`]. Set theirs to match."""
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype = dtype
+    for layer in layers_in_4bit(model):
+        layer.compute_dtype = dtype
 
 
 def base_dtype(model_args: ModelConfig) -> torch.dtype:
