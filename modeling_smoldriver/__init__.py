@@ -9,7 +9,7 @@ Limits of other libraries, each with its way round (the versions are those of co
 - TRL's GRPO and RLOO trainers hand a fixed list of picture inputs to the loss, without `camera_ids`. Give each row the
   pictures of all cameras, in the order of `processor.cameras`; frames with fewer need a trainer that carries the ids.
 - PEFT by the usual names (`target_modules=["q_proj", "v_proj"]`) adapts the tower too, in transformers 5. There rows
-  are views, so that batches of mixed adapters (`adapter_names`) need adapters of the language model alone:
+  are views, so that batches of mixed adapters (`adapter_names`) and aLoRA need adapters of the language model alone:
   `target_modules=r".*text_model.*\\.(q_proj|v_proj)"`.
 - accelerate's `load_checkpoint_and_dispatch` reads a file's names as they are, but transformers 5 saves a ViT under
   the names of transformers 4: load with `from_pretrained(folder, device_map=...)`, which renames them.

@@ -23,6 +23,7 @@ METHODS = (
 
 TARGETS = {"target_modules": ["q_proj", "v_proj"]}  # PEFT knows these by itself for the model types of its own tables
 IA3_TARGETS = {"target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+LANGUAGE = r".*text_model.*\.(q_proj|v_proj)"  # the usual names mean the ViT's layers too
 FOLDER = tempfile.TemporaryDirectory()
 MODEL = FOLDER.name
 LEGITIMATE: dict[str, dict[str, str]] = {
@@ -41,6 +42,8 @@ def on_smoldriver(config_cls, options: dict) -> tuple:
     """PEFT's configuration of a test with the names of SmolDriver's layers."""
     if issubclass(config_cls, peers.IA3Config):
         return config_cls, {**options, **IA3_TARGETS}
+    if "alora_invocation_tokens" in options:  # it looks for them in the rows of a layer's input: a ViT's are views
+        return config_cls, {**options, "target_modules": LANGUAGE}
     return config_cls, {**options, **(TARGETS if "target_modules" in options else {})}
 
 
@@ -69,7 +72,7 @@ class TestPeft(peers.PeftCommonTester):
         cls.inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values", "camera_ids")}
 
     def test_mixed_adapters_of_the_language_model(self):
-        targets = {"target_modules": r".*text_model.*\.(q_proj|v_proj)", "r": 8, "init_lora_weights": False}
+        targets = {"target_modules": LANGUAGE, "r": 8, "init_lora_weights": False}
         self._test_mixed_adapter_batches(MODEL, peers.LoraConfig, targets)
         self._test_generate_with_mixed_adapter_batches_and_beam_search(MODEL, peers.LoraConfig, targets)
 
