@@ -6,8 +6,9 @@ code; where it is not installed they load the code saved beside the weights (`tr
 Limits of other libraries, each with its way round (the versions are those of constraints.txt):
 
 - TRL's own scripts (`sft_vlm.py`) load without `trust_remote_code`: put `import modeling_smoldriver` at their head.
-- TRL's GRPO and RLOO trainers hand a fixed list of picture inputs to the loss, without `camera_ids`. Give each row the
-  pictures of all cameras, in the order of `processor.cameras`; frames with fewer need a trainer that carries the ids.
+- TRL's GRPO and RLOO trainers give the loss a fixed list of inputs, without `camera_ids`. Rows with the pictures of
+  all cameras, in the order of `processor.cameras`, train as they are with GRPO without `beta`; for the rest (RLOO, a
+  reference model, frames with fewer pictures) `grpo_smoldriver.FramePromptsMixin` stands before the trainer.
 - PEFT by the usual names (`target_modules=["q_proj", "v_proj"]`) adapts the tower too, in transformers 5. There rows
   are views, so that batches of mixed adapters (`adapter_names`) and aLoRA need adapters of the language model alone:
   `target_modules=r".*text_model.*\\.(q_proj|v_proj)"`.

@@ -25,10 +25,20 @@ from trl_tests.testing_utils import TrlTestCase  # noqa: E402
 MODEL = tempfile.TemporaryDirectory()
 QUESTIONS = ["Are there cars?", "What is the status of the car?", "Why?", "Predict the behavior.", "Is it dark?"] * 2
 ANSWERS = [" Yes.", " Parked.", " A stop sign.", " The ego vehicle is going straight.", " No."] * 2
-LIMIT = "TRL hands a fixed list of inputs to the loss, without camera_ids: frames of some cameras need camera_ids"
+LIMIT = (
+    "TRL gives the loss a fixed list of inputs, without camera_ids, and refuses others; FramePromptsMixin carries them"
+    " (the class with CameraIds runs the same test with it)"
+)
+VISION = "text alone trains no vision; TRL leaves out what begins with model.visual, the name that Qwen gives it"
 LEGITIMATE: dict[str, dict[str, str]] = {
-    "TestGRPO": {"test_train_vlm_multi_image": LIMIT},
-    "TestRLOO": {"test_train_vlm_multi_image": LIMIT},
+    "TestSFT": {"test_train_vlm_text_only_data": VISION},
+    "TestDPO": {"test_train_vlm_text_only_data": VISION},
+    "TestGRPO": dict.fromkeys(
+        ("test_train_vlm_beta_non_zero", "test_train_vlm_and_importance_sampling", "test_train_vlm_multi_image"), LIMIT
+    ),
+    "TestRLOO": dict.fromkeys(
+        ("test_train_vlm", "test_train_vlm_beta_non_zero", "test_train_vlm_peft", "test_train_vlm_multi_image"), LIMIT
+    ),
 }
 
 
@@ -79,11 +89,19 @@ def local_rows(name: str, kind: str, split: str | None = None):
     return found if split else DatasetDict({"train": found, "test": found})
 
 
-def bodies(module, peer: type, names: list[str]) -> type:
-    """A test class of the peer's tests with these names: its model is ours, and its data set."""
+def bodies(module, peer: type, names: list[str], with_camera_ids: str | None = None) -> type:
+    """A test class of the peer's tests with these names: its model is ours, and its data set.
+
+    Args:
+        with_camera_ids: name of the trainer that gets SmolDriver's mixin before it.
+    """
 
     def setup(self, monkeypatch):
         monkeypatch.setattr(module, "load_dataset", local_rows)
+        if with_camera_ids:
+            mixin = pytest.importorskip("modeling_smoldriver.grpo_smoldriver").FramePromptsMixin
+            trainer = type(with_camera_ids, (mixin, getattr(module, with_camera_ids)), {})
+            monkeypatch.setattr(module, with_camera_ids, trainer)
 
     members = {"replace_data": pytest.fixture(autouse=True)(setup)}
     for name in names:
@@ -106,6 +124,8 @@ def bodies(module, peer: type, names: list[str]) -> type:
 
 
 REINFORCED = ["test_train_vlm", "test_train_vlm_beta_non_zero", "test_train_vlm_peft", "test_train_vlm_multi_image"]
+GRPO = test_grpo_trainer, test_grpo_trainer.TestGRPOTrainerVLM, [*REINFORCED, "test_train_vlm_and_importance_sampling"]
+RLOO = test_rloo_trainer, test_rloo_trainer.TestRLOOTrainerVLM, REINFORCED
 TestSFT = bodies(
     test_sft_trainer,
     test_sft_trainer.TestSFTTrainer,
@@ -114,10 +134,9 @@ TestSFT = bodies(
         *("test_train_nll_loss_vlm", "test_train_vlm_text_only_data"),
     ],
 )
-TestGRPO = bodies(
-    test_grpo_trainer, test_grpo_trainer.TestGRPOTrainerVLM, [*REINFORCED, "test_train_vlm_and_importance_sampling"]
-)
-TestRLOO = bodies(test_rloo_trainer, test_rloo_trainer.TestRLOOTrainerVLM, REINFORCED)
+TestGRPO, TestRLOO = bodies(*GRPO), bodies(*RLOO)
+TestGRPOWithCameraIds = bodies(*GRPO, with_camera_ids="GRPOTrainer")
+TestRLOOWithCameraIds = bodies(*RLOO, with_camera_ids="RLOOTrainer")
 TestDPO = bodies(
     test_dpo_trainer,
     test_dpo_trainer.TestDPOTrainerVLM,
