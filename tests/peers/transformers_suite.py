@@ -32,7 +32,7 @@ transformers_tests()
 
 from transformers_tests.generation.test_utils import GenerationTesterMixin  # noqa: E402
 from transformers_tests.test_modeling_common import ModelTesterMixin  # noqa: E402
-from transformers_tests.test_processing_common import MODALITY_INPUT_DATA, ProcessorTesterMixin  # noqa: E402
+from transformers_tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
 
 # As transformers' own models stand there: the tests read by name which classes have a loss.
 MODEL_MAPPING_NAMES |= {"smoldriver": "SmolDriverModel", "smoldriver_vision": "SmolDriverVisionModel"}
@@ -140,10 +140,13 @@ class TestProcessor(ProcessorTesterMixin, unittest.TestCase):
             options = {name: value for name, value in (processor_kwargs or {}).items() if name != "num_frames"}
             return template(processor, *args, processor_kwargs=options, **kwargs)
 
+        files = [f"{self.tmpdirname}/{seed}.png" for seed in (1, 2)]  # the peer's are on the Hub
+        for seed, file in enumerate(files):
+            picture(seed).save(file)
         with unittest.mock.patch.object(SmolDriverProcessor, "apply_chat_template", without_video):
             for size in (1, 2):
                 self._test_apply_chat_template(
-                    "image", size, "pt", "images_input_name", "image_processor", MODALITY_INPUT_DATA["images"]
+                    "image", size, "pt", "images_input_name", "image_processor", files[:size]
                 )
 
     def test_replacement_offsets_of_a_named_picture(self):
