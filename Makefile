@@ -68,9 +68,10 @@ test-slow: setup
 test-legacy: .venv-legacy/.ready
 	.venv-legacy/bin/python -m pytest -q -m contract
 
-# transformers' own common tests on SmolDriver; fetches them by itself, skips with a reason where it cannot
+# transformers', PEFT's, TRL's and accelerate's own tests on SmolDriver: a table. It fetches them by itself, and skips with
+# a reason what it cannot get: where GitHub is not reached, PEERS=folder with checkouts transformers/ and trl/ has the rest
 test-peers: setup
-	PYTHONPATH=.:tests $(BIN)/python tests/peers/run.py
+	PYTHONPATH=.:tests $(BIN)/python tests/peers/run.py $(if $(PEERS),--sources $(PEERS))
 
 style: setup
 	$(BIN)/ruff check --fix .

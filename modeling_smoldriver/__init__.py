@@ -2,6 +2,21 @@
 
 Importing the package registers it with transformers' Auto classes, so that they load SmolDriver folders with this
 code; where it is not installed they load the code saved beside the weights (`trust_remote_code=True`).
+
+Limits of other libraries, each with its way round (the versions are those of constraints.txt):
+
+- TRL's own scripts (`sft_vlm.py`) load without `trust_remote_code`: put `import modeling_smoldriver` at their head.
+- TRL's GRPO and RLOO trainers give the loss a fixed list of inputs, without `camera_ids`. Rows with the pictures of
+  all cameras, in the order of `processor.cameras`, train as they are with GRPO without `beta`; for the rest (RLOO, a
+  reference model, frames with fewer pictures) `grpo_smoldriver.FramePromptsMixin` stands before the trainer.
+- PEFT by the usual names (`target_modules=["q_proj", "v_proj"]`) adapts the tower too, in transformers 5. There rows
+  are views, so that batches of mixed adapters (`adapter_names`) and aLoRA need adapters of the language model alone:
+  `target_modules=r".*text_model.*\\.(q_proj|v_proj)"`.
+- accelerate's `load_checkpoint_and_dispatch` reads a file's names as they are, but transformers 5 saves a ViT under
+  the names of transformers 4: load with `from_pretrained(folder, device_map=...)`, which renames them.
+- bitsandbytes re-orders 4-bit weights for good at the first forward pass on a CPU with AVX512-BF16 (in eval mode,
+  without gradients): what is saved afterwards is corrupt, and no gradient passes it. Save first, or set
+  `support_avx512bf16_for_cpu = False` on each `Linear4bit` before, as the recipes do.
 """
 
 import transformers

@@ -10,7 +10,7 @@ from .inputs_smoldriver import CAMERAS, COMMANDS, check_camera_names
 from .processing_smoldriver import CameraPicturesMixin
 
 
-class SmolDriverPlannerProcessor(CameraPicturesMixin, ProcessorMixin):
+class SmolDriverPlannerProcessor(ProcessorMixin, CameraPicturesMixin):
     """Wraps the image processor of a SmolDriver.
 
     Args:

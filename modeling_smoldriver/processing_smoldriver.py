@@ -180,12 +180,6 @@ class CameraPicturesMixin:
             raise ValueError(f"{shortened(source)!r} is not a file, a URL or a base64 string") from None
 
 
-class SmolDriverProcessorKwargs(ProcessingKwargs, total=False):
-    """The options of a call, by part; SmolDriver adds none of its own."""
-
-    _defaults = {"text_kwargs": {}, "images_kwargs": {}}
-
-
 def _choices() -> str:
     return f"; of pictures: {', '.join(PICTURE_OPTIONS)}; of texts: {', '.join(dict.fromkeys(TEXT_OPTIONS))}"
 
@@ -195,7 +189,7 @@ def _is_frame(value) -> bool:
     return isinstance(value, (dict, list, tuple)) and not is_stored_picture(value)
 
 
-class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
+class SmolDriverProcessor(ProcessorMixin, CameraPicturesMixin):
     """Wraps an image processor and a SmolVLM tokenizer.
 
     Args:
@@ -277,6 +271,7 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         aside = path.with_suffix(".tmp")
         aside.write_text(json.dumps(tokenizer_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(aside, path)
+        vars(self).pop("auto_map", None)  # set for the file, by transformers; a loaded processor has none either
         return saved
 
     @property
@@ -288,7 +283,6 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         images=None,
         text: str | list[str] | None = None,
         visual_tokens: int | None = None,
-        return_tensors: str | None = None,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -302,10 +296,11 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
             text (`str` or `list[str]`): prompts of `apply_chat_template`, one `<image>` per picture. A camera
                 name directly before `<image>` (`CAM_FRONT:<image>`) says which camera it is.
             visual_tokens (`int`, *optional*): tokens per camera, of `self.visual_token_budgets`; default the largest.
-            kwargs: for the tokenizer (`padding`, `padding_side`, `add_special_tokens`, ...) or the image processor
-                (`PICTURE_OPTIONS`), by name or within `text_kwargs`, `images_kwargs` and `common_kwargs`. Padding is
-                on the left unless `padding_side` says otherwise, since `generate` continues each row at its right
-                end. Nothing is ever cut: a prompt of more than `max_length` tokens is refused.
+            kwargs: `return_tensors`, and options of the tokenizer (`padding`, `padding_side`, ...) or of the image
+                processor (`PICTURE_OPTIONS`), by name or within `text_kwargs`, `images_kwargs` and `common_kwargs`. A
+                tokenizer that was loaded with a `padding` keeps it. Padding is on the left unless `padding_side` says
+                otherwise, since `generate` continues each row at its right end. Nothing is ever cut: a prompt of more
+                than `max_length` tokens is refused.
                 `return_mm_token_type_ids` adds `mm_token_type_ids`, 1 for the tokens of pictures.
 
         Returns:
@@ -339,8 +334,7 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
             raise ValueError("text is required: a prompt with one <image> per picture (see apply_chat_template)")
         visual_tokens = self._check_budget(visual_tokens)
         text_options, image_options = self._sorted_options(kwargs)
-        tensors = text_options.pop("return_tensors", None)
-        return_tensors = tensors if return_tensors is None else return_tensors
+        return_tensors = text_options.pop("return_tensors", None)
         return_spans = text_options.pop("return_text_replacement_offsets", False)
         texts = [text] if isinstance(text, str) else list(text)
         for prompt in texts:
@@ -372,9 +366,10 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
         """The tokenizer's and the image processor's options of a call; each is refused by name if nobody takes it."""
         parts = {part: dict(options.pop(part, None) or {}) for part in (*OPTIONS, "common_kwargs")}
         common = parts.pop("common_kwargs")
+        options = {name: value for name, value in options.items() if value is not None}
         for name, value in (common | options).items():
             takers = [part for part, names in OPTIONS.items() if name in names]
-            if not takers and name not in TEMPLATE_VARIABLES and value is not None:
+            if not takers and name not in TEMPLATE_VARIABLES:
                 raise ValueError(f"the processor has no option {name!r}{_choices()}")
             for part in takers:
                 if name in options and name in parts[part]:
@@ -384,7 +379,9 @@ class SmolDriverProcessor(CameraPicturesMixin, ProcessorMixin):
             unknown = [name for name in parts[part] if name not in names]
             if unknown:
                 raise ValueError(f"{part} has no option {unknown[0]!r}{_choices()}")
-        merged = self._merge_kwargs(SmolDriverProcessorKwargs, **parts)
+        own = self.tokenizer.init_kwargs
+        own = {name: own[name] for name in ("padding", "max_length") if "padding" in own and name in own}
+        merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=own, **parts)
         pictures = {name: value for name, value in merged["images_kwargs"].items() if value is not None}
         pictures.pop("return_tensors", None)  # a batch of views is stacked as tensors
         return merged["text_kwargs"], pictures

@@ -55,6 +55,26 @@ def test_options_of_texts_may_stand_within_text_kwargs_or_common_kwargs(call):
     assert "attention_mask" not in without
 
 
+def test_an_option_that_is_none_is_not_given(call):
+    options = {"return_tensors": None, "padding_side": None, "max_length": None}
+    assert call(text_kwargs={"return_tensors": "pt"}, **options)["input_ids"].shape[0] == 1
+
+
+def test_a_tokenizer_that_was_loaded_with_a_padding_keeps_it(processor, images, tmp_path):
+    processor.save_pretrained(tmp_path)
+    padding = type(processor.tokenizer).from_pretrained(tmp_path, padding="max_length", max_length=300)
+    processor = type(processor).from_pretrained(tmp_path, tokenizer=padding)
+    inputs = {"images": images, "text": text_of(processor, images), "return_tensors": "pt"}
+    assert processor(**inputs)["input_ids"].shape == (1, 300)
+    assert processor(**inputs, padding=False)["input_ids"].shape[1] < 300
+
+
+def test_saving_leaves_no_mark_of_the_file_on_the_processor(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert not hasattr(processor, "auto_map")
+    assert type(processor).from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
 def test_a_dict_of_options_is_not_changed(call):
     options = {"padding": True, "return_tensors": "pt"}
     call(text_kwargs=options)
