@@ -1,4 +1,4 @@
-"""Reinforcement learning on questions with TRL's GRPO: the model answers several times, better answers become likelier.
+"""Reinforcement learning on questions with TRL's GRPO: of several answers to one, the better ones become likelier.
 
 For training only. The reward is a function of the text, see `recipes/training/rewards.py`.
 """
@@ -13,6 +13,9 @@ from trl.data_utils import prepare_multimodal_messages
 
 from .fitting_smoldriver import check_fit, record_processor
 from .training_smoldriver import CarefulTrainerMixin, bfloat16_is_fast, train_parts
+
+SHOWN = ("frame_pixels", "frame_cameras", "frame_index")
+"""What a batch of answers keeps of the frames that they are about, one entry per answer."""
 
 
 @dataclass
@@ -62,32 +65,29 @@ class FramePromptsMixin:
     def _tokenize_prompts(self, prompts: list) -> tuple[list, None, dict[str, torch.Tensor]]:
         """As in TRL, but the pictures are reported as inputs alone, or TRL would process them again without names.
 
-        Keeps `frame_pixels` `(rows, views, 3, S, S)`, `frame_cameras` `(rows, views)` and `frame_index` `(rows,)`,
-        alike for rows that show the same frame; nothing for prompts without pictures.
+        Keeps, of `SHOWN`, `(rows, views, 3, S, S)`, `(rows, views)` and `(rows,)`, which is alike for rows that show
+        the same frame; nothing for prompts without pictures.
         """
         distinct, places = distinct_neighbours(prompts)
         prompt_ids, _, fields = super()._tokenize_prompts(distinct)
         self._shown = {}
         if "pixel_values" in fields:
             pixels, cameras = (torch.as_tensor(fields[name])[places] for name in ("pixel_values", "camera_ids"))
-            self._shown = {"frame_pixels": pixels, "frame_cameras": cameras, "frame_index": places}
-            self._shown = {name: value.to(self.accelerator.device) for name, value in self._shown.items()}
+            kept = (value.to(self.accelerator.device) for value in (pixels, cameras, places))
+            self._shown = dict(zip(SHOWN, kept, strict=True))
         return [prompt_ids[place] for place in places], None, self._pictures(slice(None))
 
     def _pictures(self, rows: slice) -> dict[str, torch.Tensor]:
         """Model inputs of some of the rows at hand, each frame once."""
         if not self._shown:
             return {}
-        frames, index = self._shown["frame_index"][rows].unique(return_inverse=True)
-        first = torch.stack([(self._shown["frame_index"] == frame).nonzero()[0, 0] for frame in frames])
-        return {
-            "pixel_values": self._shown["frame_pixels"][first],
-            "camera_ids": self._shown["frame_cameras"][first],
-            "frame_index": index,
-        }
+        pixels, cameras, places = (self._shown[name][rows] for name in SHOWN)
+        frames, index = places.unique(return_inverse=True)
+        first = torch.stack([(places == frame).nonzero()[0, 0] for frame in frames])
+        return {"pixel_values": pixels[first], "camera_ids": cameras[first], "frame_index": index}
 
     def _compute_loss(self, model, inputs: dict) -> torch.Tensor:
-        self._shown = {name: inputs[name] for name in ("frame_pixels", "frame_cameras", "frame_index") if name in inputs}
+        self._shown = {name: inputs[name] for name in SHOWN if name in inputs}
         return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(

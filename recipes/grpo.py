@@ -2,10 +2,10 @@
 
 accelerate launch recipes/grpo.py --config recipes/configs/tiny/demo_grpo.yaml
 
-The model answers each question `num_generations` times; LoRA adapters on its language model learn what made the better
-answers better. The vision model stays as it is. Every value of the YAML can be overridden on the command line, and a
-stopped run resumes when the same command is given again. `rewards.json` and `rewards.png` in the output folder show the
-reward by step. `--shuffle_rewards true` is the null control: it rewards each answer by another question's truth.
+The model answers each question `num_generations` times; LoRA adapters on its language model make the better answers
+likelier. The vision model stays as it is. Every value of the YAML can be overridden on the command line, and a stopped
+run resumes when the same command is given again. `rewards.json` and `rewards.png` in the output folder show the reward
+by step. `--shuffle_rewards true` is the null control: it rewards each answer by another question's truth.
 """
 
 from dataclasses import dataclass, field
