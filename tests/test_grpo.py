@@ -124,6 +124,7 @@ def logps_alone(model, processor, prompt, answer: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1)[0, -len(answer) - 1 : -1].gather(1, answer[:, None])[:, 0]
 
 
+@pytest.mark.contract
 def test_pictures_in_any_order_and_some_alone_go_to_their_cameras(config, processor, questions, tmp_path):
     prompt = questions[0]["prompt"]
     prompts = [prompt, reordered(prompt, [5, 3, 1, 0, 2, 4]), reordered(prompt, [4, 1])]
@@ -132,10 +133,11 @@ def test_pictures_in_any_order_and_some_alone_go_to_their_cameras(config, proces
     trainer = SmolDriverGRPOTrainer(
         model, args=arguments, reward_funcs=wordiness, train_dataset=questions, processing_class=processor
     )
-    rows = [{"prompt": given} for given in prompts for _ in range(4)]
+    *pictures, text = prompt[0]["content"]
+    apart = {"prompt": [{"role": "user", "content": [text]}], "images": [part["image"] for part in pictures]}
+    apart["prompt"][0]["content"][:0] = [{"type": "image"}] * len(pictures)
+    rows = [row for row in (*({"prompt": given} for given in prompts), apart) for _ in range(4)]
     batch = trainer._generate_and_score_completions(rows)
-    trainer._compute_loss(model, batch)
-    seen = {}
 
     def logps(chunk):
         trainer._shown = {name: batch[name] for name in ("frame_pixels", "frame_cameras", "frame_index")}
@@ -146,9 +148,9 @@ def test_pictures_in_any_order_and_some_alone_go_to_their_cameras(config, proces
 
     seen = logps(None)
     assert_same(logps(3), seen)
-    for row, given in enumerate(rows):
+    for row, given in enumerate(given for given in (*prompts, prompt) for _ in range(4)):
         answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
-        assert_same(seen[row, : len(answer)], logps_alone(model, processor, given["prompt"], answer), f"row {row}")
+        assert_same(seen[row, : len(answer)], logps_alone(model, processor, given, answer), f"row {row}")
 
 
 def views_encoded(model) -> list[int]:
@@ -171,6 +173,7 @@ def test_a_frame_goes_through_the_vision_model_once_per_pass(config, processor, 
     assert all(torch.equal(value, vision[name]) for name, value in model.model.vision_model.named_parameters())
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("mixin", [True, False])
 def test_trl_trains_on_frames_in_order_alone_and_on_any_with_the_mixin(mixin, config, processor, questions, tmp_path):
     """Stock GRPO learns from six pictures in the processor's order; RLOO compares with the model before by default."""
