@@ -1,5 +1,5 @@
 """What the trainers share: SFT on questions (`trainer_smoldriver.py`), knowledge transfer from a vision tower
-(`distillation_smoldriver.py`) and the planner's (`guidance_smoldriver.py`)."""
+(`distillation_smoldriver.py`), the planner's (`guidance_smoldriver.py`) and GRPO (`grpo_smoldriver.py`)."""
 
 import math
 import os

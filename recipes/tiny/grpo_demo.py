@@ -25,7 +25,7 @@ from recipes.tiny.pipeline import (
 )
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
-FULL = {"steps": 120, "test_frames": 192}
+FULL = {"steps": 80, "test_frames": 192}
 SHORT = {"steps": 2, "test_frames": 4}
 BEFORE, REWARDED, SHUFFLED = "before", "rewarded", "shuffled"
 COLUMNS = {"yes/no": ("yes_no", "accuracy"), "listing F1": ("listing", "listing_f1")}
