@@ -6,9 +6,9 @@ python recipes/tiny/grpo_demo.py --demo outputs/demo --output-dir outputs/grpo
     rewarded    after GRPO on yes/no and listing questions of the training scenes, by rewards from their true answers
     shuffled    the same with each answer rewarded by another question's truth: what GRPO does without a signal
 
-All three answer the questions of test scenes, greedily. The demo's finished model leaves GRPO little to learn from: in half
-of its groups all answers earn the same. It needs a finished demo (recipes/tiny/demo.py). Every step is
-a script of its own, with its output in `<output-dir>/logs`; after an interruption the same command resumes the run.
+All three answer the questions of test scenes, greedily. The demo's finished model leaves GRPO little to learn from: in
+half of its groups all answers earn the same. It needs a finished demo (recipes/tiny/demo.py). Every step is a script of
+its own, with its output in `<output-dir>/logs`; after an interruption the same command resumes the run.
 """
 
 import json
