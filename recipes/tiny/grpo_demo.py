@@ -2,13 +2,13 @@
 
 python recipes/tiny/grpo_demo.py --demo outputs/demo --output-dir outputs/grpo
 
-    before      the demo's model after its first stage: it looks among one to three pictures, and is lost among six
+    before      the demo's model
     rewarded    after GRPO on yes/no and listing questions of the training scenes, by rewards from their true answers
     shuffled    the same with each answer rewarded by another question's truth: what GRPO does without a signal
 
-All three answer the questions of test scenes, greedily. The demo's finished model leaves GRPO little to learn from: in
-half of its groups all answers earn the same. It needs a finished demo (recipes/tiny/demo.py). Every step is a script of
-its own, with its output in `<output-dir>/logs`; after an interruption the same command resumes the run.
+All three answer the questions of test scenes, greedily; `recipes/tiny/sampled_rewards.py` scores answers as GRPO draws
+them. It needs a finished demo (recipes/tiny/demo.py). Every step is a script of its own, with its output in
+`<output-dir>/logs`; after an interruption the same command resumes the run.
 """
 
 import json
@@ -34,7 +34,7 @@ COMPARISON = "comparison"
 
 
 def steps_of(out: Path, demo: Path, size: dict) -> list[Step]:
-    models = {BEFORE: demo / "views", REWARDED: out / REWARDED, SHUFFLED: out / SHUFFLED}
+    models = {BEFORE: demo / "model", REWARDED: out / REWARDED, SHUFFLED: out / SHUFFLED}
     folders = [out / f"{name}-eval" for name in models]
     command = ["recipes/evaluate_drivelm.py", "--compare", *folders, "--output-dir", out / COMPARISON]
     return [
@@ -50,7 +50,7 @@ def steps_of(out: Path, demo: Path, size: dict) -> list[Step]:
 def grpo_step(out: Path, demo: Path, name: str, size: dict, *options) -> Step:
     options = ("--scenes", demo / "scenes", "--max_steps", size["steps"], *options)
     config = f"{CONFIGS}/demo_grpo.yaml"
-    return training_step(name, "recipes/grpo.py", config, demo / "views", out / name, 500, *options)
+    return training_step(name, "recipes/grpo.py", config, demo / "model", out / name, 500, *options)
 
 
 def answers_step(name: str, model: Path, out: Path, demo: Path, size: dict) -> Step:
