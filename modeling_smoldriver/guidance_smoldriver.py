@@ -33,7 +33,7 @@ from .planning_smoldriver import (
     SmolDriverPlannerConfig,
     SmolDriverPlannerPreTrainedModel,
 )
-from .training_smoldriver import CarefulTrainerMixin, SmolDriverTrainingConfig, check_range, train_parts
+from .training_smoldriver import PartsTrainerMixin, SmolDriverTrainingConfig, check_range, train_parts
 
 SMOLDRIVER = "smoldriver"  # folder of the SmolDriver beside a planner that was trained jointly
 GUIDANCE_HEADS = "guidance.safetensors"  # what only the training needs
@@ -481,10 +481,10 @@ def question_loss(smoldriver, batch: dict, dtype: torch.dtype) -> torch.Tensor:
 # Training
 
 
-class SmolDriverPlannerTrainer(CarefulTrainerMixin, Trainer):
+class SmolDriverPlannerTrainer(PartsTrainerMixin, Trainer):
     """Trains a planner on frames with the expert's way.
 
-    What it adds to [`CarefulTrainerMixin`] and Trainer, and why: the loss is the sum of the terms of a
+    What it adds to [`PartsTrainerMixin`] and Trainer, and why: the loss is the sum of the terms of a
     [`GuidedPlanner`], each logged by its name; a frame counts once, however many of its waypoints are known; an
     evaluation measures metres beside the loss. The processor is the planner's own: transformers would look for its
     tokenizer.

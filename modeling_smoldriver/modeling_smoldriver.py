@@ -437,6 +437,22 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def cameras_in_order(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+        """`camera_ids` `(batch, views)` of frames `(batch, views, 3, S, S)` with every camera in the config's order.
+
+        For callers that know no `camera_ids`, such as TRL's trainers for reinforcement learning.
+
+        Raises:
+            ValueError: the frames have fewer or more views than there are cameras.
+        """
+        cameras = self.config.vision_config.cameras
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != len(cameras):
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} need camera_ids; without them a frame has one view"
+                f" per camera, in the order {', '.join(cameras)}"
+            )
+        return torch.arange(len(cameras), device=pixel_values.device).expand(len(pixel_values), -1)
+
     def _check_cameras(self, camera_ids: torch.Tensor) -> None:
         cameras = self.config.vision_config.cameras
         if camera_ids.numel() and not -1 <= int(camera_ids.min()) <= int(camera_ids.max()) < len(cameras):
@@ -472,7 +488,8 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
                 1 or True where a token may be attended to. The 4-D form is used unchanged (packs).
             position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): rotary positions.
             pixel_values (`torch.FloatTensor` of shape `(batch, views, 3, S, S)`, *optional*): normalised pictures.
-            camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding.
+            camera_ids (`torch.LongTensor` of shape `(batch, views)`, *optional*): each view's camera, -1 for padding;
+                default for as many views as cameras: the configuration's order.
             frame_index (`torch.LongTensor` of shape `(batch,)`, *optional*): for rows that share their pictures, the
                 frame that each row shows; `pixel_values` and `camera_ids` then hold one entry per frame.
             visual_tokens (`int`, *optional*): the budget, for a compiled graph, which cannot count `<image>` tokens;
@@ -489,8 +506,10 @@ class SmolDriverModel(SmolDriverPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         visual = None
         if pixel_values is not None or mm_encoder_outputs:
-            if pixel_values is not None and (camera_ids is None or mm_encoder_outputs):
-                raise ValueError("pixel_values need camera_ids, and no mm_encoder_outputs beside them")
+            if pixel_values is not None and mm_encoder_outputs:
+                raise ValueError("give pixel_values or mm_encoder_outputs, not both")
+            if pixel_values is not None and camera_ids is None:
+                camera_ids = self.cameras_in_order(pixel_values)
             places = image_places(self, input_ids, inputs_embeds)
             if mm_encoder_outputs:
                 placed = visual = visual_tokens_of(mm_encoder_outputs["image"], places)

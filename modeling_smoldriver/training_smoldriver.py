@@ -1,5 +1,5 @@
 """What the trainers share: SFT on questions (`trainer_smoldriver.py`), knowledge transfer from a vision tower
-(`distillation_smoldriver.py`) and the planner's (`guidance_smoldriver.py`)."""
+(`distillation_smoldriver.py`), the planner's (`guidance_smoldriver.py`) and GRPO (`grpo_smoldriver.py`)."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 from trl import SFTConfig, SFTTrainer
 
@@ -135,7 +135,7 @@ def check_model(model, args: SmolDriverTrainingConfig, processor) -> None:
         processor._check_budget(budget)
 
 
-def check_rows(rows, args: SmolDriverTrainingConfig) -> None:
+def check_rows(rows, args: TrainingArguments) -> None:
     """Refuse training rows that do not fill one batch; a stream's are not counted.
 
     Raises:
@@ -221,12 +221,10 @@ def write_draft_card(folder: str | os.PathLike) -> None:
 
 
 class CarefulTrainerMixin:
-    """What every trainer of SmolDriver's parts adds to transformers' Trainer; stands before it among the parents.
+    """What every trainer here adds to transformers' Trainer; stands before it among the parents.
 
     What it changes, and why:
     - trainable weights are float32, since bfloat16 would round small updates away;
-    - tower and hidden matrices can have learning rates of their own;
-    - a loss is divided by the items of the whole step, whatever kind a child counts;
     - a folder that it saves has a short card of its own, see [`write_draft_card`];
     - a loss or weights that are not finite end the training, before they are saved over good ones;
     - a whole checkpoint is read through `from_pretrained`: transformers 5 saves ViT and DINOv2 under other names, and
@@ -240,16 +238,17 @@ class CarefulTrainerMixin:
         ValueError: see [`check_rows`].
     """
 
-    def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
+    def __init__(self, model, args: TrainingArguments, **kwargs):
         check_rows(kwargs["train_dataset"], args)
         super().__init__(model, args=args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # a loss is divided by the items of all accumulated batches already
-        if not args.train_tower:
-            tower_of(self.model).requires_grad_(False)
+        self._freeze()
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         self.add_callback(StopWhereTrained())
+
+    def _freeze(self) -> None:
+        """Freeze what does not train, before the trainable weights become float32."""
 
     def train(self, *args, **kwargs) -> TrainOutput:
         try:
@@ -259,88 +258,6 @@ class CarefulTrainerMixin:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
                 self._load_best_model()
             return TrainOutput(self.state.global_step, 0.0, {})
-
-    # Optimizer
-
-    def create_optimizer(self, *args):
-        given = self.args
-        if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
-            return super().create_optimizer(*args)
-        self._need_whole_weights("tower_learning_rate and muon_learning_rate")
-        rates = {
-            "tower": given.tower_learning_rate,
-            "muon": given.muon_learning_rate,
-            "rest": given.learning_rate,
-        }
-        kinds = dict.fromkeys(map(id, self.model.parameters()), "rest")
-        if given.muon_learning_rate:
-            kinds |= dict.fromkeys(map(id, hidden_matrices(self.model)), "muon")
-        if given.tower_learning_rate:
-            kinds |= dict.fromkeys(map(id, tower_of(self.model).parameters()), "tower")
-        decaying = set(self.get_decay_parameter_names(self.model))
-        groups = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                groups[kinds[id(parameter)], name in decaying].append(parameter)
-        self.optimizer = MuonAdamW(
-            [
-                {
-                    "params": parameters,
-                    "lr": rates[kind],
-                    "weight_decay": given.weight_decay if decays else 0.0,
-                    "muon": kind == "muon",
-                }
-                for (kind, decays), parameters in groups.items()
-            ],
-            dtype=given.activation_dtype,
-            lr=given.learning_rate,
-            betas=(given.adam_beta1, given.adam_beta2),
-            eps=given.adam_epsilon,
-        )
-        return self.optimizer
-
-    def _need_whole_weights(self, options: str) -> None:
-        if self._has_sharded_weights():
-            raise ValueError(f"{options} need whole weights on each device: leave them out with FSDP and DeepSpeed")
-
-    def _has_sharded_weights(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
-
-    # Loss
-
-    def _items(self, batch: dict) -> torch.Tensor:
-        """How many items a batch's loss is the mean over: answers, tokens or views; a scalar."""
-        raise NotImplementedError
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        # transformers 4.57 passes no batch at the end of an epoch in which a run resumed
-        items = sum((self._items(batch) for batch in batch_samples), torch.zeros(())).to(device)
-        if self.args.average_tokens_across_devices:
-            items = self.accelerator.gather(items.reshape(1)).sum()
-        return items
-
-    def _mean_loss(self, total: torch.Tensor, items, num_items_in_batch, frame_tokens: list[str]) -> torch.Tensor:
-        """A batch's share of the step's loss.
-
-        Args:
-            total: sum of the losses of its items, a scalar.
-            items: how many items it has.
-            num_items_in_batch: those of the whole step, all processes and accumulated batches; None: the batch alone.
-            frame_tokens: the batch's frames, for the error message.
-
-        Raises:
-            FloatingPointError: the loss is not finite; names the frames.
-        """
-        loss = total / (items if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step} for the frames {', '.join(frame_tokens)}:"
-                " lower the learning rate or look at the data"
-            )
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # DDP averages over the processes, but the count above is already that of all of them.
-            loss = loss * self.accelerator.num_processes
-        return loss
 
     # Checkpoints
 
@@ -402,11 +319,110 @@ class CarefulTrainerMixin:
             raise ValueError(f"the checkpoint {checkpoint} does not fit the model: {', '.join(map(str, faults))}")
         self.model.load_state_dict(saved.state_dict())
 
+    def _has_sharded_weights(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
-class SmolDriverTrainer(CarefulTrainerMixin, SFTTrainer):
+
+class PartsTrainerMixin(CarefulTrainerMixin):
+    """What the trainers with a [`SmolDriverTrainingConfig`] add to [`CarefulTrainerMixin`].
+
+    What it changes, and why:
+    - the tower can stay as it is; tower and hidden matrices can have learning rates of their own;
+    - a loss is divided by the items of the whole step, whatever kind a child counts.
+    """
+
+    def __init__(self, model, args: SmolDriverTrainingConfig, **kwargs):
+        super().__init__(model, args=args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # a loss is divided by the items of all accumulated batches already
+
+    def _freeze(self) -> None:
+        if not self.args.train_tower:
+            tower_of(self.model).requires_grad_(False)
+
+    # Optimizer
+
+    def create_optimizer(self, *args):
+        given = self.args
+        if self.optimizer is not None or not (given.tower_learning_rate or given.muon_learning_rate):
+            return super().create_optimizer(*args)
+        self._need_whole_weights("tower_learning_rate and muon_learning_rate")
+        rates = {
+            "tower": given.tower_learning_rate,
+            "muon": given.muon_learning_rate,
+            "rest": given.learning_rate,
+        }
+        kinds = dict.fromkeys(map(id, self.model.parameters()), "rest")
+        if given.muon_learning_rate:
+            kinds |= dict.fromkeys(map(id, hidden_matrices(self.model)), "muon")
+        if given.tower_learning_rate:
+            kinds |= dict.fromkeys(map(id, tower_of(self.model).parameters()), "tower")
+        decaying = set(self.get_decay_parameter_names(self.model))
+        groups = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[kinds[id(parameter)], name in decaying].append(parameter)
+        self.optimizer = MuonAdamW(
+            [
+                {
+                    "params": parameters,
+                    "lr": rates[kind],
+                    "weight_decay": given.weight_decay if decays else 0.0,
+                    "muon": kind == "muon",
+                }
+                for (kind, decays), parameters in groups.items()
+            ],
+            dtype=given.activation_dtype,
+            lr=given.learning_rate,
+            betas=(given.adam_beta1, given.adam_beta2),
+            eps=given.adam_epsilon,
+        )
+        return self.optimizer
+
+    def _need_whole_weights(self, options: str) -> None:
+        if self._has_sharded_weights():
+            raise ValueError(f"{options} need whole weights on each device: leave them out with FSDP and DeepSpeed")
+
+    # Loss
+
+    def _items(self, batch: dict) -> torch.Tensor:
+        """How many items a batch's loss is the mean over: answers, tokens or views; a scalar."""
+        raise NotImplementedError
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        # transformers 4.57 passes no batch at the end of an epoch in which a run resumed
+        items = sum((self._items(batch) for batch in batch_samples), torch.zeros(())).to(device)
+        if self.args.average_tokens_across_devices:
+            items = self.accelerator.gather(items.reshape(1)).sum()
+        return items
+
+    def _mean_loss(self, total: torch.Tensor, items, num_items_in_batch, frame_tokens: list[str]) -> torch.Tensor:
+        """A batch's share of the step's loss.
+
+        Args:
+            total: sum of the losses of its items, a scalar.
+            items: how many items it has.
+            num_items_in_batch: those of the whole step, all processes and accumulated batches; None: the batch alone.
+            frame_tokens: the batch's frames, for the error message.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the frames.
+        """
+        loss = total / (items if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step} for the frames {', '.join(frame_tokens)}:"
+                " lower the learning rate or look at the data"
+            )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # DDP averages over the processes, but the count above is already that of all of them.
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+
+class SmolDriverTrainer(PartsTrainerMixin, SFTTrainer):
     """SFTTrainer for language models that read frames; each child brings its own rows, batches and loss.
 
-    What it changes besides [`CarefulTrainerMixin`], and why: what is saved says which processor it was trained with.
+    What it changes besides [`PartsTrainerMixin`], and why: what is saved says which processor it was trained with.
 
     Args:
         model: a loaded model, see [`check_model`]; `kwargs` as in SFTTrainer.

@@ -17,6 +17,7 @@ from data_scripts.schema import load_scenes
 from modeling_smoldriver.collator_smoldriver import check_directions, check_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
 from recipes.training.loading import (
+    LANGUAGE_MODEL_LINEARS,
     base_dtype,
     load_base,
     load_model,
@@ -35,10 +36,6 @@ class DataArguments:
     scenes: str = field(metadata={"help": "Folder of prepared scene rows (data_scripts/prepare_drivelm.py)."})
     streaming: bool = field(default=False, metadata={"help": "Read shards as they are needed; set max_steps with it."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate the loss on; none by default."})
-
-
-# All linear layers of the language model; the vision model trains in full beside them.
-LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):

@@ -10,9 +10,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig, TrlParser
 
 from modeling_smoldriver import SmolDriverConfig
+from modeling_smoldriver.grpo_smoldriver import SmolDriverGRPOConfig
 from modeling_smoldriver.guidance_smoldriver import PlannerTrainingConfig
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
-from recipes import model_report, sft_qlora, train_planner
+from recipes import grpo, model_report, sft_qlora, train_planner
 from recipes.training.loading import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,11 @@ PAPER = {
 
 def test_every_config_is_read_by_the_recipe():
     paths = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
-    others = ("distill", "planner")  # of recipes/distill_vision.py and recipes/train_planner.py
+    others = (
+        "distill",
+        "planner",
+        "grpo",
+    )  # of recipes/distill_vision.py, recipes/train_planner.py and recipes/grpo.py
     paths = [path for path in paths if not any(name in path.name for name in others)]
     assert len(paths) >= 5
     for path in paths:
@@ -47,6 +52,19 @@ def test_every_planners_config_is_read_by_the_recipe():
         data, training, model = parser.parse_args_and_config(args=["--config", str(path), "--use_cpu", "true"])
         assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
         assert training.joint == ("joint_weight" in values) == training.train_vision
+
+
+def test_every_grpo_config_is_read_by_the_recipe():
+    paths = sorted((ROOT / "recipes" / "configs").rglob("*grpo*.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        parser = TrlParser((grpo.DataArguments, SmolDriverGRPOConfig, ModelConfig))
+        values = yaml.safe_load(path.read_text())
+        on_cpu = ["--use_cpu", "true", "--bf16", "false", "--fp16", "false"]
+        data, training, model = parser.parse_args_and_config(args=["--config", str(path), *on_cpu])
+        assert data.scenes == values["scenes"] and training.max_steps == values["max_steps"]
+        assert data.question_types == ["yes_no", "listing"] and not data.shuffle_rewards
+        assert model.use_peft and training.num_generations == 8
 
 
 def test_both_contestants_train_with_the_papers_values_and_the_same_ones():

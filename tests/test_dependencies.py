@@ -23,6 +23,7 @@ LIGHT_SCRIPTS = (
     "recipes/tiny/demo.py",
     "recipes/tiny/drive_demo.py",
     "recipes/tiny/guidance.py",
+    "recipes/tiny/grpo_demo.py",
     "recipes/tiny/compare.py",
     "recipes/tiny/ablation.py",
     "data_scripts/prepare_drivelm.py",

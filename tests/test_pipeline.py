@@ -26,7 +26,7 @@ from data_scripts.prepare_captions import (
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.folder import WORLD_VERSION
-from recipes.tiny import ablation, compare, demo, drive_demo, guidance, pretrain_towers
+from recipes.tiny import ablation, compare, demo, drive_demo, grpo_demo, guidance, pretrain_towers
 from recipes.tiny.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
 from smoldriver_common.whole_files import sole_writer
 
@@ -125,7 +125,7 @@ def test_a_seed_out_of_range_leaves_no_run_behind(monkeypatch, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("run", [drive_demo, guidance])
+@pytest.mark.parametrize("run", [drive_demo, guidance, grpo_demo])
 def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch, tmp_path):
     nowhere = "--demo", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["run.py", *nowhere])

@@ -32,6 +32,8 @@ CLASSES = {
     "smolvlm": (SmolVLMForScenes, SmolVLMSceneProcessor),
 }
 """Model and processor of each `model_type` that the recipes train and evaluate."""
+LANGUAGE_MODEL_LINEARS = r".*\.text_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""What adapters are put on: all linear layers of the language model."""
 
 
 def load_config(source: str | os.PathLike):

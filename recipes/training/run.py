@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import ModelConfig, SFTConfig
 
 from modeling_smoldriver.collator_smoldriver import RowsDoNotFit
-from modeling_smoldriver.training_smoldriver import SmolDriverTrainingConfig
 from recipes.training.checkpoints import fault_of_checkpoint, holds_a_model_only, last_whole_checkpoint, newest_first
 from recipes.training.loading import base_dtype
 from recipes.training.manifest import TrainingManifest, check_output, check_source, scenes_identity
@@ -24,7 +23,7 @@ from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 TRAINING_SECONDS = "training_seconds.json"
 RUN_SETTINGS = "run_settings.json"
 DEPENDS_ON = (
-    *("scenes", "more_scenes", "leave_out_scenario", "streaming", "teacher"),
+    *("scenes", "more_scenes", "leave_out_scenario", "streaming", "teacher", "question_types", "shuffle_rewards"),
     *("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
     *("warmup_steps", "warmup_ratio", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("weight_decay", "max_grad_norm", "neftune_noise_alpha", "seed", "data_seed"),
@@ -64,14 +63,14 @@ class TrainingRun:
 
     program: str
     data_args: object
-    training_args: SmolDriverTrainingConfig
+    training_args: TrainingArguments
     model_args: ModelConfig
     settings: dict[str, object]
     checkpoint: str | None
     seconds: int = 0
 
     @classmethod
-    def begin(cls, program: str, data_args, training_args: SmolDriverTrainingConfig, model_args: ModelConfig):
+    def begin(cls, program: str, data_args, training_args: TrainingArguments, model_args: ModelConfig):
         """Check what was asked for and find the checkpoint to resume from, before anything is loaded.
 
         Raises:
@@ -135,7 +134,7 @@ def _reason(error: Exception) -> str | None:
     return f"a file could not be written, perhaps for want of disk space ({lines[0]})" if torn else None
 
 
-def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> None:
+def check_run(training_args: TrainingArguments, model_args: ModelConfig) -> None:
     """Refuse, before anything is loaded, options that the run would not honour.
 
     Raises:
@@ -163,7 +162,7 @@ def check_run(training_args: SmolDriverTrainingConfig, model_args: ModelConfig) 
     check_output(training_args.output_dir, model_args.model_name_or_path)
 
 
-def run_settings(data_args, training_args: SmolDriverTrainingConfig, model_args: ModelConfig) -> dict:
+def run_settings(data_args, training_args: TrainingArguments, model_args: ModelConfig) -> dict:
     """What the weights of a run depend on, as JSON keeps it.
 
     What is only printed or saved is left out, and so are precision and number of processes: they are the machine's.
@@ -178,7 +177,7 @@ def run_settings(data_args, training_args: SmolDriverTrainingConfig, model_args:
     return json.loads(json.dumps(settings, default=str))
 
 
-def checkpoint_to_resume_from(training_args: SmolDriverTrainingConfig, settings: dict) -> str | None:
+def checkpoint_to_resume_from(training_args: TrainingArguments, settings: dict) -> str | None:
     """The checkpoint that `resume_from_checkpoint` names; where it is not given or `true`, the run's last whole one.
 
     What is passed over on the way to that one is printed.
