@@ -10,14 +10,13 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts, seconds_of
+from recipes.benchmarking.inputs import drivelm_style_questions, pictures
 from recipes.benchmarking.models import (
     Size,
-    drivelm_style_questions,
     make_processor,
     make_smoldriver,
     make_smolvlm,
     one_camera_after_another,
-    pictures,
 )
 
 QUESTION_COUNTS = (1, 8, 32, 93)
