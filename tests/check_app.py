@@ -37,7 +37,7 @@ LIMIT = 1_000_000_000  # bytes of resident memory
 GROWTH = 20_000_000  # bytes in 500 scenes, 250 MB of which were encoded meanwhile
 SCENES = 1000
 WAIT = 600_000  # ms; long, so that a busy machine fails nothing
-START_SECONDS = 600
+START_SECONDS = 1800
 WHOLE = """() => {
     if (document.querySelector("#answers .error:not(.old)")) return true;
     const steps = document.querySelector("#answers .steps:not(.old)");

@@ -18,7 +18,7 @@ def test_model_and_handler_answer_alike_and_fill_the_table(tmp_path):
     take_turns(asked, frames, questions)
     model, handler = asked
     assert {count: len(answers) for count, answers in model.answers.items()} == {count: count for count in COUNTS}
-    assert handler.answers == model.answers and all(all(answers) for answers in model.answers.values())
+    assert handler.answers == model.answers and len(set(model.answers[93])) > 1
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(asked).splitlines()]
     assert head == ["questions per frame", "`model.answer`", "handler", "equal answers"]
     assert [row[0] for row in rows] == [str(count) for count in COUNTS]
