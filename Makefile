@@ -7,6 +7,7 @@ WORLD ?= $(DEMO)/world
 SPACE ?= outputs/space
 EXPORT ?= outputs/export
 CUDA_CHECK ?= outputs/check-cuda
+RANDOM_256M ?= outputs/random-256m
 # for a server, which runs for days
 GIVE_BACK := env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -14,7 +15,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check check-cuda grpo grpo-short
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check check-cuda grpo grpo-short export-benchmark serving-benchmark
 
 setup: .venv/.ready
 
@@ -169,6 +170,19 @@ vllm-check: setup .venv-vllm/.ready
 # PYTHON=... is any Python with torch and transformers, WHEELS=... a folder of wheels of what it lacks
 check-cuda:
 	PYTHONPATH=. $(PYTHON) tests/cuda/check.py --output-dir $(CUDA_CHECK) $(if $(WHEELS),--wheels $(WHEELS))
+
+# A model of 256M dimensions with random weights
+$(RANDOM_256M)/config.json: | setup
+	$(BIN)/python recipes/benchmarking/random_model.py --size 256m --output-dir $(RANDOM_256M)
+
+# Questions per second of it by model.answer, by the endpoint's handler and by vLLM
+serving-benchmark: $(RANDOM_256M)/config.json .venv-vllm/.ready
+	$(GIVE_BACK) .venv-vllm/bin/python recipes/benchmark_serving.py --model $(RANDOM_256M)
+
+# The table of export-check for it; its answers mean nothing
+export-benchmark: $(RANDOM_256M)/config.json .venv-export/.ready
+	PYTHONPATH=. .venv-export/bin/python recipes/export_model.py --model $(RANDOM_256M) --scenes $(DEMO)/scenes \
+		--output-dir $(EXPORT)-256m --max-frames 4 --questions-per-frame 4 --no-controls
 
 # Broken JSON files, odd pictures and odd texts: 1,000 of each
 fuzz: setup

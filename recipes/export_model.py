@@ -24,7 +24,7 @@ from modeling_smoldriver import SmolDriverForConditionalGeneration
 from recipes.evaluation.asking import choose_questions
 from recipes.evaluation.predictions import Settings
 from recipes.evaluation.provenance import weights_digest
-from recipes.serving.export_table import Runtime, ask_side_by_side, table
+from recipes.serving.export_table import CONTROLS, OWN, Runtime, ask_side_by_side, table
 from recipes.serving.exported import FORMATS, PRECISIONS, ExportedModel, ExportSettings, is_written
 from recipes.training.loading import check_unquantized, classes_of, load_model
 from recipes.training.manifest import check_source
@@ -88,7 +88,7 @@ def export(model: str, output: Path, formats: list[str], precisions: list[str], 
     return list(folders)
 
 
-def compare(model: str, folders: list[Path], settings: Settings) -> None:
+def compare(model: str, folders: list[Path], settings: Settings, controls: bool) -> None:
     """Print the table of torch and all exports on the same questions."""
     asked = choose_questions(load_scenes(settings.scenes, settings.split), settings)
     loaded, processor = load_model(model, torch.float32)
@@ -100,7 +100,7 @@ def compare(model: str, folders: list[Path], settings: Settings) -> None:
     for folder in folders:
         size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         runtimes.append(Runtime(folder.name.replace("-", " "), ExportedModel(folder, torch.get_num_threads()), size))
-    ask_side_by_side(runtimes, processor, asked, settings)
+    ask_side_by_side(runtimes, processor, asked, settings, CONTROLS if controls else OWN)
     questions = len(runtimes[0].answers[None])
     print(f"{len(asked.texts)} frames, {questions} questions, {torch.get_num_threads()} threads\n\n{table(runtimes)}")
 
@@ -116,6 +116,12 @@ def main():
     parser.add_argument("--split", default="test", choices=("train", "eval", "test"))
     parser.add_argument("--max-frames", type=whole_number(), default=96, help="to compare on, evenly spread")
     parser.add_argument("--questions-per-frame", type=whole_number(), help="default: all")
+    parser.add_argument(
+        "--controls",
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help="also ask about blank pictures and those of another scene: three times as long",
+    )
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -125,7 +131,7 @@ def main():
         if given.scenes:
             asking = ("model", "scenes", "split", "max_frames", "questions_per_frame", "visual_tokens")
             settings = Settings(name="torch", **{name: getattr(given, name) for name in asking})
-            compare(given.model, folders, settings)
+            compare(given.model, folders, settings, given.controls)
 
 
 if __name__ == "__main__":

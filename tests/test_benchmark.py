@@ -10,7 +10,8 @@ from modeling_smoldriver import CAMERAS
 from recipes import benchmark
 from recipes.benchmarking.counts import Limits, Phase, WorkCounts, counted_macs, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench
-from recipes.benchmarking.models import SIZES, drivelm_style_questions, make_processor, one_camera_after_another
+from recipes.benchmarking.inputs import drivelm_style_questions
+from recipes.benchmarking.models import SIZES, make_processor, one_camera_after_another
 from recipes.benchmarking.training import TrainingBench, peak_of_step
 
 RATIOS = {

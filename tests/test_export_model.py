@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from data_scripts.schema import load_scenes
 from recipes import export_model
 from recipes.evaluation.asking import choose_questions
-from recipes.evaluation.predictions import Settings
+from recipes.evaluation.predictions import Prediction, Settings
 from recipes.serving import exported
-from recipes.serving.export_table import Runtime, ask_side_by_side, table
+from recipes.serving.export_table import OWN, Runtime, ask_side_by_side, common_beginning, table
 from recipes.serving.exported import ExportedModel
 from recipes.serving.exporting import LanguageGraph, VisionGraph
 from recipes.training.loading import load_model
@@ -88,12 +88,33 @@ def test_the_table_shows_agreement_accuracy_and_time(folder, model_folder, model
     other = tiny_model(loaded.config, seed=5).eval()
     runtimes = [Runtime("torch", loaded), Runtime("onnx", ExportedModel(folder), 1.5), Runtime("another model", other)]
     ask_side_by_side(runtimes, processor, asked, settings)
-    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(runtimes).splitlines()]
-    assert [row[0] for row in shown[2:]] == ["torch", "onnx", "another model"]
-    assert [row[1] for row in shown[2:4]] == ["100.0", "100.0"] and float(shown[4][1]) < 100
-    assert shown[2][2:5] == shown[3][2:5]
-    assert all(float(cell) > 0 for row in shown[2:] for cell in row[5:7])
-    assert [row[7] for row in shown[2:]] == ["-", "1.5", "-"]
+    names, same, words, *accuracies, scene, question, size = columns_of(table(runtimes))
+    assert names == ["runtime", "torch", "onnx", "another model"]
+    for column in (same, words):
+        assert column[1:3] == ["100.0", "100.0"] and float(column[3]) < 100
+    assert len(accuracies) == 3 and all(column[1] == column[2] for column in accuracies)
+    assert all(float(cell) > 0 for column in (scene, question) for cell in column[1:])
+    assert size == ["MB", "-", "1.5", "-"]
+
+    alone = Runtime("torch", loaded)
+    ask_side_by_side([alone], processor, asked, settings, OWN)
+    assert [column[0] for column in columns_of(table([alone]))[2:5]] == ["same words %", "accuracy %", "ms/scene"]
+    assert alone.answers[None] == runtimes[0].answers[None]
+
+
+def columns_of(markdown: str) -> list[list[str]]:
+    """The cells of each column, its head first."""
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in markdown.splitlines()]
+    return [list(column) for column in zip(head, *rows, strict=True)]
+
+
+def test_words_agree_up_to_the_first_that_differs():
+    def answers(*texts):
+        return [Prediction("m", "", "", "", "", "", [], "", "", text) for text in texts]
+
+    first = answers("One car is parked.", "Yes.", "No.")
+    assert common_beginning(first, first) == 1
+    assert common_beginning(answers("One car was parked.", "Yes. No.", ""), first) == 3 / 6
 
 
 # Bad input

@@ -10,15 +10,14 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from recipes.benchmarking.counts import LimitProbe, Phase, WorkCounts
+from recipes.benchmarking.inputs import drivelm_style_questions, pictures
 from recipes.benchmarking.models import (
     QUESTION_COUNTS,
     Size,
-    drivelm_style_questions,
     make_processor,
     make_smoldriver,
     make_smolvlm,
     one_camera_after_another,
-    pictures,
 )
 
 NEW_TOKENS = 16

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from modeling_smoldriver import SmolDriverForTrajectoryPrediction
 from recipes.benchmarking.counts import LimitProbe, Phase, counted_macs, device_name, free_bytes, gigabytes
 from recipes.benchmarking.inference import Contestant, take_turns
-from recipes.benchmarking.models import SIZES, Size, make_processor, make_smoldriver, pictures
+from recipes.benchmarking.inputs import pictures
+from recipes.benchmarking.models import SIZES, Size, make_processor, make_smoldriver
 from recipes.planning.building import fresh_planner
 from smoldriver_common.command_line import stopped_in_one_line, whole_number
 from smoldriver_common.precision import bfloat16_is_fast

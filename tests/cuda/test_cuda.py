@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from modeling_smoldriver.packing_smoldriver import PACKED_ATTENTION, PADDING, PREFIX, forward_at_answers
-from recipes.benchmarking.models import SIZES, drivelm_style_questions, make_processor, make_smoldriver, pictures
+from recipes.benchmarking.inputs import drivelm_style_questions, pictures
+from recipes.benchmarking.models import SIZES, make_processor, make_smoldriver
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -34,6 +34,7 @@ LAYOUT = [["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"], ["CAM_BACK_LEFT", 
 AS_ABOVE, BLANK, OTHER = "as above", "blank", "of another scene"
 TURN = {"concurrency_id": "model", "concurrency_limit": 2}  # page and endpoint wait in one line
 KEEP_SECONDS = 3600  # uploads; looked at as often
+SESSIONS = 64  # gradio copies the page's settings for each visit and each call of /ask; the page itself needs none
 
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from other servers
 CSS = """
@@ -194,7 +195,8 @@ def build() -> gr.Blocks:
     questions = list(first.truth if first else QUESTIONS)
     with gr.Blocks(title="SmolDriver", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
         gr.Markdown(INTRO)
-        example = gr.State(0 if first else None)
+        last = len(EXAMPLES) - 1  # the number is kept by the browser, not here
+        example = gr.Number(0 if first else None, precision=0, minimum=0, maximum=last, visible="hidden")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 gallery, slots, settings = picture_column(first)
@@ -220,6 +222,7 @@ if __name__ == "__main__":
         ssr_mode=False,
         run_history=False,
         max_file_size=MAX_FILE_BYTES,
+        state_session_capacity=SESSIONS,
         footer_links=["api"],
         quiet=True,
     )
