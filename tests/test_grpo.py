@@ -13,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, RLOOConfig, RLOOTrainer, T
 from data_scripts.schema import load_scenes
 from modeling_smoldriver.grpo_smoldriver import FramePromptsMixin, SmolDriverGRPOConfig, SmolDriverGRPOTrainer
 from recipes import grpo
-from recipes.tiny import grpo_demo
+from recipes.tiny import grpo_demo, sampled_rewards
 from recipes.training.loading import load_model
 from recipes.training.reward_curve import reward_curve
 from recipes.training.rewards import answer_rewards, reward, reward_questions, shuffled_within
@@ -263,3 +263,18 @@ def test_the_table_puts_scores_and_differences_beside_their_intervals():
     head, before, rewarded = grpo_demo.before_and_after(comparison).splitlines()
     assert before.split() == ["before", "50.0", "[40.0,", "60.0]", "50.0"]
     assert rewarded.split("  ")[-1].strip() == "+25.0 [+12.5, +37.5]" and "difference from before" in head
+
+
+def test_drawn_answers_are_compared_with_the_first_models():
+    def drawn(*texts):
+        asked = [("yes_no", "Yes."), ("yes_no", "No."), ("listing", "There is one car.")]
+        return [
+            {"text": text, "truth": truth, "type": kind, "scene": f"scene{number}"}
+            for number, (text, (kind, truth)) in enumerate(zip(texts, asked, strict=True))
+        ]
+
+    before, after = drawn("Yes.", "Yes.", "There is one car."), drawn("Yes.", "No.", "There are two cars.")
+    lines = sampled_rewards.table({"before": before, "after": after}).splitlines()
+    scores = [[word for word in line.split() if word[0] not in "[n"] for line in lines[1:]]
+    assert [score[:3] for score in scores] == [["before", "50.0", "100.0"], ["after", "100.0", "0.0"]]
+    assert scores[1][3:] == ["50.0", "-100.0"] and len(scores[0]) == 3
