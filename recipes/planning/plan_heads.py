@@ -90,11 +90,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    with errors_in_one_line("plan_heads"), sole_writer(arguments.output_dir):
+    with errors_in_one_line("plan_heads"):
         for planner in arguments.planners:
-            for scenes in arguments.scenes:
-                output = arguments.output_dir / planner.name / scenes.name
-                make_plans(planner, scenes, arguments.feature_cache, output)
+            output = arguments.output_dir / planner.name
+            with sole_writer(output):  # other planners' plans may be made at the same time
+                for scenes in arguments.scenes:
+                    make_plans(planner, scenes, arguments.feature_cache, output / scenes.name)
 
 
 if __name__ == "__main__":
