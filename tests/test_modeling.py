@@ -562,7 +562,7 @@ def test_unknown_camera_ids_are_refused(model, inputs, camera):
 def test_shapes_that_disagree_are_refused(model, inputs):
     with pytest.raises(ValueError, match=r"got \(6, 3, 48, 48\) and \(1, 6\)"):
         model.get_image_features(inputs["pixel_values"][0], inputs["camera_ids"])
-    with pytest.raises(ValueError, match="camera_ids"):
-        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"])
+    with pytest.raises(ValueError, match="need camera_ids"):  # those of all cameras go by the configuration's order
+        model(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"][:, :5])
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(pixel_values=inputs["pixel_values"], camera_ids=inputs["camera_ids"])
