@@ -81,16 +81,16 @@ def stopped_in_one_line(program: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner, received, terminal = os.getpid(), [], []
+    owner, received = os.getpid(), []
 
     def stop(number: int, frame) -> None:
         if os.getpid() != owner:  # a worker that was forked from it: its parent knows
             os._exit(0)
         if not received:
             received.append(number)
-            terminal.append(_silence_errors())
+            _last_line(program, number)
             kill_children()
-            threading.Thread(target=_end_for_good, args=(program, number, *terminal), daemon=True).start()
+            threading.Thread(target=_end_for_good, args=(number,), daemon=True).start()
         raise Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -101,32 +101,31 @@ def stopped_in_one_line(program: str) -> Iterator[None]:
             raise
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(program, received[0], *terminal)
+        _end(received[0])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _silence_errors() -> int:
-    """Standard error becomes nothing; returns a descriptor of what it was."""
-    was = os.dup(2)
+def _last_line(program: str, number: int) -> None:
+    """Say what happened; from here on standard error is nothing."""
+    name = signal.Signals(number).name
+    with contextlib.suppress(OSError):  # it may be closed
+        os.write(2, f"\n{program}: stopped by {name}; the same command resumes or starts again\n".encode())
     nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
-    return was
+    if nothing != 2:
+        os.dup2(nothing, 2)
+        os.close(nothing)
 
 
-def _end_for_good(program: str, number: int, terminal: int) -> None:
+def _end_for_good(number: int) -> None:
     time.sleep(GRACE)
-    _end(program, number, terminal)
+    _end(number)
 
 
-def _end(program: str, number: int, terminal: int) -> None:
+def _end(number: int) -> None:
     """The process and its children end here, without what a normal end waits for: threads, queues, workers."""
     kill_children()
-    name = signal.Signals(number).name
     with contextlib.suppress(Exception):  # the signal may have come within a write
         sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        os.write(terminal, f"\n{program}: stopped by {name}; the same command resumes or starts again\n".encode())
     os._exit(128 + number)
