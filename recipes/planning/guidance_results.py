@@ -82,7 +82,7 @@ def scenario_results(
     rows = np.array([number for number, place in enumerate(found.places) if names[place] == scenario], dtype=int)
     subset = f"{scenario}, left out"
     return [
-        *(one for one in compare_l2(plans, found.frames, reference, subset, rows) if one.measure == L2),
+        *(one for one in compare_l2(plans, found.frames, reference, {subset: rows}) if one.measure == L2),
         *compare_braking(plans, found.frames, reference, subset, rows),
         *compare_drives(runs, drives, subset, reference),
     ]

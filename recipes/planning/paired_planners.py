@@ -65,22 +65,23 @@ def compare_planners(
     Raises:
         ValueError: see `checked_plans`.
     """
-    return [one for name, rows in subsets(frames).items() for one in compare_l2(plans, frames, reference, name, rows)]
+    return compare_l2(plans, frames, reference, subsets(frames))
 
 
 def compare_l2(
-    plans: dict[str, list[np.ndarray]], frames: list[PlanningFrame], reference: str, subset: str, rows: np.ndarray
+    plans: dict[str, list[np.ndarray]], frames: list[PlanningFrame], reference: str, of: dict[str, np.ndarray]
 ) -> list[Comparison]:
-    """As [`compare_planners`] on the frames with these indices, which the tables call `subset`."""
+    """As [`compare_planners`]; `of`: {subset, as the tables call it: indices of its frames}."""
     alone = [replace(frame, agents=[]) for frame in frames]  # hits are not compared, and take most of the time
     statistics = {
         name: frame_statistics_of_many([checked_plans(made, alone) for made in of_seeds], alone)
         for name, of_seeds in plans.items()
     }
     intervals, results = SceneIntervals([frame.scene_token for frame in frames]), []
-    for protocol, measure in PROTOCOLS.items():
-        columns = {name: [one[protocol]["l2_avg"] for one in of_seeds] for name, of_seeds in statistics.items()}
-        results += _compared(measure, subset, columns, mean_of_ratios, intervals, rows, reference)
+    for subset, rows in of.items():
+        for protocol, measure in PROTOCOLS.items():
+            columns = {name: [one[protocol]["l2_avg"] for one in of_seeds] for name, of_seeds in statistics.items()}
+            results += _compared(measure, subset, columns, mean_of_ratios, intervals, rows, reference)
     return results
 
 
