@@ -14,19 +14,12 @@ from pathlib import Path
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
 
 # isort: split
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser
 
 from data_scripts.schema import load_scenes
 from modeling_smoldriver.collator_smoldriver import check_row_cameras
 from modeling_smoldriver.grpo_smoldriver import SmolDriverGRPOConfig, SmolDriverGRPOTrainer
-from recipes.training.loading import (
-    LANGUAGE_MODEL_LINEARS,
-    base_dtype,
-    load_base,
-    load_processor,
-    multiply_4bit_in,
-    quantization_of,
-)
+from recipes.training.loading import load_to_train, quantization_of
 from recipes.training.reward_curve import reward_curve, write_reward_curve
 from recipes.training.rewards import REWARDED_TYPES, answer_rewards, reward_questions
 from recipes.training.run import TrainingRun
@@ -49,20 +42,9 @@ class DataArguments:
 def load(data_args: DataArguments, training_args: SmolDriverGRPOConfig, model_args: ModelConfig):
     """-> trainer, training rows"""
     # Model
-    model = load_base(
-        model_args.model_name_or_path,
-        base_dtype(model_args),
-        quantization_of(model_args),
-        attn_implementation=model_args.attn_implementation,
-    )
+    model, processor, peft_config = load_to_train(model_args, training_args)
     if model.config.model_type != "smoldriver":
         raise ValueError(f"{model_args.model_name_or_path} is a {model.config.model_type!r}: give a SmolDriver")
-    if training_args.bf16 or training_args.fp16:
-        multiply_4bit_in(model, training_args.activation_dtype)
-    processor = load_processor(model_args.model_name_or_path)
-    peft_config = get_peft_config(model_args)
-    if peft_config is not None:
-        peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
 
     # Data
     train = load_scenes(data_args.scenes, "train")

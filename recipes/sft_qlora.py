@@ -11,20 +11,12 @@ from dataclasses import dataclass, field
 import recipes  # noqa: F401 - first, since it silences libraries while they are imported
 
 # isort: split
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser
 
 from data_scripts.schema import load_scenes
 from modeling_smoldriver.collator_smoldriver import check_directions, check_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer, modules_to_save
-from recipes.training.loading import (
-    LANGUAGE_MODEL_LINEARS,
-    base_dtype,
-    load_base,
-    load_model,
-    load_processor,
-    multiply_4bit_in,
-    quantization_of,
-)
+from recipes.training.loading import load_model, load_to_train, quantization_of
 from recipes.training.run import TrainingRun
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line
 
@@ -41,19 +33,9 @@ class DataArguments:
 def load(data_args: DataArguments, training_args: SmolDriverSFTConfig, model_args: ModelConfig):
     """-> trainer, training rows"""
     # Model
-    model = load_base(
-        model_args.model_name_or_path,
-        base_dtype(model_args),
-        quantization_of(model_args),
-        attn_implementation=model_args.attn_implementation,
-    )
-    if training_args.bf16 or training_args.fp16:
-        multiply_4bit_in(model, training_args.activation_dtype)
-    processor = load_processor(model_args.model_name_or_path)
+    model, processor, peft_config = load_to_train(model_args, training_args)
     teacher = training_args.teacher_model and load_model(training_args.teacher_model, training_args.activation_dtype)
-    peft_config = get_peft_config(model_args)
     if peft_config is not None:
-        peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
         peft_config.modules_to_save = modules_to_save(training_args)
 
     # Data

@@ -24,8 +24,7 @@ from modeling_smoldriver import CAMERAS
 from modeling_smoldriver.collator_smoldriver import SmolDriverCollator
 from modeling_smoldriver.packing_smoldriver import block_mask, flex_block_mask, prefix_attention
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
-from recipes.training.loading import load_base, nf4
+from recipes.training.loading import LANGUAGE_MODEL_LINEARS, load_base, nf4
 
 
 @pytest.mark.parametrize("attention, packed", [("sdpa", "blocks"), ("sdpa", "mask"), ("eager", "mask")])

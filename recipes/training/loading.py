@@ -16,8 +16,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch.ao.quantization import quantize_dynamic
-from transformers import AutoConfig, BitsAndBytesConfig
-from trl import ModelConfig
+from transformers import AutoConfig, BitsAndBytesConfig, TrainingArguments
+from trl import ModelConfig, get_peft_config
 
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.baseline_smoldriver import SmolVLMForScenes, SmolVLMSceneProcessor, end_answers_with_turns
@@ -89,6 +89,26 @@ def load_base(source: str | os.PathLike, dtype, quantization: BitsAndBytesConfig
         # that no gradient passes the layer: a sample table in the middle of a run would end the training.
         layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def load_to_train(model_args: ModelConfig, training_args: TrainingArguments):
+    """-> model, processor, the configuration of its adapters; None without `use_peft`
+
+    Args:
+        training_args: with an `activation_dtype`.
+
+    Raises:
+        ValueError: see [`load_base`].
+    """
+    source = model_args.model_name_or_path
+    quantization, attention = quantization_of(model_args), model_args.attn_implementation
+    model = load_base(source, base_dtype(model_args), quantization, attn_implementation=attention)
+    if training_args.bf16 or training_args.fp16:
+        multiply_4bit_in(model, training_args.activation_dtype)
+    peft_config = get_peft_config(model_args)
+    if peft_config is not None:
+        peft_config.target_modules = model_args.lora_target_modules or LANGUAGE_MODEL_LINEARS
+    return model, load_processor(source), peft_config
 
 
 def load_model(path: str | os.PathLike, dtype: torch.dtype | None = None, int8: bool = False):

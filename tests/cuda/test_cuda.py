@@ -169,8 +169,7 @@ def test_nf4_trains_and_is_reloaded(made, tmp_path):
     from bitsandbytes.nn import Linear4bit
     from peft import LoraConfig, get_peft_model
 
-    from recipes.sft_qlora import LANGUAGE_MODEL_LINEARS
-    from recipes.training.loading import load_base, load_model, nf4
+    from recipes.training.loading import LANGUAGE_MODEL_LINEARS, load_base, load_model, nf4
     from recipes.training.manifest import TrainingManifest
 
     processor, config = made
