@@ -15,7 +15,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 export MALLOC_MMAP_THRESHOLD_ := 1000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check check-cuda grpo grpo-short export-benchmark serving-benchmark
+.PHONY: setup test test-slow test-legacy test-peers style quality demo demo-short drive drive-short dagger dagger-short guidance ablation compare compare-short sample benchmark devkit-check fuzz app app-check export-check vllm-check check-cuda grpo grpo-short export-benchmark serving-benchmark
 
 setup: .venv/.ready
 
@@ -117,6 +117,14 @@ drive-short: setup
 # After make demo: does the guidance help? Four vision models, three heads each, in an hour: outputs/guidance
 guidance: setup
 	$(BIN)/python recipes/tiny/guidance.py
+
+# After make demo: planners learn from more frames and their own mistakes, in half an hour: outputs/dagger
+dagger: setup
+	$(BIN)/python recipes/tiny/dagger.py
+
+# The same steps in about two minutes, after make demo-short: outputs/dagger-short
+dagger-short: setup
+	$(BIN)/python recipes/tiny/dagger.py --short --demo outputs/demo-short --output-dir outputs/dagger-short
 
 # After make demo: its model learns from rewards by rule, beside a null control: outputs/grpo
 grpo: setup

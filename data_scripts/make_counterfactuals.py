@@ -5,7 +5,8 @@
 A pair is one moment twice: as it was, and with a light switched, the leader removed, a stopped car put into the lane
 or a crossing pedestrian removed (see `world/counterfactuals.py`). Both rows have the same time, ego status, history
 and command. The pictures differ only where they must, and `ego_future` is what the expert does next in each. `--seed`
-is a world that no model learned from. `recipes/evaluate_pairs.py` measures planners on the folder, which holds
+is a world that no model learned from. `recipes/evaluate_pairs.py` measures planners on the folder. A folder
+of another seed, made with `--split train`, is one to learn from. It holds
 
     test/shard-*.parquet  rows as `prepare_planning.py` writes them, without questions
     pairs.parquet         which rows make a pair: pair, kind, scene_token, the frame tokens as_it_was and changed, and
@@ -48,6 +49,7 @@ from smoldriver_common.whole_files import written_whole
 
 FORMAT = 1  # raised when the same options would give other rows
 SHARD_SIZE = 64
+TEST = "test"
 VERSIONS = ("as_it_was", "changed")
 PAIRS_FILE = "pairs.parquet"
 PAIRS_SCHEMA = pa.schema(
@@ -65,7 +67,7 @@ class PlannedRow:
     left_out: Counter  # by (kind, reason)
 
 
-def make(output_dir: Path, scenes: int, seed: int, size: tuple[int, int]) -> dict:
+def make(output_dir: Path, scenes: int, seed: int, size: tuple[int, int], split: str = TEST) -> dict:
     """Do what the command line asks for; returns the manifest."""
     renderer = renderer_of(*size)
     pairs_of = lru_cache(2)(partial(scene_pairs, seed, renderer=renderer))  # rows come scene by scene
@@ -85,10 +87,10 @@ def make(output_dir: Path, scenes: int, seed: int, size: tuple[int, int]) -> dic
         notes = {"pairs": Counter({pair.kind: 1})} if row.version == VERSIONS[0] else {}
         return scene_row(pair, row.version, renderer, found.ground), notes
 
-    options = {"format": FORMAT, "planning": True, "scenes": scenes, "image_size": list(size)}
+    options = {"format": FORMAT, "planning": True, "split": split, "scenes": scenes, "image_size": list(size)}
     manifest = write_splits(
         output_dir,
-        {"test": planned},
+        {split: planned},
         make_row,
         source={"world version": WORLD_VERSION, "seed": seed},
         options={**options, "shard_size": SHARD_SIZE},
@@ -174,6 +176,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output-dir", type=Path, required=True)
     add("--scenes", type=whole_number(1, MAX_SCENES), default=100, help="about 1.6 pairs per scene")
     add("--seed", type=whole_number(0, MAX_SEED), default=1009, help="of a world that no model learned from")
+    add("--split", choices=("train", TEST), default=TEST, help="train: to learn from, not to measure on")
     add("--image-size", type=image_size, default=(160, 90), help="WIDTHxHEIGHT, as in 160x90")
     return parser.parse_args(argv)
 
@@ -181,9 +184,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     with errors_in_one_line("make_counterfactuals"):
-        manifest = make(arguments.output_dir, arguments.scenes, arguments.seed, arguments.image_size)
+        manifest = make(arguments.output_dir, arguments.scenes, arguments.seed, arguments.image_size, arguments.split)
     print(format_report(manifest))
-    if not manifest["splits"]["test"]["frames"]:
+    if not manifest["splits"][arguments.split]["frames"]:
         sys.exit("make_counterfactuals: no scene gave a pair, see the report above: ask for more scenes")
 
 

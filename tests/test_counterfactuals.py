@@ -32,6 +32,7 @@ from recipes import build_planner, evaluate_pairs
 from recipes.evaluate_pairs import BASELINES
 from recipes.planning.scored_frames import ego_input
 from recipes.training.manifest import TrainingManifest
+from recipes.training.planning_data import PlanningSource
 
 SEED, SCENES, WIDTH, HEIGHT = 1000, 6, 96, 54
 SAME = ("timestamp", "ego_history", "ego_history_mask", "speed", "command", "command_source", "scene_token")
@@ -198,6 +199,19 @@ def test_a_stopped_run_resumes_with_the_same_bytes_and_other_options_are_refused
     )
     with pytest.raises(SystemExit, match="begun with another options"):
         make_counterfactuals.main(options(again, scenes=1))
+
+
+def test_pairs_to_learn_from_are_the_same_rows_and_are_not_measured_on(folder, planner, tmp_path, monkeypatch):
+    taught = tmp_path / "taught"
+    make_counterfactuals.main([*options(taught, scenes=2), "--split", "train"])
+    for path in folder.glob("test/*.parquet"):
+        assert (taught / "train" / path.name).read_bytes() == path.read_bytes()
+    loaded = SmolDriverForTrajectoryPrediction.from_pretrained(planner)
+    rows = PlanningSource.read(str(taught), "train", loaded).rows
+    assert len(rows) == len(load_scenes(folder, "test"))
+    with pytest.raises(SystemExit, match="split 'test' of .* is empty; these have rows: train"):
+        out = tmp_path / "measured"
+        command(monkeypatch, evaluate_pairs, "--pairs", taught, "--planners", planner, "--output-dir", out)
 
 
 def command(monkeypatch, recipe, *arguments):

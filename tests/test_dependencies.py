@@ -22,6 +22,7 @@ LIGHT_SCRIPTS = (
     "recipes/score_plans.py",
     "recipes/tiny/demo.py",
     "recipes/tiny/drive_demo.py",
+    "recipes/tiny/dagger.py",
     "recipes/tiny/guidance.py",
     "recipes/tiny/grpo_demo.py",
     "recipes/tiny/compare.py",

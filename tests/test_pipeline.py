@@ -26,7 +26,7 @@ from data_scripts.prepare_captions import (
 from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.folder import WORLD_VERSION
-from recipes.tiny import ablation, compare, demo, drive_demo, grpo_demo, guidance, pretrain_towers
+from recipes.tiny import ablation, compare, dagger, demo, drive_demo, grpo_demo, guidance, pretrain_towers
 from recipes.tiny.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
 from smoldriver_common.whole_files import sole_writer
 
@@ -125,7 +125,7 @@ def test_a_seed_out_of_range_leaves_no_run_behind(monkeypatch, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("run", [drive_demo, guidance, grpo_demo])
+@pytest.mark.parametrize("run", [drive_demo, dagger, guidance, grpo_demo])
 def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch, tmp_path):
     nowhere = "--demo", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["run.py", *nowhere])
@@ -134,13 +134,18 @@ def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("run", "last"), [(drive_demo, ["drives", "picture"]), (guidance, ["questions-plans"])])
-def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_own(run, last, tmp_path, pytestconfig):
+@pytest.mark.parametrize(
+    ("run", "last", "worlds"),
+    [(drive_demo, ["drives", "picture"], 3), (dagger, ["drives"], 6), (guidance, ["questions-plans"], 3)],
+)
+def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_own(
+    run, last, worlds, tmp_path, pytestconfig
+):
     steps = run.steps_of(tmp_path / "run", tmp_path / "demo", 7, run.FULL)
     names = [step.name for step in steps]
     assert names[:2] == ["world", "scenes"] and names[-len(last) :] == last
     assert len(set(names)) == len(names)
-    assert run is not drive_demo or set(drive_demo.TABLES) < set(names)
+    assert set(getattr(run, "TABLES", ())) < set(names)
     seeds, shared = [], (pytestconfig.rootpath / "data_scripts" / "prepare_drivelm.py").read_text(encoding="utf-8")
     for step in steps:
         script, *options = map(str, step.command)
@@ -148,7 +153,7 @@ def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_
         if script not in ("recipes/train_planner.py", "recipes/distill_vision.py"):
             assert not [option for option in options if option.startswith("--") and f'"{option}"' not in text], script
             seeds += [int(seed) for name, seed in zip(options, options[1:], strict=False) if name == "--seed"]
-    assert len(set(seeds) - {0, 1, 2, 7}) == 3
+    assert len(set(seeds) - {0, 1, 2, 7}) == worlds
 
 
 def test_a_run_in_progress_is_not_started_twice(out):

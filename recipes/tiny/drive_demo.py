@@ -19,7 +19,6 @@ from pathlib import Path
 
 from recipes.planning.plan_files import CONTROLS, OF_THE_PLANNER
 from recipes.tiny.pipeline import (
-    LOGS,
     Step,
     open_run_after_demo,
     pairs_step,
@@ -27,7 +26,7 @@ from recipes.tiny.pipeline import (
     planner_training_step,
     planning_world_steps,
     plans_step,
-    read_log,
+    print_logs,
     run_steps,
     side_by_side,
 )
@@ -44,7 +43,10 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
     return [
         *planning_world_steps(out, size, training),
         *side_by_side(
-            [pairs_step(out, size, pairs), *planner_steps(out, UNGUIDED, demo / "built", size, 30, OF_THE_PLANNER)],
+            [
+                pairs_step(out / "pairs", size["pair_scenes"], pairs),
+                *planner_steps(out, UNGUIDED, demo / "built", size, 30, OF_THE_PLANNER),
+            ],
             planner_steps(out, GUIDED, demo / "model", size, 45, CONTROLS),
         ),
         pair_scores_step(out),
@@ -93,9 +95,7 @@ def picture_step(out: Path, demo: Path) -> Step:
 def main():
     run = open_run_after_demo("drive", __doc__, FULL, SHORT)
     run_steps(run.out, steps_of(run.out, run.demo, run.demo_seed, run.size), estimate=not run.short)
-    for name in TABLES:
-        print(f"\n--- {name}")
-        print("\n".join(read_log(run.out / LOGS / f"{name}.log")))
+    print_logs(run.out, TABLES)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
     return [
         *planning_world_steps(out, size, demo_seed, "--json", out / "world" / "drivelm.json", "--object-tags", "drop"),
         *planning_world_steps(out, size["unseen"], unseen, "--split", "test", prefix="unseen-"),
-        pairs_step(out, size, pairs),
+        pairs_step(out / "pairs", size["pair_scenes"], pairs),
         *side_by_side(
             [*transfer, *of_heads["transfer"], *of_heads["pretrained"]],
             [*joint, *of_heads["joint"], *of_heads["questions"]],

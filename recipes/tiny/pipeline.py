@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -237,6 +237,13 @@ def read_log(log: Path) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def print_logs(out: Path, names: Iterable[str]) -> None:
+    """What these steps printed."""
+    for name in names:
+        print(f"\n--- {name}")
+        print("\n".join(read_log(out / LOGS / f"{name}.log")))
+
+
 def export(training: Path, model: Path) -> None:
     """Copy the trained model without the files of its training: the folder that could go to the Hub."""
     new = aside(model)
@@ -279,10 +286,10 @@ def planning_world_steps(out: Path, size: dict, seed: int, *options: Path | str,
     ]
 
 
-def pairs_step(out: Path, size: dict, seed: int) -> Step:
+def pairs_step(pairs: Path, scenes: int, seed: int, *options: str) -> Step:
     """Moments that differ in one thing."""
-    command = ["data_scripts/make_counterfactuals.py", "--scenes", size["pair_scenes"], "--seed", seed]
-    return Step("pairs", [*command, "--output-dir", out / "pairs"], seconds=round(0.6 * size["pair_scenes"]))
+    command = ["data_scripts/make_counterfactuals.py", "--scenes", scenes, "--seed", seed, *options]
+    return Step(pairs.name, [*command, "--output-dir", pairs], seconds=round(0.6 * scenes))
 
 
 def planner_build_step(planner: Path, smoldriver: Path, seed: int) -> Step:
