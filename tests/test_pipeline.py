@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ from data_scripts.schema import CAMERAS, load_scenes, split_of
 from data_scripts.synthesize_world import synthesize
 from data_scripts.world.folder import WORLD_VERSION
 from recipes.tiny import ablation, compare, dagger, demo, drive_demo, grpo_demo, guidance, pretrain_towers
-from recipes.tiny.pipeline import Step, aside, check_settings, read_log, run_steps, side_by_side
-from smoldriver_common.whole_files import sole_writer
+from recipes.tiny.pipeline import SETTINGS, Step, aside, check_settings, read_log, run_steps, side_by_side
+from smoldriver_common.whole_files import sole_writer, write_json
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('made', sys.argv[1])"
 
@@ -134,6 +135,21 @@ def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("visions", [["guided"], ["gui ded=outputs/guided"], ["guided="], ["guided=nowhere"]])
+def test_a_vision_model_that_is_not_there_is_named(visions, model_folder, monkeypatch, tmp_path, capsys):
+    demo, out = tmp_path / "demo", tmp_path / "run"
+    shutil.copytree(model_folder, demo / "model")
+    write_json(demo / SETTINGS, {"seed": 0})
+    monkeypatch.setattr(
+        sys, "argv", ["dagger.py", "--demo", str(demo), "--output-dir", str(out), "--vision", *visions]
+    )
+    with pytest.raises(SystemExit) as ended:
+        dagger.main()
+    said = capsys.readouterr().err + str(ended.value)
+    assert ("nowhere holds no model" if "nowhere" in visions[0] else f"{visions[0]!r} is not NAME=FOLDER") in said
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("run", "last", "worlds"),
     [(drive_demo, ["drives", "picture"], 3), (dagger, ["drives"], 6), (guidance, ["questions-plans"], 3)],
@@ -141,11 +157,14 @@ def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch,
 def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_own(
     run, last, worlds, tmp_path, pytestconfig
 ):
-    steps = run.steps_of(tmp_path / "run", tmp_path / "demo", 7, run.FULL)
+    demo = tmp_path / "demo"
+    begin = {name: demo / folder for name, folder in dagger.VISIONS.items()} if run is dagger else demo
+    steps = run.steps_of(tmp_path / "run", begin, 7, run.FULL)
     names = [step.name for step in steps]
     assert names[:2] == ["world", "scenes"] and names[-len(last) :] == last
     assert len(set(names)) == len(names)
-    assert set(getattr(run, "TABLES", ())) < set(names)
+    printed = dagger.tables(begin, run.FULL) if run is dagger else getattr(run, "TABLES", ())
+    assert set(printed) < set(names)
     seeds, shared = [], (pytestconfig.rootpath / "data_scripts" / "prepare_drivelm.py").read_text(encoding="utf-8")
     for step in steps:
         script, *options = map(str, step.command)
@@ -164,7 +183,7 @@ def test_a_run_in_progress_is_not_started_twice(out):
 RUN = """
 import sys
 from pathlib import Path
-from recipes.tiny.pipeline import Step, run_steps
+from recipes.tiny.pipeline import SETTINGS, Step, run_steps
 out = Path(sys.argv[1])
 code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
 run_steps(out, [Step("long", ["-c", code], 1)], estimate=False)

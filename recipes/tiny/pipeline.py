@@ -6,6 +6,7 @@ A finished step is not repeated, and a stopped script resumes. After an interrup
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,29 +86,56 @@ def open_run(name: str, description: str, full: dict, short: dict) -> tuple[Path
 
 @dataclass(frozen=True)
 class RunAfterDemo:
-    """A run that begins with a finished demo's models: its folder, the demo's folder and seed, its size."""
+    """A run that begins with a finished demo's models: its folder, the demo's folder and seed, its size, and whose
+    vision models it takes, by name."""
 
     out: Path
     demo: Path
     demo_seed: int
     size: dict
     short: bool
+    visions: dict[str, Path]
 
 
-def open_run_after_demo(name: str, description: str, full: dict, short: dict) -> RunAfterDemo:
-    """The command line of such a run, as [`open_run`]. Ends the program where the demo is missing."""
+def open_run_after_demo(
+    name: str, description: str, full: dict, short: dict, visions: dict[str, str] | None = None
+) -> RunAfterDemo:
+    """The command line of such a run, as [`open_run`]. Ends the program where the demo is missing.
+
+    Args:
+        visions: {name: folder of the demo} of SmolDrivers, instead of which the user may give others.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", type=Path, default=Path("outputs/demo"), help="folder of a finished demo")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs") / name)
     parser.add_argument("--short", action="store_true", help="a small run, to check that all steps work")
+    if visions:
+        default = " ".join(f"{name}=DEMO/{folder}" for name, folder in visions.items())
+        text = f"SmolDrivers whose vision models are taken; default: {default}"
+        parser.add_argument("--vision", nargs="+", type=named_folder, metavar="NAME=FOLDER", help=text)
     arguments = parser.parse_args()
     demo, size = arguments.demo, short if arguments.short else full
+    given = dict(getattr(arguments, "vision", None) or {})
+    chosen = given or {name: demo / folder for name, folder in (visions or {}).items()}
     with errors_in_one_line(name):
         if not (demo / "model" / "config.json").is_file():
             raise FileNotFoundError(f"--demo {demo} holds no finished demo: run `make demo` first")
+        for folder in chosen.values():
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"--vision {folder} holds no model")
         settings = read_json(demo / SETTINGS)
-        check_settings(arguments.output_dir, {"size": size, "demo": str(demo), "demo's settings": settings})
-    return RunAfterDemo(arguments.output_dir, demo, settings["seed"], size, arguments.short)
+        record = {"size": size, "demo": str(demo), "demo's settings": settings}
+        if visions:
+            record["visions"] = {name: str(folder) for name, folder in chosen.items()}
+        check_settings(arguments.output_dir, record)
+    return RunAfterDemo(arguments.output_dir, demo, settings["seed"], size, arguments.short, chosen)
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not folder or not re.fullmatch(r"\w+", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, as in mine=outputs/mine")
+    return name, Path(folder)
 
 
 def check_settings(out: Path, settings: dict) -> None:
