@@ -37,6 +37,7 @@ from data_scripts.sources.nuscenes_tables import HISTORY, Agent, EgoMotion, Pose
 from data_scripts.synthesize_world import MAX_SCENES, MAX_SEED, image_size, renderer_of
 from data_scripts.world.cameras import CAMERAS
 from data_scripts.world.counterfactuals import Pair, scene_at, scene_pairs
+from data_scripts.world.drive import in_frame_of
 from data_scripts.world.expert import ExpertDrive
 from data_scripts.world.folder import WORLD_VERSION
 from data_scripts.world.ground import GroundMap
@@ -44,6 +45,7 @@ from data_scripts.world.nuscenes import ANNOTATION_RANGE, CATEGORIES, image_file
 from data_scripts.world.render import Renderer, to_jpeg
 from data_scripts.world.sight import frame_of
 from data_scripts.world.simulation import SAMPLE_SECONDS
+from data_scripts.world.traffic import Ego
 from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import written_whole
 
@@ -162,12 +164,9 @@ def motion_of(pair: Pair, version: ExpertDrive, seen: list[int]) -> EgoMotion:
     )
 
 
-def relative(now, poses: np.ndarray) -> list[Pose]:
+def relative(now: Ego, poses: np.ndarray) -> list[Pose]:
     """Global poses (N, 3) in the ego frame of `now`: x, y in metres, yaw in radians between -pi and pi."""
-    c, s = math.cos(now.yaw), math.sin(now.yaw)
-    dx, dy = poses[:, 0] - now.x, poses[:, 1] - now.y
-    yaw = (poses[:, 2] - now.yaw + math.pi) % (2 * math.pi) - math.pi
-    return [tuple(pose) for pose in np.stack([c * dx + s * dy, c * dy - s * dx, yaw], axis=1).tolist()]
+    return [tuple(pose) for pose in in_frame_of(now, poses).tolist()]
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -324,8 +324,8 @@ def between(before: np.ndarray, after: np.ndarray, steps: int = DRIVES_PER_STEP)
     return [before + (after - before) * (k + 1) / steps for k in range(steps)]
 
 
-def in_frame_of(car: Car, poses: np.ndarray) -> np.ndarray:
-    """Global poses (..., 3) x, y, yaw in the frame of a car."""
+def in_frame_of(car: Car | Ego, poses: np.ndarray) -> np.ndarray:
+    """Global poses (..., 3) in the frame of a car: x, y in metres, yaw in radians between -pi and pi."""
     c, s = math.cos(car.yaw), math.sin(car.yaw)
     dx, dy = poses[..., 0] - car.x, poses[..., 1] - car.y
     turn = (poses[..., 2] - car.yaw + math.pi) % (2 * math.pi) - math.pi
