@@ -17,7 +17,6 @@ reuses their BERTScores.
 
 import argparse
 import re
-import shutil
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
@@ -31,9 +30,9 @@ from recipes.evaluation.asking import ask_everyone, choose_questions, unfinished
 from recipes.evaluation.comparison import Evaluation, compare_evaluations, read_evaluation
 from recipes.evaluation.contestants import contestants
 from recipes.evaluation.lengths import check_lengths
-from recipes.evaluation.predictions import CONTROLS, METRICS_FILE, Settings, write_metrics, write_predictions
+from recipes.evaluation.predictions import CONTROLS, METRICS_FILE, Settings
 from recipes.evaluation.provenance import check_leakage, loading_digests, weights_digest
-from recipes.evaluation.report import write_report
+from recipes.evaluation.report import write_evaluation, write_report
 from recipes.evaluation.scoring import Scoring, score_everyone
 from recipes.evaluation.tables import comparison_summary, summary
 from recipes.metrics.drivelm.text_metrics import find_minilm
@@ -44,38 +43,29 @@ from smoldriver_common.whole_files import check_apart, sole_writer, write_json
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="model folder, Hub id or folder of adapters")
-    parser.add_argument("--name", type=model_name, default="smoldriver", help="of the model in tables and files")
-    parser.add_argument(
-        "--compare", nargs="+", type=Path, metavar="DIR", help="finished evaluations to compare instead"
-    )
-    parser.add_argument("--scenes", help="folder of prepared scene rows")
-    parser.add_argument("--split", default="test", choices=("train", "eval", "test"))
-    parser.add_argument("--output-dir", required=True, type=Path)
-    parser.add_argument("--controls", nargs="*", default=["majority", "other_scene_images"], choices=list(CONTROLS))
-    parser.add_argument("--max-frames", type=whole_number(), help="frames to ask about, evenly spread; default: all")
-    parser.add_argument("--questions-per-frame", type=whole_number(), help="questions to draw per frame; default: all")
-    parser.add_argument(
-        "--visual-tokens", type=whole_number(), help="tokens per camera; default: the model's largest budget"
-    )
-    parser.add_argument(
-        "--budgets", nargs="+", type=whole_number(), default=[], help="tokens per camera to draw a curve over"
-    )
-    parser.add_argument("--use-scene-description", action="store_true")
-    parser.add_argument(
-        "--max-new-tokens", type=whole_number(), default=Settings.max_new_tokens, help="where an answer is cut"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", help="model folder, Hub id or folder of adapters")
+    add("--name", type=model_name, default="smoldriver", help="of the model in tables and files")
+    add("--compare", nargs="+", type=Path, metavar="DIR", help="finished evaluations to compare instead")
+    add("--scenes", help="folder of prepared scene rows")
+    add("--split", default="test", choices=("train", "eval", "test"))
+    add("--output-dir", required=True, type=Path)
+    add("--controls", nargs="*", default=["majority", "other_scene_images"], choices=list(CONTROLS))
+    add("--max-frames", type=whole_number(), help="frames to ask about, evenly spread; default: all")
+    add("--questions-per-frame", type=whole_number(), help="questions to draw per frame; default: all")
+    add("--visual-tokens", type=whole_number(), help="tokens per camera; default: the model's largest budget")
+    add("--budgets", nargs="+", type=whole_number(), default=[], help="tokens per camera to draw a curve over")
+    add("--use-scene-description", action="store_true")
+    add("--max-new-tokens", type=whole_number(), default=Settings.max_new_tokens, help="where an answer is cut")
+    add(
         "--bertscore-model",
         default=find_minilm() or "none",
         help="folder or name that bert-score knows (roberta-large: the paper's), or none; default: all-MiniLM-L6-v2",
     )
-    parser.add_argument(
-        "--worst", type=whole_number(), default=5, help="how many worst answers the report shows per measure"
-    )
-    parser.add_argument("--dtype", choices=list(DTYPES), help="default: the dtype it was trained in")
-    parser.add_argument("--int8", action="store_true", help="quantise the linear layers, for a faster CPU")
-    parser.add_argument("--seed", type=int, default=0)
+    add("--worst", type=whole_number(), default=5, help="how many worst answers the report shows per measure")
+    add("--dtype", choices=list(DTYPES), help="default: the dtype it was trained in")
+    add("--int8", action="store_true", help="quantise the linear layers, for a faster CPU")
+    add("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.compare is None and not (arguments.model and arguments.scenes):
         parser.error("--model and --scenes are needed, or --compare with finished evaluations")
@@ -116,18 +106,6 @@ def evaluate(
         write_evaluation(Evaluation(output, metrics, predictions), asked.rows, worst)
     print(summary(metrics))
     print(f"{len(asked.rows)} frames, {len(answered[0].predictions)} questions; wrote {output}")
-
-
-def write_evaluation(evaluation: Evaluation, rows, worst: int) -> None:
-    """Write all of its files. metrics.json comes last: with it the evaluation is finished."""
-    folder = evaluation.folder
-    (folder / METRICS_FILE).unlink(missing_ok=True)  # an earlier evaluation's: its scores are not of these answers
-    write_predictions(folder, [one for answers in evaluation.predictions.values() for one in answers])
-    comparison = compare_evaluations([evaluation])
-    write_report(folder, [evaluation], comparison, rows, worst)
-    write_metrics(folder, evaluation.metrics)
-    for unfinished in folder.glob(".parts-*"):
-        shutil.rmtree(unfinished)
 
 
 def compare(folders: list[Path], output: Path, worst: int) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from modeling_smoldriver import CAMERAS
 from recipes import benchmark
+from recipes.benchmarking import measuring
 from recipes.benchmarking.counts import Limits, Phase, WorkCounts, counted_macs, limit_of
 from recipes.benchmarking.inference import NEW_TOKENS, InferenceBench
 from recipes.benchmarking.inputs import drivelm_style_questions
@@ -166,7 +167,7 @@ def test_questions_are_different_and_as_long_as_drivelms():
 
 
 def test_tiny_run_writes_table_json_and_plot(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "CONTESTANTS", ((1, 1), (93, 1)))
+    monkeypatch.setattr(measuring, "CONTESTANTS", ((1, 1), (93, 1)))
     json_file, plot = tmp_path / "new" / "benchmark.json", tmp_path / "benchmark.png"
     benchmark.main(
         ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--dtype", "float32"]
@@ -194,12 +195,12 @@ def test_tiny_run_writes_table_json_and_plot(tmp_path, monkeypatch, capsys):
 
 
 def test_what_does_not_fit_into_memory_is_left_out_and_said(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(benchmark, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(measuring, "free_bytes", lambda device: 2**20)
     path = tmp_path / "benchmark.json"
     benchmark.main(["--size", "tiny", "--device", "cpu", "--repeats", "1", "--json", str(path)])
     report = json.loads(path.read_text())
     assert report["rows"] == [] and report["ratios"] == {}
-    assert len(report["left_out"]) == 1 + len(benchmark.CONTESTANTS)
+    assert len(report["left_out"]) == 1 + len(measuring.CONTESTANTS)
     printed = capsys.readouterr().out
     assert (
         "left out: vision, prefill, answers: about" in printed and "left out: training, 93 questions in 2" in printed

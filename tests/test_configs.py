@@ -14,6 +14,7 @@ from modeling_smoldriver.grpo_smoldriver import SmolDriverGRPOConfig
 from modeling_smoldriver.guidance_smoldriver import PlannerTrainingConfig
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig
 from recipes import grpo, model_report, sft_qlora, train_planner
+from recipes.training import memory
 from recipes.training.loading import CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +104,7 @@ def test_head_of_a_paper_config_states_the_memory_that_the_report_computes(name,
     config = model_report.smolvlm_config() if smolvlm else SmolDriverConfig()
     with torch.device("meta"):
         model = CLASSES[config.model_type][0](config)
-    size = sum(model_report.training_memory(model, tokens)[mode].values())
+    size = sum(memory.training_memory(model, tokens)[mode].values())
     whose, options = (" of the baseline", "--smolvlm ") if smolvlm else ("", "")
     options += "--tokens 640" if tokens == 640 else ""  # 1024 is the report's default
     command = re.escape(f"model_report.py {options}".strip())

@@ -123,3 +123,8 @@ def test_a_script_that_needs_no_model_loads_no_model_library(script):
     loaded = done.stdout.rpartition("LOADED ")[2].split()
     assert "json" in loaded and "smoldriver_common" in loaded
     assert not set(MODEL_LIBRARIES) & set(loaded)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_a_recipe_can_be_read_in_one_go(recipe):
+    assert len(recipe.read_text(encoding="utf-8").splitlines()) < 150

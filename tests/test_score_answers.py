@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipes import score_answers
+from recipes.evaluation.submissions import read_answers
 
 SUBMISSION = Path(__file__).parents[2] / "shared" / "cases" / "submission_min.json"
 FRAME = {
@@ -62,7 +63,7 @@ def test_the_challenges_submission_is_read(files, monkeypatch):
 
 @pytest.mark.skipif(not SUBMISSION.is_file(), reason="no sample submission beside the project")
 def test_a_sample_submission_is_read():
-    assert score_answers.read_answers(SUBMISSION) == {"s0_f0_0": "Yes.", "s0_f0_1": "No."}
+    assert read_answers(SUBMISSION) == {"s0_f0_0": "Yes.", "s0_f0_1": "No."}
 
 
 def test_true_answers_longer_than_the_metrics_take_are_refused(files, monkeypatch):

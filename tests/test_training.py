@@ -37,7 +37,8 @@ from data_scripts.schema import load_scenes, write_manifest
 from modeling_smoldriver import SmolDriverForConditionalGeneration, SmolDriverProcessor
 from modeling_smoldriver.collator_smoldriver import group_questions
 from modeling_smoldriver.trainer_smoldriver import SmolDriverSFTConfig, SmolDriverSFTTrainer
-from recipes import model_report, sft_qlora
+from recipes import sft_qlora
+from recipes.training import memory
 from recipes.training.checkpoints import fault_of_checkpoint, last_whole_checkpoint
 from recipes.training.loading import load_model
 from recipes.training.manifest import read_training_manifest
@@ -192,11 +193,11 @@ def test_adapters_go_beside_a_siglip_tower_too(config, tokenizer, processor, opt
 
 
 def test_the_report_knows_the_size_of_what_qlora_saves(options, monkeypatch):
-    rank = {"lora_r": model_report.LORA_RANK}
+    rank = {"lora_r": memory.LORA_RANK}
     train(monkeypatch, {**options, **LORA, **rank, "load_in_4bit": True, "train_connector": False})
     model, _ = load_model(options["model_name_or_path"])
     saved = load_file(options["output_dir"] / "adapter_model.safetensors").values()
-    assert model_report.qlora_checkpoint_bytes(model) == sum(value.nbytes for value in saved)
+    assert memory.qlora_checkpoint_bytes(model) == sum(value.nbytes for value in saved)
 
 
 def test_a_folder_that_another_run_trains_in_is_refused(options, monkeypatch):

@@ -5,15 +5,16 @@ The page is one file that needs no other; its figures are also in `figures/`, as
 
 import base64
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from data_scripts.schema import cameras_of
-from recipes.evaluation.comparison import Comparison, Evaluation
+from recipes.evaluation.comparison import Comparison, Evaluation, compare_evaluations
 from recipes.evaluation.figures import elastic_curve, headline_bars, save, type_bars
-from recipes.evaluation.predictions import CONTROLS, Prediction
+from recipes.evaluation.predictions import CONTROLS, METRICS_FILE, Prediction, write_metrics, write_predictions
 from recipes.evaluation.tables import BUDGET_COLUMNS, columns, conditions, milliseconds, type_metric, types_of
 from recipes.metrics.drivelm.answer_metrics import leading_decision
 from recipes.metrics.drivelm.scores import BERTSCORE
@@ -172,3 +173,15 @@ def what_they_scored(comparison: Comparison) -> dict:
         },
         "said": SAID,
     }
+
+
+def write_evaluation(evaluation: Evaluation, rows, worst: int) -> None:
+    """Write all of its files. metrics.json comes last: with it the evaluation is finished."""
+    folder = evaluation.folder
+    (folder / METRICS_FILE).unlink(missing_ok=True)  # an earlier evaluation's: its scores are not of these answers
+    write_predictions(folder, [one for answers in evaluation.predictions.values() for one in answers])
+    comparison = compare_evaluations([evaluation])
+    write_report(folder, [evaluation], comparison, rows, worst)
+    write_metrics(folder, evaluation.metrics)
+    for unfinished in folder.glob(".parts-*"):
+        shutil.rmtree(unfinished)
