@@ -99,6 +99,14 @@ def test_lanes_run_at_the_same_time_each_in_its_order(out, capsys):
     assert "[ 2/6] a meets b, [ 4/6] b meets c ... (about 5 min remain)" in printed  # of 4 * 80 * 0.65 + 80 s
 
 
+def test_what_follows_steps_side_by_side_waits_for_all_of_them(out):
+    late = "import pathlib, sys, time; time.sleep(1); pathlib.Path(sys.argv[1]).touch()"
+    needs = "import pathlib, sys; pathlib.Path(sys.argv[1]).stat()"
+    first = side_by_side([Step("quick", ["-c", "0"], 1)], [Step("late", ["-c", late, out / "made"], 1)])
+    then = side_by_side([Step("one", ["-c", needs, out / "made"], 1)], [Step("other", ["-c", "0"], 1)])
+    run_steps(out, [*first, *then], estimate=False)
+
+
 def test_a_failure_in_one_lane_ends_the_other(out):
     log = out / "logs" / "long.log"
     long = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"

@@ -46,6 +46,7 @@ class Step:
             finished; serves as `done`.
         before (`Callable`, *optional*): called before the script.
         lane (`int`): 0, or see [`side_by_side`].
+        group (`object`, *optional*): what the steps of one [`side_by_side`] share.
     """
 
     name: str
@@ -55,13 +56,15 @@ class Step:
     result: Path | None = None
     before: Callable[[], None] | None = None
     lane: int = 0
+    group: object = None
 
 
 def side_by_side(*lanes: list[Step]) -> list[Step]:
     """Lists of steps that run at the same time, each list in its order and on its share of the cores."""
+    group = object()
     for number, lane in enumerate(lanes, start=1):
         for step in lane:
-            step.lane = number
+            step.lane, step.group = number, group
     return [step for lane in lanes for step in lane]
 
 
@@ -168,7 +171,7 @@ def _run_steps(out: Path, steps: list[Step], estimate: bool) -> None:
     for step in steps:
         step.done = step.done or step.result or out / LOGS / f"{step.name}.done"
     progress = _Progress(steps, estimate)
-    for _, group in groupby(steps, key=lambda step: step.lane > 0):
+    for _, group in groupby(steps, key=lambda step: step.group):
         lanes = defaultdict(list)
         for step in group:
             lanes[step.lane].append(step)
