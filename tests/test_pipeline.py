@@ -134,6 +134,14 @@ def test_a_seed_out_of_range_leaves_no_run_behind(monkeypatch, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("run", [demo, drive_demo, dagger, guidance, grpo_demo, ablation, compare])
+def test_a_run_s_size_is_recognised_when_it_is_resumed(run, out):
+    for size in (run.FULL, run.SHORT):
+        (out / SETTINGS).unlink(missing_ok=True)
+        check_settings(out, {"size": size})
+        check_settings(out, {"size": size})
+
+
 @pytest.mark.parametrize("run", [drive_demo, dagger, guidance, grpo_demo])
 def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch, tmp_path):
     nowhere = "--demo", str(tmp_path / "nowhere"), "--output-dir", str(tmp_path / "run")

@@ -35,9 +35,9 @@ from recipes.tiny.pipeline import (
 from smoldriver_common.command_line import stopped_in_one_line
 
 FULL = {"scenes": 1600, "every": 2, "taught_pair_scenes": 300, "steps": 2000, "lateral_weight": 3}
-FULL |= {"collected": (200, 300), "plan_frames": 400, "pair_scenes": 50, "drives": 100}
+FULL |= {"collected": [200, 300], "plan_frames": 400, "pair_scenes": 50, "drives": 100}
 SHORT = {"scenes": 40, "every": 8, "taught_pair_scenes": 3, "steps": 8, "lateral_weight": 3}
-SHORT |= {"collected": (2, 2), "plan_frames": 8, "pair_scenes": 3, "drives": 2}
+SHORT |= {"collected": [2, 2], "plan_frames": 8, "pair_scenes": 3, "drives": 2}
 TAUGHT = "taught-pairs"
 VISIONS = {UNGUIDED: "built", GUIDED: "model"}
 
