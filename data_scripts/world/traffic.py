@@ -1,9 +1,9 @@
 """The traffic of a synthetic scene, one time step after the other.
 
-Traffic and ego follow the Intelligent Driver Model (Treiber, Hennecke, Helbing 2000). They react to whoever is ahead
-of them in their lane, to red lights and to pedestrians who cross. Cyclists drive like this too, on a line of their own
-beside the lanes. A pedestrian begins to cross only where everyone who comes can stop. A vehicle that cuts in or pulls
-out does so only where the ego can brake for it. Who turns left lets those pass who come straight on.
+Traffic and ego follow the Intelligent Driver Model. They react to whoever is ahead of them in their lane, to red
+lights and to pedestrians who cross. Cyclists drive like this too, on a line of their own beside the lanes. A
+pedestrian begins to cross only where everyone who comes can stop. A vehicle that cuts in or pulls out does so only
+where the ego can brake for it. Who turns left lets those pass who come straight on.
 
 The ego may be driven from outside: everyone else reacts to it as it is. Its own driver keeps no memory: from any
 place it drives back to its route, and round what blocks its lane.
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_scripts.world.agents import SIZES, Agent, hitch_distance, status_of
+from data_scripts.world.car_following import Ahead, braking, can_stop, follow, light_colour, must_stop, stopped_or
 from data_scripts.world.manoeuvres import (
     STREET_HALF,
     Block,
@@ -67,14 +68,6 @@ class Ego:
     speed: float
     s: float
     d: float
-
-
-@dataclass
-class Ahead:
-    """What a driver must not run into: `gap` metres ahead, driving at `speed` m/s; infinity where there is nothing."""
-
-    gap: float = math.inf
-    speed: float = 0.0
 
 
 class Traffic:
@@ -504,31 +497,6 @@ class Traffic:
                 a.s += a.walk[0] * STEP_SECONDS
 
 
-def light_colour(phase: float, time: float) -> str:
-    """A cycle of 13 s: green for 5, yellow for 2, red for 6."""
-    moment = (phase + time) % 13.0
-    return "green" if moment < 5.0 else "yellow" if moment < 7.0 else "red"
-
-
-def follow(speed: float, wanted: float, ahead: Ahead, standstill_gap: float) -> float:
-    """Acceleration by the Intelligent Driver Model, in m/s^2, never below a hard brake of 6."""
-    if wanted <= 0.1:
-        free = -2.5
-    else:
-        free = max(1.6 * (1 - (speed / wanted) ** 4), -3.0)
-    if math.isinf(ahead.gap):
-        return max(free, -6.0)
-    approach = speed * (speed - ahead.speed) / (2 * math.sqrt(1.6 * 2.2))
-    desired = standstill_gap + max(0.0, speed * 1.1 + approach)
-    return max(free - 1.6 * (desired / max(ahead.gap, 0.3)) ** 2, -6.0)
-
-
-def braking(speed: float, metres: float) -> float:
-    """Acceleration, in m/s^2, of who brakes evenly to stand after some metres; infinity before it is time."""
-    needed = speed * speed / (2 * max(metres, 0.3))
-    return -min(max(needed, 1.6), 6.0) if needed > 1.2 or metres < 0.5 else math.inf
-
-
 def next_in_lane(agents: list[Agent], lanes: dict[float, list[int]]) -> dict[int, int]:
     """For each agent in a lane the one ahead of it."""
     ahead = {}
@@ -544,23 +512,6 @@ def next_in_lane(agents: list[Agent], lanes: dict[float, list[int]]) -> dict[int
 def behind_bend(a: Agent, s: float) -> bool:
     """Whether an agent is still in its street, and a place lies behind the bend there: not on its way."""
     return a.street is not None and a.s > a.street and s > a.street
-
-
-def stopped_or(speed: float) -> float:
-    """Speeds below a crawl are a standstill, so that nobody is half stopped."""
-    return speed if speed > 0.35 else 0.0
-
-
-def must_stop(light: str, distance: float, speed: float) -> bool:
-    """Whether who is `distance` metres before the stop line stops: yes at red, at yellow where the brakes allow."""
-    if not -1.0 < distance < 40.0 or light == "green":
-        return False
-    return light == "red" or distance > speed * speed / 6.0
-
-
-def can_stop(gap: float, speed: float) -> bool:
-    """Whether who drives at `speed` stops in time before a crosser who is `gap` metres ahead and begins to walk."""
-    return gap > 2.0 + speed * 0.5 + speed * speed / 5.0
 
 
 def has_to_pass(crosser: Agent, d: float, lane_d: float) -> bool:
