@@ -202,12 +202,13 @@ class EncodedFrames(Dataset):
         shards: tensors of consecutive frames, by name; every shard but the last has as many. They may be
             memory-mapped: a frame is read when it is taken.
         columns: tensors of all frames, by name.
-        frame_tokens: of all frames.
+        frame_tokens: of all frames; a list, or a column of a data set.
         kept: places of the frames to take, in order.
     """
 
     def __init__(self, shards: list[dict], columns: dict[str, torch.Tensor], frame_tokens: list[str], kept: list[int]):
-        self.shards, self.columns, self.frame_tokens, self.kept = shards, columns, frame_tokens, kept
+        self.shards, self.columns, self.kept = shards, columns, kept
+        self.frame_tokens = frame_tokens[:]  # a column of `datasets` looks each item up in all of its shards
         self.shard_size = len(next(iter(shards[0].values())))
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from datasets import Dataset
 from fakes import dataset, frame, tiny_smolvlm
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
@@ -96,6 +97,12 @@ def test_every_collator_reaches_a_worker_without_weights(processor, tokenizer, r
         assert same(sent(collator)(batch), collator(batch)), what
     frames = EncodedFrames([{"view_tokens": torch.rand(2, 3)}], {"speed": torch.rand(2)}, ["a", "b"], [1, 0])
     assert same(sent(stack_frames)([sent(frames)[0]]), stack_frames([frames[0]]))
+
+
+def test_a_column_of_a_data_set_is_read_once():
+    tokens = Dataset.from_dict({"frame_token": ["a", "b"]})["frame_token"]
+    frames = EncodedFrames([{"view_tokens": torch.rand(2, 3)}], {}, tokens, [1, 0])
+    assert isinstance(frames.frame_tokens, list) and [frame["frame_token"] for frame in frames] == ["b", "a"]
 
 
 @pytest.mark.parametrize("most_views", [0, 2])
