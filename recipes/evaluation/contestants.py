@@ -112,7 +112,8 @@ class ModelAnswers:
     def __init__(self, contestant: Contestant, model, processor, rows, settings: Settings):
         self.contestant, self.settings = contestant, settings
         self.model, self.processor, self.rows = model, processor, rows
-        self.others = other_scenes(rows["scene_token"]) if contestant.control == "other_scene_images" else None
+        self.others = other_scenes(rows["scene_token"][:]) if contestant.control == "other_scene_images" else None
+        self.descriptions = rows["scene_description"][:] if settings.use_scene_description else None
 
     def __call__(self, index: int, questions: list[str]) -> tuple[list[str], Measured]:
         limit = self.settings.max_new_tokens
@@ -133,7 +134,7 @@ class ModelAnswers:
         row = self.rows[index if self.others is None else self.others[index]]
         images = {camera: row[camera] for camera in self.processor.cameras if row[camera] is not None}
         # Under every control the asked frame's own description: a control changes the pictures and nothing else.
-        description = self.rows["scene_description"][index] if self.settings.use_scene_description else None
+        description = self.descriptions and self.descriptions[index]
         budget = self.contestant.budget or self.settings.visual_tokens
         return control_images(images, self.contestant.control), description, budget
 
