@@ -151,8 +151,17 @@ def test_what_comes_after_the_demo_says_so_where_there_is_none(run, monkeypatch,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("visions", [["guided"], ["gui ded=outputs/guided"], ["guided="], ["guided=nowhere"]])
-def test_a_vision_model_that_is_not_there_is_named(visions, model_folder, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("visions", "wanted"),
+    [
+        (["guided"], "'guided' is not NAME=FOLDER"),
+        (["gui ded=outputs/guided"], "'gui ded=outputs/guided' is not NAME=FOLDER"),
+        (["guided="], "'guided=' is not NAME=FOLDER"),
+        (["guided=nowhere"], "nowhere holds no model"),
+        (["guided=one", "guided=other"], "a name is given twice"),
+    ],
+)
+def test_a_vision_model_that_is_not_there_is_named(visions, wanted, model_folder, monkeypatch, tmp_path, capsys):
     demo, out = tmp_path / "demo", tmp_path / "run"
     shutil.copytree(model_folder, demo / "model")
     write_json(demo / SETTINGS, {"seed": 0})
@@ -161,8 +170,7 @@ def test_a_vision_model_that_is_not_there_is_named(visions, model_folder, monkey
     )
     with pytest.raises(SystemExit) as ended:
         dagger.main()
-    said = capsys.readouterr().err + str(ended.value)
-    assert ("nowhere holds no model" if "nowhere" in visions[0] else f"{visions[0]!r} is not NAME=FOLDER") in said
+    assert wanted in capsys.readouterr().err + str(ended.value)
     assert not out.exists()
 
 

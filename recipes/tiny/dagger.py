@@ -5,11 +5,12 @@ python recipes/tiny/dagger.py --demo outputs/demo --output-dir outputs/dagger
     unguided   on the demo's pretrained tower with fresh resamplers
     guided     on the vision model of the demo's SmolDriver, which was tuned on questions
 
-or on the vision models of the SmolDrivers that `--vision` names. They first imitate the expert (`guided-0`), on more
-frames than in drive_demo.py and on counterfactual pairs: moments that differ in the one thing that the expert reacts
-to. Then each drives scenes that it has not seen; at each state that it gets into, the expert shows the way back, and
-it learns again, from these rows too. After two rounds (`guided-2`) all are measured as in drive_demo.py: in open loop,
-on other pairs, in closed loop.
+or on the vision models of the SmolDrivers that `--vision` names, as in `--vision transfer=outputs/guidance/transfer
+guided=outputs/demo/model` (after guidance.py). They first imitate the expert (`guided-0`), on more frames than in
+drive_demo.py and on counterfactual pairs: moments that differ in the one thing that the expert reacts to. Then each
+drives scenes that it has not seen; at each state that it gets into, the expert shows the way back, and it learns
+again, from these rows too. After two rounds (`guided-2`) all are measured as in drive_demo.py: in open loop, on other
+pairs, in closed loop.
 
 It needs a finished demo (recipes/tiny/demo.py). Every step is a script of its own, with its output in
 `<output-dir>/logs`; after an interruption the same command resumes the run.
@@ -74,7 +75,7 @@ def planner_steps(out: Path, name: str, smoldriver: Path, size: dict, collected:
     for number in range(len(collected) + 1):
         trained = out / f"{name}-{number}"
         options = "--lateral_weight", size["lateral_weight"], "--more_scenes", *rows
-        seconds = 130 if number else 330  # the first computes the visual tokens
+        seconds = 130 if number else 450  # the first computes the visual tokens
         steps.append(planner_training_step(built, trained, out, size, 0, seconds, *options))
         if trained.name in measured([name], size):
             controls = CONTROLS if number else ()

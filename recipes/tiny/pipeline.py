@@ -118,8 +118,10 @@ def open_run_after_demo(
         parser.add_argument("--vision", nargs="+", type=named_folder, metavar="NAME=FOLDER", help=text)
     arguments = parser.parse_args()
     demo, size = arguments.demo, short if arguments.short else full
-    given = dict(getattr(arguments, "vision", None) or {})
-    chosen = given or {name: demo / folder for name, folder in (visions or {}).items()}
+    given = getattr(arguments, "vision", None) or []
+    chosen = dict(given) or {name: demo / folder for name, folder in (visions or {}).items()}
+    if len(dict(given)) < len(given):
+        parser.error(f"--vision: a name is given twice: {', '.join(name for name, _ in given)}")
     with errors_in_one_line(name):
         if not (demo / "model" / "config.json").is_file():
             raise FileNotFoundError(f"--demo {demo} holds no finished demo: run `make demo` first")
