@@ -114,11 +114,11 @@ drive: setup
 drive-short: setup
 	$(BIN)/python recipes/tiny/drive_demo.py --short --demo outputs/demo-short --output-dir outputs/drive-short
 
-# After make demo: does the guidance help? Four vision models, three heads each, in an hour: outputs/guidance
+# After make demo: does the guidance help? Four vision models, three heads each, in 50 minutes: outputs/guidance
 guidance: setup
 	$(BIN)/python recipes/tiny/guidance.py
 
-# After make demo: planners learn from more frames and their own mistakes, in half an hour: outputs/dagger
+# After make demo: planners learn from more frames and their own mistakes, in three quarters of an hour: outputs/dagger
 dagger: setup
 	$(BIN)/python recipes/tiny/dagger.py
 

@@ -91,7 +91,7 @@ def recovery_step(out: Path, planner: Path, rows: Path, scenes: int, seed: int) 
     """The planner drives; rows of the expert's way on from where it got to."""
     command = ["recipes/drive.py", "--planner", f"{planner.name}={planner}", "--policies", "--no-plans"]
     command += ["--world", out / "world", "--seed", seed, "--scenes", scenes, "--collect", rows]
-    return Step(rows.name, [*command, "--output-dir", out / f"{rows.name}-drives"], seconds=round(1.2 * scenes))
+    return Step(rows.name, [*command, "--output-dir", out / f"{rows.name}-drives"], seconds=round(1.7 * scenes))
 
 
 def pair_scores_step(out: Path, planners: list[str]) -> Step:

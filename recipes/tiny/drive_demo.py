@@ -63,7 +63,7 @@ def planner_steps(
     options = "--max-frames", size["plan_frames"], "--controls", *controls
     return [
         planner_build_step(built, smoldriver, seed=0),
-        planner_training_step(built, trained, out, size, seed=0, seconds=65),
+        planner_training_step(built, trained, out, size, seed=0, seconds=40),
         plans_step(name, trained, out / "scenes", out / f"{name}-plans", seconds, *options),
     ]
 

@@ -95,10 +95,10 @@ def head_steps(out: Path, name: str, smoldriver: Path, size: dict, drives: int) 
     for seed, head in enumerate(heads):
         built = out / f"{head}-built"
         steps += [planner_build_step(built, smoldriver, seed)]
-        steps += [planner_training_step(built, out / head, out, size, seed, 70 if seed else 120)]
+        steps += [planner_training_step(built, out / head, out, size, seed, 35 if seed else 50)]
         if name in NOT_TAUGHT:
             trained, option = out / not_taught(head), ("--leave_out_scenario", LEFT_OUT)
-            steps += [planner_training_step(built, trained, out, size, seed, 70, *option)]
+            steps += [planner_training_step(built, trained, out, size, seed, 35, *option)]
     steps += [drives_step(out, f"drives/{name}", heads, size["drives"], drives)]
     if name in NOT_TAUGHT:
         others = [not_taught(head) for head in heads]
