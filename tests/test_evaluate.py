@@ -21,7 +21,7 @@ from data_scripts.schema import load_scenes
 from data_scripts.sources.drivelm_json import read_drivelm
 from modeling_smoldriver import CAMERAS
 from recipes import ask, evaluate_drivelm, model_report
-from recipes.evaluation import asking, provenance
+from recipes.evaluation import asking, provenance, report
 from recipes.evaluation.comparison import read_evaluation
 from recipes.evaluation.contestants import ModelAnswers
 from recipes.evaluation.predictions import Contestant, Settings, read_metrics
@@ -283,7 +283,7 @@ def test_old_scores_never_stand_beside_new_answers(arguments, monkeypatch):
 
     evaluate(monkeypatch, arguments, "--controls")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluate_drivelm, "write_report", stop)
+        patch.setattr(report, "write_report", stop)
         evaluate(patch, {**arguments, "visual-tokens": 1}, "--controls")
     with pytest.raises(FileNotFoundError, match="is not a finished evaluation: it has no metrics.json"):
         read_evaluation(arguments["output-dir"])
