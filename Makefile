@@ -114,15 +114,15 @@ drive: setup
 drive-short: setup
 	$(BIN)/python recipes/tiny/drive_demo.py --short --demo outputs/demo-short --output-dir outputs/drive-short
 
-# After make demo: does the guidance help? Four vision models, three heads each, in 50 minutes: outputs/guidance
+# After make demo: does the guidance help? Four vision models, three heads each, in an hour: outputs/guidance
 guidance: setup
 	$(BIN)/python recipes/tiny/guidance.py
 
-# After make demo: planners learn from more frames and their own mistakes, in three quarters of an hour: outputs/dagger
+# After make demo: planners learn from more frames and their own mistakes, in about an hour: outputs/dagger
 dagger: setup
 	$(BIN)/python recipes/tiny/dagger.py
 
-# The same steps in about two minutes, after make demo-short: outputs/dagger-short
+# The same steps in minutes, after make demo-short: outputs/dagger-short
 dagger-short: setup
 	$(BIN)/python recipes/tiny/dagger.py --short --demo outputs/demo-short --output-dir outputs/dagger-short
 

@@ -5,10 +5,10 @@
 A pair is one moment twice: as it was, and with a light switched, the leader removed, a stopped car put into the lane
 or a crossing pedestrian removed (see `world/counterfactuals.py`). Both rows have the same time, ego status, history
 and command. The pictures differ only where they must, and `ego_future` is what the expert does next in each. `--seed`
-is a world that no model learned from. `recipes/evaluate_pairs.py` measures planners on the folder. A folder
-of another seed, made with `--split train`, is one to learn from. It holds
+is a world that no model learned from. `recipes/evaluate_pairs.py` measures planners on the folder; one of another
+seed, made with `--split train`, is to learn from. It holds
 
-    test/shard-*.parquet  rows as `prepare_planning.py` writes them, without questions
+    test/shard-*.parquet  rows as `prepare_planning.py` writes them, without questions; `train/` with `--split train`
     pairs.parquet         which rows make a pair: pair, kind, scene_token, the frame tokens as_it_was and changed, and
                           wanted, the metres by which the expert drives further in the changed version
     manifest.json         options, counts, and how many pairs there are and were left out, by kind

@@ -207,7 +207,7 @@ def test_a_run_in_progress_is_not_started_twice(out):
 RUN = """
 import sys
 from pathlib import Path
-from recipes.tiny.pipeline import SETTINGS, Step, run_steps
+from recipes.tiny.pipeline import Step, run_steps
 out = Path(sys.argv[1])
 code = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"
 run_steps(out, [Step("long", ["-c", code], 1)], estimate=False)

@@ -98,7 +98,7 @@ def ordered(plans: dict[str, list[Plans]], frames: list) -> dict[str, list[np.nd
 def on_pairs(paired: PairedFrames, plans: Plans) -> np.ndarray:
     """`(pairs, 2, 6, 2)`. Raises ValueError: the plans lack a row of the pairs; names it."""
     places = {token: place for place, token in enumerate(plans.frame_tokens)}
-    tokens = paired.rows["frame_token"][:]
+    tokens = paired.rows["frame_token"]
     missing = [token for token in tokens if token not in places]
     if missing:
         raise ValueError(f"{plans.record.settings.name} has no plan for {missing[0]} of {paired.folder}: plan again")

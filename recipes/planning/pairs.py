@@ -72,7 +72,7 @@ def planned(paired: PairedFrames, name: str, make_plan: MakePlan, identity: dict
         ValueError: a plan that is not finite, or of another number of waypoints; names the frame.
     """
     identity = json.dumps(identity, sort_keys=True)
-    tokens = paired.rows["frame_token"][:]
+    tokens = paired.rows["frame_token"]
     kept = read_plans(file, identity, tokens)
     if kept is not None:
         return kept

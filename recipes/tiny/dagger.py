@@ -23,7 +23,9 @@ from recipes.planning.plan_files import CONTROLS
 from recipes.tiny.drive_demo import GUIDED, UNGUIDED
 from recipes.tiny.pipeline import (
     Step,
+    driven_planners,
     open_run_after_demo,
+    pair_scores_step,
     pairs_step,
     planner_build_step,
     planner_training_step,
@@ -63,7 +65,7 @@ def steps_of(out: Path, visions: dict[str, Path], demo_seed: int, size: dict) ->
             [pairs_step(out / TAUGHT, size["taught_pair_scenes"], taught, "--split", "train")],
         ),
         *side_by_side(*(planner_steps(out, name, visions[name], size, collected) for name in visions)),
-        pair_scores_step(out, planners),
+        pair_scores_step(out, planners, seconds=40),
         drives_step(out, planners, size, drives),
     ]
 
@@ -89,22 +91,14 @@ def planner_steps(out: Path, name: str, smoldriver: Path, size: dict, collected:
 
 def recovery_step(out: Path, planner: Path, rows: Path, scenes: int, seed: int) -> Step:
     """The planner drives; rows of the expert's way on from where it got to."""
-    command = ["recipes/drive.py", "--planner", f"{planner.name}={planner}", "--policies", "--no-plans"]
+    command = ["recipes/drive.py", *driven_planners(out, [planner.name]), "--policies", "--no-plans"]
     command += ["--world", out / "world", "--seed", seed, "--scenes", scenes, "--collect", rows]
     return Step(rows.name, [*command, "--output-dir", out / f"{rows.name}-drives"], seconds=round(1.7 * scenes))
 
 
-def pair_scores_step(out: Path, planners: list[str]) -> Step:
-    """How they respond to pairs that nobody learned from; the picture is written last."""
-    scores = out / "pairs-scores"
-    command = ["recipes/evaluate_pairs.py", "--pairs", out / "pairs", "--planners", *(out / name for name in planners)]
-    command += ["--blind-rows", out / "scenes", "--output-dir", scores]
-    return Step(scores.name, command, seconds=40, done=scores / "pairs.png")
-
-
 def drives_step(out: Path, planners: list[str], size: dict, seed: int) -> Step:
     """Everyone drives the same unseen scenes."""
-    command = ["recipes/drive.py", *(option for name in planners for option in ("--planner", f"{name}={out / name}"))]
+    command = ["recipes/drive.py", *driven_planners(out, planners)]
     command += ["--blind-rows", out / "scenes", "--world", out / "world", "--seed", seed, "--scenes", size["drives"]]
     command += ["--no-plans", "--workers", 2, "--output-dir", out / "drives"]
     return Step("drives", command, seconds=5 * size["drives"], done=out / "drives" / "scores.json")

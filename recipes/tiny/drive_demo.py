@@ -20,7 +20,9 @@ from pathlib import Path
 from recipes.planning.plan_files import CONTROLS, OF_THE_PLANNER
 from recipes.tiny.pipeline import (
     Step,
+    driven_planners,
     open_run_after_demo,
+    pair_scores_step,
     pairs_step,
     planner_build_step,
     planner_training_step,
@@ -49,7 +51,7 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
             ],
             planner_steps(out, GUIDED, demo / "model", size, 45, CONTROLS),
         ),
-        pair_scores_step(out),
+        pair_scores_step(out, [GUIDED, UNGUIDED], seconds=25),
         drives_step(out, demo, size, drives),
         picture_step(out, demo),
     ]
@@ -68,18 +70,16 @@ def planner_steps(
     ]
 
 
-def pair_scores_step(out: Path) -> Step:
-    """How the planners respond to them; the picture is written last."""
-    scores = out / "pairs-scores"
-    command = ["recipes/evaluate_pairs.py", "--pairs", out / "pairs", "--planners", out / GUIDED, out / UNGUIDED]
-    command += ["--blind-rows", out / "scenes", "--output-dir", scores]
-    return Step(scores.name, command, seconds=25, done=scores / "pairs.png")
-
-
 def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
     """Everyone drives the same unseen scenes."""
-    planners = [option for name in (UNGUIDED, GUIDED) for option in ("--planner", f"{name}={out / name}")]
-    command = ["recipes/drive.py", *planners, "--guard", demo / "model", "--guarded", GUIDED]
+    command = [
+        "recipes/drive.py",
+        *driven_planners(out, (UNGUIDED, GUIDED)),
+        "--guard",
+        demo / "model",
+        "--guarded",
+        GUIDED,
+    ]
     command += ["--guard-rate", 1, "--blind-rows", out / "scenes"]  # asking costs more than planning
     command += ["--world", out / "world", "--seed", seed, "--scenes", size["drives"], "--workers", 2]
     return Step("drives", [*command, "--output-dir", out / "drives"], seconds=415, done=out / "drives" / "scores.json")

@@ -21,7 +21,6 @@ with its output in `<output-dir>/logs`; after an interruption the same command r
 """
 
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 
 from data_scripts.world.scenarios import CROSSING_PEDESTRIAN
@@ -32,6 +31,7 @@ from recipes.tiny.pipeline import (
     CONFIGS,
     Step,
     aside,
+    driven_planners,
     open_run_after_demo,
     pairs_step,
     planner_build_step,
@@ -120,7 +120,7 @@ def not_taught(head: str) -> str:
 
 def drives_step(out: Path, folder: str, heads: list[str], scenes: int, seed: int, *options: str) -> Step:
     """Heads drive the same unseen scenes; nobody beside them, who would drive the same each time."""
-    drive = ["recipes/drive.py", *chain.from_iterable(("--planner", f"{head}={out / head}") for head in heads)]
+    drive = ["recipes/drive.py", *driven_planners(out, heads)]
     drive += ["--policies", "--no-plans", "--world", out / "world", "--seed", seed, "--scenes", scenes, *options]
     done, seconds = out / folder / "scores.json", round(1.1 * scenes * len(heads))
     return Step(folder.replace("/", "-"), [*drive, "--output-dir", out / folder], seconds, done=done)

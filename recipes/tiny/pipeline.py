@@ -346,6 +346,19 @@ def plans_step(name: str, planner: Path, scenes: Path, plans: Path, seconds: int
     return Step(plans.name, [*command, "--output-dir", plans], seconds, done=plans / "metrics.json")
 
 
+def pair_scores_step(out: Path, planners: list[str], seconds: int) -> Step:
+    """How planners of `out` respond to its pairs; the picture is written last."""
+    scores = out / "pairs-scores"
+    command = ["recipes/evaluate_pairs.py", "--pairs", out / "pairs", "--planners", *(out / name for name in planners)]
+    command += ["--blind-rows", out / "scenes", "--output-dir", scores]
+    return Step(scores.name, command, seconds, done=scores / "pairs.png")
+
+
+def driven_planners(out: Path, names: Iterable[str]) -> list[str]:
+    """Options of recipes/drive.py: these planners of `out`, by name."""
+    return [option for name in names for option in ("--planner", f"{name}={out / name}")]
+
+
 def build_step(base: Path, tower: Path, built: Path, seed: int, *options: str) -> Step:
     """A SmolDriver from a base VLM and a vision tower."""
     command = ["recipes/build_checkpoint.py", "--base", base, "--tower", tower, "--seed", seed, *options]
