@@ -83,6 +83,14 @@ def close(got, expected):
 # ---------------------------------------------------------------- independent implementations
 
 
+def freedom_of(weights):
+    """Degrees of freedom of the variance of a weighted mean, from the eigenvalues of its quadratic form."""
+    weights = np.array(weights, dtype=float)
+    centred = np.eye(len(weights)) - np.outer(np.ones(len(weights)), weights / weights.sum())
+    sizes = np.linalg.svd(np.diag(weights) @ centred, compute_uv=False) ** 2
+    return sizes.sum() ** 2 / (sizes**2).sum()
+
+
 def tokens_13a(text):
     """mteval-v13a's tokens, from its published rules."""
     text = f" {text} "

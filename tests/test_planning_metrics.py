@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metric_rows import freedom_of
 from processes import HIDE_PROJECT
 
 from recipes.metrics.planning.occupancy_grid import fill_polygon
@@ -626,7 +627,7 @@ def test_intervals_of_scenes_of_unequal_size_leave_out_each_scene_in_turn(sample
     without = [mean_without(scene) for scene in errors]
     middle = sum(without) / scenes
     deviation = math.sqrt((scenes - 1) / scenes * sum((value - middle) ** 2 for value in without))
-    reach = 2.570581836 * deviation  # t of 5 degrees of freedom at 97.5%
+    reach = t_quantile(freedom_of([len(of_scene) for of_scene in errors.values()])) * deviation
     assert scores["all"]["ours"]["l2_3s"] == pytest.approx(mean, abs=TOLERANCE)
     assert scores["all"]["ours"]["l2_3s_ci"] == pytest.approx([mean - reach, mean + reach], abs=TOLERANCE)
 

@@ -63,16 +63,16 @@ def scene_answers(generator, ease: float) -> dict[str, tuple[list, list, list]]:
     return asked
 
 
-def population(scenes: int, ease: float, seed: int) -> dict[str, np.ndarray]:
-    """{metric: (scenes, 2 models, k) sums of its statistics}. ease: log-odds of an answer being right."""
+def population(scenes: int, ease: float, seed: int) -> dict[str, list[np.ndarray]]:
+    """{metric: for each scene its statistics (2 models, questions, k)}. ease: log-odds of an answer being right."""
     generator = np.random.default_rng(seed)
     found = {name: [] for name in METRICS}
     for _ in range(scenes):
         asked = scene_answers(generator, ease)
         for name in METRICS:
             references, *models = asked["closed" if name == "accuracy" else "listing"]
-            found[name].append([question_statistics(name, answers, references).sum(axis=0) for answers in models])
-    return {name: np.array(sums) for name, sums in found.items()}
+            found[name].append(np.array([question_statistics(name, answers, references) for answers in models]))
+    return found
 
 
 def question_statistics(name: str, predictions: list[str], references: list[str]) -> np.ndarray:
@@ -83,16 +83,19 @@ def question_statistics(name: str, predictions: list[str], references: list[str]
     return mean_statistics(scores, np.ones(len(scores)))
 
 
-def rates(sums: np.ndarray, score, scenes: int, trials: int, seed: int) -> tuple[float, float]:
+def rates(population: list[np.ndarray], score, scenes: int, trials: int, seed: int) -> tuple[float, float]:
     """-> (share of intervals that cover the truth, share of p-values of at most 0.05 between equal models)."""
     generator = np.random.default_rng(seed)
-    truth = score(sums.sum(axis=(0, 1)))
-    intervals, rows = SceneIntervals([f"{i:03}" for i in range(scenes)]), np.arange(scenes)
+    truth = score(sum(statistics.sum(axis=(0, 1)) for statistics in population))
     covered = significant = 0
     for _ in range(trials):
-        drawn = sums[generator.integers(0, len(sums), scenes)]
-        first = generator.integers(0, 2, scenes)
-        own, other = (intervals.score({"it": (drawn[rows, who], score)}, rows)["it"] for who in (first, 1 - first))
+        chosen = generator.integers(0, len(population), scenes)
+        drawn = [population[scene][:: 1 - 2 * generator.integers(2)] for scene in chosen]  # -1: the models swap
+        intervals = SceneIntervals(np.repeat(np.arange(scenes), [statistics.shape[1] for statistics in drawn]))
+        own, other = (
+            intervals.score({"it": (columns, score)}, np.arange(len(columns)))["it"]
+            for columns in np.concatenate(drawn, axis=1)
+        )
         low, high = own.interval()
         covered += low <= truth <= high
         significant += other.minus(own).p_value() <= 0.05
@@ -101,8 +104,8 @@ def rates(sums: np.ndarray, score, scenes: int, trials: int, seed: int) -> tuple
 
 def table(trials: int, ease: float, seed: int = 0) -> list[tuple[str, int, float, float]]:
     """-> (metric, scenes, coverage, null rate) for each metric and each number of scenes."""
-    sums = population(600, ease, seed)
-    return [(name, size, *rates(sums[name], METRICS[name], size, trials, seed)) for name in METRICS for size in SIZES]
+    known = population(600, ease, seed)
+    return [(name, size, *rates(known[name], METRICS[name], size, trials, seed)) for name in METRICS for size in SIZES]
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 Each scene is left out in turn (jackknife). How far the score moves is that scene's contribution; this works for a
 ratio such as accuracy over all questions and for corpus BLEU. The contributions give a standard error. Student's t
-with scenes - 1 degrees of freedom turns it into an interval and a p-value. Both need at least 3 scenes.
+turns it into an interval and a p-value. Both need at least 3 scenes. n scenes with equally many questions leave n - 1
+degrees of freedom, and fewer where scenes are unequal, since the largest decide (Bell & McCaffrey, 2002,
+"Bias reduction in standard errors for linear regression with multi-stage samples").
 The interval of a score is made on the scale of log-odds. It stays inside the score's range, and near 0 or 1 it reaches
 further towards the middle, as a small sample needs. `python recipes/metrics/check_intervals.py` measures both.
 """
@@ -22,39 +24,48 @@ class SceneScore:
     """A score of a set of questions, or the difference of two such scores.
 
     Example, 21 questions of 4 scenes, none of them in the third:
-        SceneScore(value=0.6, questions=21, counts=[True, True, False, True], contributions=[0.1, -0.3, 0.0, 0.2])
+        SceneScore(value=0.6, questions=21, weights=[9, 8, 0, 4], contributions=[0.1, -0.3, 0.0, 0.2])
 
     Fields:
         value: the score.
         questions: the number of questions that count for it.
-        counts: (scenes,) bool: the scenes that have such a question; None where scenes are unknown.
-        contributions: (scenes,): (n - 1) times what the score loses when the scene is left out, n = counts.sum();
-            0 for a scene that does not count, NaN where the score without the scene does not exist; or None.
+        weights: (scenes,): the number of such questions of each scene; None where scenes are unknown.
+        contributions: (scenes,): (n - 1) times what the score loses when the scene is left out, n scenes count;
+            0 for a scene without such a question, NaN where the score without the scene does not exist; or None.
     """
 
     value: float
     questions: int
-    counts: np.ndarray | None
+    weights: np.ndarray | None
     contributions: np.ndarray | None
 
     @property
     def scenes(self):
         """How many scenes count, None where scenes are unknown."""
-        return None if self.counts is None else int(self.counts.sum())
+        return None if self.weights is None else int((self.weights > 0).sum())
+
+    @property
+    def freedom(self):
+        """Degrees of freedom of `standard_error`, from 1 to scenes - 1: those of a weighted mean of one value per
+        scene, with values of equal variance (Satterthwaite)."""
+        weights = self.weights[self.weights > 0]
+        contributions_of_values = np.diag(weights) - np.outer(weights, weights) / weights.sum()
+        moments = contributions_of_values @ contributions_of_values
+        return float(np.trace(moments) ** 2 / (moments**2).sum())
 
     def minus(self, other):
         """This score less another one of the same scenes; the two may count other questions."""
-        if self.counts is None:
+        if self.weights is None:
             return SceneScore(self.value - other.value, self.questions, None, None)
         moves = self.contributions - other.contributions
-        return SceneScore(self.value - other.value, self.questions, self.counts | other.counts, moves)
+        return SceneScore(self.value - other.value, self.questions, (self.weights + other.weights) / 2, moves)
 
     def standard_error(self):
         """-> float; None below 3 scenes or where the score, or the score without one of the scenes, does not exist."""
-        if self.counts is None or self.scenes < MIN_SCENES:
+        if self.weights is None or self.scenes < MIN_SCENES:
             return None
         with np.errstate(invalid="ignore"):
-            error = self.contributions[self.counts].std(ddof=1) / math.sqrt(self.scenes)
+            error = self.contributions[self.weights > 0].std(ddof=1) / math.sqrt(self.scenes)
         return None if np.isnan(error) or np.isnan(self.value) else float(error)
 
     def interval(self, highest=1.0):
@@ -64,7 +75,7 @@ class SceneScore:
             return None
         if error <= ALIKE * highest:
             return self._interval_of_equal_scenes(0.0, highest)
-        reach = t_quantile(self.scenes - 1) * error
+        reach = t_quantile(self.freedom) * error
         if not 0 < self.value < highest:  # BERTScore may be negative
             return [self.value - reach, self.value + reach]
         odds = self.value / (highest - self.value)
@@ -87,7 +98,7 @@ class SceneScore:
         error = self.standard_error()
         if error is None:
             return None
-        reach = t_quantile(self.scenes - 1) * error
+        reach = t_quantile(self.freedom) * error
         return [self.value - reach, self.value + reach]
 
     def p_value(self, highest=1.0):
@@ -98,7 +109,7 @@ class SceneScore:
             return None
         if error <= ALIKE * highest:
             return 1.0 if abs(self.value) <= ALIKE * highest else 2.0 ** (1 - self.scenes)
-        return t_p_value(self.value / error, self.scenes - 1)
+        return t_p_value(self.value / error, self.freedom)
 
     def _interval_of_equal_scenes(self, lowest, highest):
         """All n scenes agree. Of all scenes a share of up to 1 - 0.025 ** (1 / n) may still differ, at worst by being
@@ -147,16 +158,17 @@ class SceneIntervals:
             if not chosen.any():
                 continue
             total = columns.sum(axis=0)
-            value, counts, contributions = float(score(total)), None, None
+            value, weights, contributions = float(score(total)), None, None
             if self.scenes is not None:
                 scenes = self.scenes[rows]
                 sums = np.zeros((self.count, columns.shape[1]))
                 np.add.at(sums, scenes, columns)
-                counts = np.bincount(scenes[chosen], minlength=self.count) > 0
+                weights = np.bincount(scenes[chosen], minlength=self.count).astype(float)
+                counts = weights > 0
                 contributions = np.zeros(self.count)
                 with np.errstate(divide="ignore", invalid="ignore"):
                     contributions[counts] = (counts.sum() - 1) * (value - score(total - sums[counts]))
-            scored[name] = SceneScore(value, int(chosen.sum()), counts, contributions)
+            scored[name] = SceneScore(value, int(chosen.sum()), weights, contributions)
         return scored
 
 
@@ -165,7 +177,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)
 
 
 def t_p_value(t, freedom):
-    """Two-sided p-value of Student's t with `freedom` degrees of freedom (>= 1)."""
+    """Two-sided p-value of Student's t with `freedom` degrees of freedom (>= 1, whole or not)."""
     # With t = sqrt(freedom) * tan(angle) the density is cos(angle) ** (freedom - 1), up to its integral.
     angle = math.atan(abs(t) / math.sqrt(freedom))
     half = (math.pi / 2 - angle) / 2
