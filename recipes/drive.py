@@ -30,7 +30,7 @@ from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_
 from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec, guarded_policies
 from recipes.driving.tables import guard_table, report, times_per_plan
 from recipes.planning.guard import RATE
-from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, named_folder, stopped_in_one_line, whole_number
 from smoldriver_common.whole_files import sole_writer, write_json
 
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output-dir", required=True, type=Path)
-    add("--planner", type=planner_spec, action="append", default=[], help="NAME=FOLDER; may be given several times")
+    add("--planner", type=named_folder, action="append", default=[], help="NAME=FOLDER; may be given several times")
     add("--guard", type=Path, help="SmolDriver whose answers guard the planners, each as a policy of its own")
     add("--guarded", nargs="+", metavar="NAME", help="planners that it guards; default: all")
     add("--guard-rate", type=float, default=RATE, help="times per second that it asks")
@@ -52,16 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--no-plans", action="store_true", help="leave out the scores of single plans, a seventh of the time")
     add("--workers", type=whole_number(1, 256), default=1)
     add("--collect", type=Path, help="folder for recovery rows; needs exactly one --planner")
-    return parser.parse_args()
-
-
-def planner_spec(text: str) -> PolicySpec:
-    name, _, folder = text.partition("=")
-    if not name or not folder or "/" in name or name in (*UNTRAINED, BLIND_STATUS):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not NAME=FOLDER with a name of its own, as in mine=outputs/mine"
-        )
-    return PolicySpec(name, PLANNER, folder)
+    arguments = parser.parse_args()
+    arguments.planner = [PolicySpec(name, PLANNER, str(folder)) for name, folder in arguments.planner]
+    return arguments
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -73,6 +66,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     names = [spec.name for spec in arguments.planner]
     if len(set(names)) != len(names):
         raise ValueError(f"--planner: two planners have one name: {', '.join(names)}")
+    if taken := set(names) & {*UNTRAINED, BLIND_STATUS}:
+        raise ValueError(f"--planner {taken.pop()}=...: another driver has this name, give one of its own")
     for spec in arguments.planner:
         if not (Path(spec.source) / "config.json").is_file():
             raise FileNotFoundError(f"--planner {spec.name}={spec.source} is not a planner's folder")

@@ -4,12 +4,14 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from safetensors import SafetensorError
 
@@ -32,6 +34,16 @@ def whole_number(low: int = 1, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """`type=named_folder`: an argument NAME=FOLDER -> (name, folder). Files are called after the name."""
+    name, _, folder = text.partition("=")
+    if not folder or not re.fullmatch(r"\w[\w.-]*", name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=FOLDER with a name of letters, digits, _, . and -, as in mine=outputs/mine"
+        )
+    return name, Path(folder)
 
 
 @contextmanager

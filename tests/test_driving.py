@@ -242,6 +242,7 @@ def test_bad_input_ends_in_one_line_before_anyone_drives(model_folder, tmp_path,
     for arguments, message in (
         (("--world", tmp_path / "old"), "is a world of version 3, not"),
         (("--planner", f"mine={tmp_path / 'nowhere'}"), "is not a planner's folder"),
+        (("--planner", f"expert={tmp_path / 'planner'}"), "--planner expert=...: another driver has this name"),
         (("--guard", tmp_path / "planner"), "is not a SmolDriver's folder"),
         (("--guard", model_folder, "--guard-rate", "nan"), "rate=nan must be a finite number"),
         (("--guard", model_folder), "guards planners: there is no --planner"),

@@ -6,7 +6,6 @@ A finished step is not repeated, and a stopped script resumes. After an interrup
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from data_scripts.synthesize_world import MAX_SEED
 from data_scripts.world.folder import WORLD_FILE, WORLD_VERSION, read_json
-from smoldriver_common.command_line import errors_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, named_folder, whole_number
 from smoldriver_common.processes import killed_with_parent
 from smoldriver_common.whole_files import LOCK, sole_writer, write_json
 
@@ -134,13 +133,6 @@ def open_run_after_demo(
             record["visions"] = {name: str(folder) for name, folder in chosen.items()}
         check_settings(arguments.output_dir, record)
     return RunAfterDemo(arguments.output_dir, demo, settings["seed"], size, arguments.short, chosen)
-
-
-def named_folder(text: str) -> tuple[str, Path]:
-    name, _, folder = text.partition("=")
-    if not folder or not re.fullmatch(r"\w+", name):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER, as in mine=outputs/mine")
-    return name, Path(folder)
 
 
 def check_settings(out: Path, settings: dict) -> None:

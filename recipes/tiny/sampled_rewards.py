@@ -20,7 +20,7 @@ from modeling_smoldriver.collator_smoldriver import pictures_of
 from recipes.evaluation.tables import aligned
 from recipes.metrics.drivelm.scores import compare_predictions
 from recipes.training.loading import load_model
-from smoldriver_common.command_line import errors_in_one_line, stopped_in_one_line, whole_number
+from smoldriver_common.command_line import errors_in_one_line, named_folder, stopped_in_one_line, whole_number
 
 METRICS = {"yes_no": "accuracy", "listing": "listing_f1"}
 
@@ -66,7 +66,14 @@ def table(drawn: dict[str, list[dict]]) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="the first is compared with")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        type=named_folder,
+        required=True,
+        metavar="NAME=FOLDER",
+        help="the first is compared with",
+    )
     parser.add_argument("--scenes", required=True, help="folder of prepared scene rows")
     parser.add_argument("--max-frames", type=whole_number(), default=96, help="test frames, evenly spread")
     parser.add_argument("--seed", type=int, default=0)
@@ -76,8 +83,7 @@ def main():
         count = min(arguments.max_frames, len(rows))
         rows = rows.select([number * len(rows) // count for number in range(count)])
         drawn = {}
-        for given in arguments.models:
-            name, _, folder = given.partition("=")
+        for name, folder in arguments.models:
             drawn[name] = drawn_answers(*load_model(folder), rows, arguments.seed)
     print(table(drawn))
     print(f"{count} frames, {len(next(iter(drawn.values())))} questions")
