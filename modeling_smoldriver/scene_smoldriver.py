@@ -4,7 +4,7 @@ Each question with its answer is one row of a batch and has a small cache of its
 the frame's, which is never copied. Greedy search, sampling and beam search are transformers' own `generate`.
 """
 
-import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
@@ -104,19 +104,31 @@ def scene_attention_forward(module, query, key, value, attention_mask, scaling, 
 ALL_ATTENTION_FUNCTIONS.register(SCENE_ATTENTION, scene_attention_forward)
 
 
+class SceneConfig:
+    """A layer's config, with another attention."""
+
+    _attn_implementation = SCENE_ATTENTION
+
+    def __init__(self, config):
+        self._config = config
+
+    def __getattr__(self, name):
+        return getattr(self._config, name)
+
+
 class SceneAttention:
     """Mixed into the attention layers of a text model: a call with a scene attends to it, other calls are unchanged.
 
     transformers chooses the attention by a name in the config, which all calls share. A call with a scene therefore
-    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change.
+    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change. The copy
+    is made at each call, so it costs no more than a dictionary's.
     """
 
     def forward(self, *args, scene: SceneCache | None = None, **kwargs):
         if scene is None:
             return super().forward(*args, **kwargs)
-        layer = copy.copy(self)
-        layer.config = copy.copy(self.config)
-        layer.config._attn_implementation = SCENE_ATTENTION
+        layer = object.__new__(type(self))
+        layer.__dict__ = {**self.__dict__, "config": SceneConfig(self.config)}
         return super(SceneAttention, layer).forward(*args, scene=scene, **kwargs)
 
     def __reduce__(self):
@@ -410,19 +422,14 @@ def weights_fingerprint(module: nn.Module) -> int:
     so about eight values of each tensor are looked at too. Offloaded weights (`meta`) cannot be looked at.
     """
     weights = [tensor.detach() for weight in module.parameters() for tensor in plain_tensors(weight)]
-    sums = [weight.flatten()[:: max(1, weight.numel() // 8)].float().sum() for weight in weights]
-    # one wait for the device, not many
-    values = torch.stack([value.to(sums[0].device) for value in sums]).tolist() if sums else []
+    samples = defaultdict(list)
+    for weight in weights:
+        samples[weight.device].append(weight.flatten()[:: max(1, weight.numel() // 8)].float())
+    values = tuple(torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values())  # one wait per device
     states = tuple(
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype, value)
-        for weight, value in zip(weights, values, strict=True)
+        (weight.data_ptr(), 0 if weight.is_inference() else weight._version, weight.dtype) for weight in weights
     )
-    return hash((states, packed_weights(module), tuple(adapter_states(module))))
-
-
-def packed_weights(module: nn.Module) -> tuple[int, ...]:
-    """Identities of the weights that torch's int8 layers keep packed. Such a weight is replaced, never written to."""
-    return tuple(id(part._packed_params) for part in module.modules() if hasattr(part, "_packed_params"))
+    return hash((states, values, tuple(layer_states(module))))
 
 
 def plain_tensors(weight: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -436,10 +443,11 @@ def plain_tensors(weight: torch.Tensor) -> Iterator[torch.Tensor]:
         yield weight
 
 
-def adapter_states(module: nn.Module) -> Iterator[tuple]:
-    """Of each layer that PEFT put adapters on: the active ones, whether they are switched off, and how they scale."""
-    for name, part in module.named_modules():
-        active = getattr(part, "_active_adapter", None)
-        if active is not None:
-            scaling = getattr(part, "scaling", None)
-            yield name, str(active), getattr(part, "_disable_adapters", False), str(scaling)
+def layer_states(module: nn.Module) -> Iterator[tuple]:
+    """What layers keep beside their weights: those with PEFT's adapters which are active, whether they are switched
+    off and how they scale; torch's int8 layers their packed weight, which is replaced, never written to."""
+    for place, part in enumerate(module.modules()):
+        if hasattr(type(part), "_active_adapter"):
+            yield place, str(part._active_adapter), part._disable_adapters, str(getattr(part, "scaling", None))
+        if "_packed_params" in part.__dict__ or "_packed_params" in part._modules:
+            yield place, id(part._packed_params)

@@ -26,7 +26,16 @@ from data_scripts.synthesize_world import MAX_SEED, image_size
 from data_scripts.world.folder import WORLD_VERSION, read_world
 from data_scripts.world.scenarios import SCENARIOS
 from recipes.driving.collect import begin_rows, finish_rows
-from recipes.driving.drives import DriveOptions, begin_folder, digest_of, drive_all, read_records, scenes_in, scenes_of
+from recipes.driving.drives import (
+    DriveOptions,
+    Drives,
+    begin_folder,
+    digest_of,
+    drive_all,
+    read_records,
+    scenes_in,
+    scenes_of,
+)
 from recipes.driving.policies import BLIND_STATUS, PLANNER, UNTRAINED, PolicySpec, guarded_policies
 from recipes.driving.tables import guard_table, report, times_per_plan
 from recipes.planning.guard import RATE
@@ -101,16 +110,16 @@ def drive(arguments: argparse.Namespace) -> None:
     if arguments.collect is not None:
         source |= {"policy": arguments.planner[0].name, "weights": digest_of(arguments.planner[0])}
         begin_rows(arguments.collect, source)
-    jobs = [(spec, output / spec.name, options_of(spec, options, arguments.collect)) for spec in specs]
-    for spec, folder, of_policy in jobs:
-        begin_folder(folder, spec, of_policy)
-    scenes, records = {}, {}
-    for spec, folder, of_policy in jobs:
-        driven = drive_all(spec, of_policy, folder, indices, arguments.workers)
-        for _ in tqdm(driven, total=len(indices), unit=" scenes", desc=spec.name, disable=None):
-            pass
-        records[spec.name] = read_records(folder, indices)
-        scenes[spec.name] = scenes_of(records[spec.name])
+    drives = [Drives(spec, options_of(spec, options, arguments.collect), output / spec.name) for spec in specs]
+    for of_policy in drives:
+        begin_folder(of_policy.folder, of_policy.spec, of_policy.options)
+    jobs = [(of_policy, index) for of_policy in drives for index in of_policy.missing(indices)]
+    with tqdm(total=len(jobs), unit=" scenes", disable=None) as progress:
+        for (of_policy, _), _ in zip(jobs, drive_all(jobs, arguments.workers), strict=True):
+            progress.set_description(of_policy.spec.name, refresh=False)
+            progress.update()
+    records = {of_policy.spec.name: read_records(of_policy.folder, indices) for of_policy in drives}
+    scenes = {name: scenes_of(of_policy) for name, of_policy in records.items()}
     text, results = report(scenes, [spec.name for spec in arguments.planner])
     guarded = {spec.name: records[spec.name] for spec in specs if spec.guard}
     print(text, *([guard_table(guarded)] if guarded else []), times_per_plan(records), sep="\n\n")

@@ -22,6 +22,7 @@ from recipes.build_planner import make_planner
 from recipes.drive import main
 from recipes.driving.drives import (
     DriveOptions,
+    Drives,
     begin_folder,
     drive_all,
     drive_scene,
@@ -212,9 +213,11 @@ def test_a_plan_that_is_not_a_number_ends_the_run_with_scene_and_step(world, tmp
 def test_records_resume_and_hold_what_a_drawing_needs(tmp_path):
     spec, options = PolicySpec("lanes", LANE_FOLLOWER), DriveOptions(SEED, SIZE, plans=False)
     begin_folder(tmp_path, spec, options)
-    list(drive_all(spec, options, tmp_path, [0], workers=1))
+    drives = Drives(spec, options, tmp_path)
+    list(drive_all([(drives, 0)], workers=1))
     before = (tmp_path / "scene-00000.json").stat().st_mtime_ns
-    list(drive_all(spec, options, tmp_path, [0, 1], workers=1))
+    assert drives.missing([0, 1]) == [1]
+    list(drive_all([(drives, 1)], workers=1))
     assert (tmp_path / "scene-00000.json").stat().st_mtime_ns == before
     first, second = read_records(tmp_path, [0, 1])
     assert (first["seed"], first["index"], second["index"]) == (SEED, 0, 1)
@@ -229,6 +232,22 @@ def test_records_resume_and_hold_what_a_drawing_needs(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({**settings, "world_version": 1}))
     with pytest.raises(ValueError, match="drives with world_version 1, not"):
         begin_folder(tmp_path, spec, options)
+
+
+def test_two_workers_drive_all_policies_as_one_does(tmp_path):
+    options = DriveOptions(SEED, SIZE, plans=False)
+    specs = [PolicySpec(kind, kind) for kind in (CONSTANT_VELOCITY, LANE_FOLLOWER)]
+    for workers in (1, 2):
+        drives = [Drives(spec, options, tmp_path / str(workers) / spec.name) for spec in specs]
+        jobs = [(of_policy, index) for of_policy in drives for index in (0, 1)]
+        assert len(list(drive_all(jobs, workers))) == 4
+        assert not any(of_policy.missing([0, 1]) for of_policy in drives)
+    for spec in specs:
+        alone, shared = (read_records(tmp_path / folder / spec.name, [0, 1]) for folder in ("1", "2"))
+        for record in alone + shared:
+            for moment in record["trace"]:
+                moment.pop("seconds")
+        assert alone == shared and alone[0]["policy"] == spec.name
 
 
 def test_bad_input_ends_in_one_line_before_anyone_drives(model_folder, tmp_path, monkeypatch):

@@ -297,7 +297,7 @@ class Road:
 
     def stretch(self, s, d):
         """Metres driven at `d` for each metre of the reference line at `s`: scalars, or arrays of one shape."""
-        index = np.clip(((np.asarray(s) + PATH_BEHIND) / PATH_STEP).astype(int), 0, len(self.path.x) - 2)
+        index, _ = self.path.samples(s)
         bend = (self.path.yaw[index + 1] - self.path.yaw[index]) / PATH_STEP
         return np.maximum(1 - bend * d, 0.3)
 

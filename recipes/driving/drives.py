@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -149,19 +149,34 @@ def scenes_in(seed: int, count: int, scenario: str | None) -> list[int]:
     return found
 
 
-def drive_all(
-    spec: PolicySpec, options: DriveOptions, folder: Path, indices: list[int], workers: int
-) -> Iterator[None]:
-    """Drive the scenes that have no record yet; yields after each."""
-    drive = partial(drive_scene, spec, options, folder)
-    missing = [index for index in indices if not is_driven(options, folder, index)]
-    if workers == 1 or len(missing) < 2:
-        yield from map(drive, missing)
+@dataclass(frozen=True)
+class Drives:
+    """A policy, how it drives, and the folder of its records."""
+
+    spec: PolicySpec
+    options: DriveOptions
+    folder: Path
+
+    def missing(self, indices: list[int]) -> list[int]:
+        """Scenes that have no record yet."""
+        return [index for index in indices if not is_driven(self.options, self.folder, index)]
+
+
+def drive_all(jobs: list[tuple[Drives, int]], workers: int) -> Iterator[None]:
+    """Drive these scenes in this order; yields after each. The workers are the same for all policies: loading the
+    libraries takes a worker as long as some scenes."""
+    if workers == 1 or len(jobs) < 2:
+        yield from map(drive_job, jobs)
         return
     spawn = multiprocessing.get_context("spawn")
     begins = {"initializer": begin_worker, "initargs": (os.getpid(),)}
-    with ProcessPoolExecutor(min(workers, len(missing)), mp_context=spawn, **begins) as pool:
-        yield from pool.map(drive, missing)
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn, **begins) as pool:
+        yield from pool.map(drive_job, jobs)
+
+
+def drive_job(job: tuple[Drives, int]) -> None:
+    drives, index = job
+    drive_scene(drives.spec, drives.options, drives.folder, index)
 
 
 def begin_worker(parent: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -123,9 +123,9 @@ class Planner:
         return self.planner.plan(now.pictures, now.command, now.speed, history).double().numpy()
 
 
-@cache
+@lru_cache(1)
 def load_policy(spec: PolicySpec) -> Policy:
-    """The policy without its guard; a planner and its libraries are loaded once per process."""
+    """The policy without its guard. A process drives one policy after the other, and keeps one at a time in memory."""
     if spec.kind == PLANNER:
         return Planner(Path(spec.source))
     if spec.kind == BLIND_STATUS:

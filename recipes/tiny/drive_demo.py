@@ -34,7 +34,7 @@ from recipes.tiny.pipeline import (
 )
 from smoldriver_common.command_line import stopped_in_one_line
 
-FULL = {"scenes": 300, "every": 2, "steps": 700, "plan_frames": 400, "pair_scenes": 50, "drives": 100}
+FULL = {"scenes": 240, "every": 2, "steps": 700, "plan_frames": 400, "pair_scenes": 50, "drives": 100}
 SHORT = {"scenes": 40, "every": 8, "steps": 8, "plan_frames": 8, "pair_scenes": 3, "drives": 2}
 GUIDED, UNGUIDED = "guided", "unguided"
 TABLES = (f"{UNGUIDED}-plans", f"{GUIDED}-plans", "pairs-scores", "drives")
@@ -51,9 +51,8 @@ def steps_of(out: Path, demo: Path, demo_seed: int, size: dict) -> list[Step]:
             ],
             planner_steps(out, GUIDED, demo / "model", size, 45, CONTROLS),
         ),
-        pair_scores_step(out, [GUIDED, UNGUIDED], seconds=25),
         drives_step(out, demo, size, drives),
-        picture_step(out, demo),
+        *side_by_side([pair_scores_step(out, [GUIDED, UNGUIDED], seconds=25)], [picture_step(out, demo)]),
     ]
 
 
