@@ -81,7 +81,7 @@ def drives_step(out: Path, demo: Path, size: dict, seed: int) -> Step:
     ]
     command += ["--guard-rate", 1, "--blind-rows", out / "scenes"]  # asking costs more than planning
     command += ["--world", out / "world", "--seed", seed, "--scenes", size["drives"], "--workers", 2]
-    return Step("drives", [*command, "--output-dir", out / "drives"], seconds=415, done=out / "drives" / "scores.json")
+    return Step("drives", [*command, "--output-dir", out / "drives"], seconds=410, done=out / "drives" / "scores.json")
 
 
 def picture_step(out: Path, demo: Path) -> Step:
