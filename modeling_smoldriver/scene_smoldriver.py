@@ -447,7 +447,7 @@ def layer_states(module: nn.Module) -> Iterator[tuple]:
     """What layers keep beside their weights: those with PEFT's adapters which are active, whether they are switched
     off and how they scale; torch's int8 layers their packed weight, which is replaced, never written to."""
     for place, part in enumerate(module.modules()):
-        if hasattr(type(part), "_active_adapter"):
+        if "_active_adapter" in part.__dict__ or hasattr(type(part), "_active_adapter"):
             yield place, str(part._active_adapter), part._disable_adapters, str(getattr(part, "scaling", None))
         if "_packed_params" in part.__dict__ or "_packed_params" in part._modules:
             yield place, id(part._packed_params)

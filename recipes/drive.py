@@ -119,7 +119,7 @@ def drive(arguments: argparse.Namespace) -> None:
             progress.set_description(of_policy.spec.name, refresh=False)
             progress.update()
     records = {of_policy.spec.name: read_records(of_policy.folder, indices) for of_policy in drives}
-    scenes = {name: scenes_of(of_policy) for name, of_policy in records.items()}
+    scenes = {name: scenes_of(driven) for name, driven in records.items()}
     text, results = report(scenes, [spec.name for spec in arguments.planner])
     guarded = {spec.name: records[spec.name] for spec in specs if spec.guard}
     print(text, *([guard_table(guarded)] if guarded else []), times_per_plan(records), sep="\n\n")

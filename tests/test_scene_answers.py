@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from fakes import LENGTH, QUESTIONS, generated, picture, prompt_of, tiny_config, tiny_model, without
 from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.two_tensor import TwoTensor
@@ -442,6 +443,16 @@ def test_weights_in_a_tensor_of_tensors_have_a_fingerprint():
     with torch.no_grad():
         layer.weight.b[1, 1] = 5
     assert weights_fingerprint(layer) != before
+
+
+def test_a_saved_module_has_a_fingerprint_of_its_own_adapter():
+    layer = nn.Sequential(ModulesToSaveWrapper(nn.Linear(4, 4), "one"))
+    layer[0].update("two")
+    before = weights_fingerprint(layer)
+    layer[0].set_adapter(["two"])
+    after = weights_fingerprint(layer)
+    layer[0].enable_adapters(False)
+    assert len({before, after, weights_fingerprint(layer)}) == 3
 
 
 def test_a_model_quantised_by_torchao_answers_as_generate(model, processor, images):
