@@ -176,7 +176,7 @@ def test_a_vision_model_that_is_not_there_is_named(visions, wanted, model_folder
 
 @pytest.mark.parametrize(
     ("run", "last", "worlds"),
-    [(drive_demo, ["drives", "picture"], 3), (dagger, ["drives"], 6), (guidance, ["questions-plans"], 3)],
+    [(drive_demo, ["pairs-scores", "picture"], 3), (dagger, ["drives"], 6), (guidance, ["questions-plans"], 3)],
 )
 def test_steps_after_the_demo_are_scripts_with_these_options_in_worlds_of_their_own(
     run, last, worlds, tmp_path, pytestconfig
