@@ -23,6 +23,7 @@ from recipes.planning.guard import (
     QUESTIONS,
     SAFE_QUESTION,
     SIGNAL_QUESTION,
+    SLOW_SPEED,
     Guard,
     GuardedPolicy,
     SmolDriverAnswers,
@@ -104,6 +105,9 @@ def test_a_brake_ends_where_speed_and_deceleration_say():
     assert lengths[:2] == pytest.approx([5 * 0.5 - 2.5 * 0.125, 5 - 1.25])
     assert lengths[3:] == pytest.approx([5.0] * 3)  # 2 s to a standstill, v^2 / 2a
     assert braked_lengths(0.0, 2.5, 6).tolist() == [0.0] * 6
+    slowed = braked_lengths(4.0, 1.0, 6, lowest=3.0)  # 1 s at 3.5 m/s on average, then 3 m/s
+    assert slowed == pytest.approx([4 * 0.5 - 0.125, 3.5, 5.0, 6.5, 8.0, 9.5])
+    assert braked_lengths(1.0, 1.0, 6, lowest=3.0) == pytest.approx([1.5, 3.0, 4.5, 6.0, 7.5, 9.0])
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,15 @@ def test_slowing_down_is_gentler_than_stopping_and_a_pedestrian_comes_first():
     walks = car | {SAFE_QUESTION: BRAKE, PEDESTRIAN_QUESTIONS["front"]: "Yes.", SIGNAL_QUESTION: "Red light."}
     brakes, guard = guarded(STRAIGHT, walks)
     assert guard.state.rule == PEDESTRIAN and lengths_along(brakes)[-1] < lengths_along(stops)[-1]
+
+
+def test_where_slowing_down_is_safe_nobody_is_made_to_stand():
+    """ "Keep a safe distance" is said of every leader: a guard that stopped for it would never go again."""
+    car = {OBJECT_QUESTIONS["front"]: "There is one car to the front of the ego car.", SAFE_QUESTION: SLOW_DOWN}
+    plan, guard = guarded(STRAIGHT, car, speed=0.0)
+    assert guard.state.rule == OBJECT and lengths_along(plan)[-1] == pytest.approx(3 * SLOW_SPEED)
+    slow = STRAIGHT * SLOW_SPEED / 8
+    assert guarded(slow, car, speed=SLOW_SPEED)[0] is slow
 
 
 def test_the_direction_is_that_in_which_the_plan_leads():

@@ -12,9 +12,10 @@ synthetic world teach. In between it holds the last answers against each new pla
     object       a vehicle is in the direction in which the plan leads, the safe actions are to stop or to slow down,
                  and no signal explains that
 
-A rule that holds shortens the plan along its own path, to what a steady deceleration from the present speed allows. An
-answer that cannot be read holds against nothing and is counted. So a wrong answer can make the ego stand, never drive:
-the guard is no safety case. What it does is counted apart from the planner's own score.
+A rule that holds shortens the plan along its own path, to what a steady deceleration from the present speed allows: to
+a stop, or to `SLOW_SPEED` where the answer says that slowing down is safe. An answer that cannot be read holds against
+nothing and is counted. So a wrong answer can make the ego stand, never drive: the guard is no safety case. What it
+does is counted apart from the planner's own score.
 """
 
 import math
@@ -35,7 +36,7 @@ SIDE = math.radians(27.5)  # bearing from which a plan leads to the front left o
 
 LIGHT, PEDESTRIAN, OBJECT = "light", "pedestrian", "object"
 DECELERATION = {LIGHT: 2.5, PEDESTRIAN: 5.0, OBJECT: 3.0}  # m/s^2
-SLOW_DECELERATION = 1.0  # of OBJECT where slowing down is safe
+SLOW_DECELERATION, SLOW_SPEED = 1.0, 2.0  # m/s^2, m/s: of OBJECT where slowing down is safe
 FRONT, FRONT_LEFT, FRONT_RIGHT = "front", "front left", "front right"
 DIRECTIONS = (FRONT, FRONT_LEFT, FRONT_RIGHT)
 STOP, SLOW, GO = "stop", "slow", "go"
@@ -196,8 +197,8 @@ class Guard:
             self.reset()
         if self.state.asked is None or time - self.state.asked >= self.period - 1e-6:
             self._ask(pictures(), time)
-        rule, deceleration = self._rule(plan)
-        shorter = plan if rule is None else shortened(plan, braked_lengths(speed, deceleration, len(plan)))
+        rule, deceleration, lowest = self._rule(plan)
+        shorter = plan if rule is None else shortened(plan, braked_lengths(speed, deceleration, len(plan), lowest))
         if rule is not None and lengths_along(plan)[-1] - lengths_along(shorter)[-1] < CHANGED:
             rule, shorter = None, plan
         if rule is not None and rule != self.state.rule:
@@ -215,17 +216,19 @@ class Guard:
         self.asked += 1
         self.state = GuardState(self.state.rule, self.state.since, time, answers)
 
-    def _rule(self, plan: np.ndarray) -> tuple[str | None, float]:
-        """The rule that holds against a plan, the hardest brake first, and its deceleration."""
+    def _rule(self, plan: np.ndarray) -> tuple[str | None, float, float]:
+        """The rule that holds against a plan, the hardest brake first; its deceleration, and down to which speed."""
         direction, safe = direction_of(plan), self._read.get(SAFE_QUESTION)
         stopped_by_light = self._read.get(SIGNAL_QUESTION) in ("red", "yellow")
         if self._read.get(PEDESTRIAN_QUESTIONS[direction]) and safe == STOP:
-            return PEDESTRIAN, DECELERATION[PEDESTRIAN]
+            return PEDESTRIAN, DECELERATION[PEDESTRIAN], 0.0
         if stopped_by_light:
-            return LIGHT, DECELERATION[LIGHT]
-        if self._read.get(OBJECT_QUESTIONS[direction]) and safe in (STOP, SLOW):
-            return OBJECT, DECELERATION[OBJECT] if safe == STOP else SLOW_DECELERATION
-        return None, 0.0
+            return LIGHT, DECELERATION[LIGHT], 0.0
+        if self._read.get(OBJECT_QUESTIONS[direction]) and safe == STOP:
+            return OBJECT, DECELERATION[OBJECT], 0.0
+        if self._read.get(OBJECT_QUESTIONS[direction]) and safe == SLOW:
+            return OBJECT, SLOW_DECELERATION, SLOW_SPEED
+        return None, 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -253,10 +256,12 @@ def direction_of(plan: np.ndarray) -> str:
     return FRONT_LEFT if bearing > SIDE else FRONT_RIGHT if bearing < -SIDE else FRONT
 
 
-def braked_lengths(speed: float, deceleration: float, count: int) -> np.ndarray:
-    """(count,) metres driven after 0.5, 1.0, ... s by who brakes from `speed` at `deceleration` until it stands."""
-    times = np.minimum(STEP * np.arange(1, count + 1), speed / deceleration)
-    return speed * times - deceleration * times**2 / 2
+def braked_lengths(speed: float, deceleration: float, count: int, lowest: float = 0.0) -> np.ndarray:
+    """(count,) metres driven after 0.5, 1.0, ... s by who brakes from `speed` at `deceleration` down to the speed
+    `lowest`, and drives on at that."""
+    times = STEP * np.arange(1, count + 1)
+    braking = np.minimum(times, max(speed - lowest, 0.0) / deceleration)
+    return speed * braking - deceleration * braking**2 / 2 + lowest * (times - braking)
 
 
 def lengths_along(plan: np.ndarray) -> np.ndarray:
