@@ -120,8 +120,8 @@ class SceneAttention:
     """Mixed into the attention layers of a text model: a call with a scene attends to it, other calls are unchanged.
 
     transformers chooses the attention by a name in the config, which all calls share. A call with a scene therefore
-    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change. The copy
-    is made at each call, so it costs no more than a dictionary's.
+    runs on a shallow copy of the layer that has a config of its own: calls in other threads see no change. Only the
+    layer's dictionary is copied: this happens at every token.
     """
 
     def forward(self, *args, scene: SceneCache | None = None, **kwargs):

@@ -144,7 +144,7 @@ def test_slowing_down_is_gentler_than_stopping_and_a_pedestrian_comes_first():
 
 
 def test_where_slowing_down_is_safe_nobody_is_made_to_stand():
-    """ "Keep a safe distance" is said of every leader: a guard that stopped for it would never go again."""
+    """Keeping a safe distance is safe behind every leader: a guard that stopped for it would never go again."""
     car = {OBJECT_QUESTIONS["front"]: "There is one car to the front of the ego car.", SAFE_QUESTION: SLOW_DOWN}
     plan, guard = guarded(STRAIGHT, car, speed=0.0)
     assert guard.state.rule == OBJECT and lengths_along(plan)[-1] == pytest.approx(3 * SLOW_SPEED)

@@ -415,7 +415,7 @@ def test_intervals_cover_and_equal_models_are_rarely_told_apart(ease):
     for name, scenes, coverage, null_rate in found:
         assert coverage > 0.925, (name, scenes)
         assert null_rate < 0.06, (name, scenes)
-        if scenes >= 24:
+        if scenes >= (12 if ease == 0.5 else 24):  # easy questions differ in few scenes
             assert null_rate > 0.03, (name, scenes)  # nor is the test timid
 
 

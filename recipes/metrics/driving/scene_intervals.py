@@ -40,15 +40,20 @@ class SceneScore:
     contributions: np.ndarray | None
 
     @property
+    def counts(self):
+        """(scenes,) bool: the scenes that have such a question."""
+        return self.weights > 0
+
+    @property
     def scenes(self):
         """How many scenes count, None where scenes are unknown."""
-        return None if self.weights is None else int((self.weights > 0).sum())
+        return None if self.weights is None else int(self.counts.sum())
 
     @property
     def freedom(self):
         """Degrees of freedom of `standard_error`, from 1 to scenes - 1: those of a weighted mean of one value per
         scene, with values of equal variance (Satterthwaite)."""
-        weights = self.weights[self.weights > 0]
+        weights = self.weights[self.counts]
         contributions_of_values = np.diag(weights) - np.outer(weights, weights) / weights.sum()
         moments = contributions_of_values @ contributions_of_values
         return float(np.trace(moments) ** 2 / (moments**2).sum())
@@ -65,7 +70,7 @@ class SceneScore:
         if self.weights is None or self.scenes < MIN_SCENES:
             return None
         with np.errstate(invalid="ignore"):
-            error = self.contributions[self.weights > 0].std(ddof=1) / math.sqrt(self.scenes)
+            error = self.contributions[self.counts].std(ddof=1) / math.sqrt(self.scenes)
         return None if np.isnan(error) or np.isnan(self.value) else float(error)
 
     def interval(self, highest=1.0):
